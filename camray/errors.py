@@ -1,0 +1,161 @@
+"""What can go wrong, named once.
+
+    CamrayError                     everything camray raises on purpose
+    ├── UsageError                  a bad option or config value; nothing was written     exit 2
+    │   └── ModelError              a model, checkpoint, layer or class that cannot work  exit 2
+    ├── EmptyArchiveError           no image to explain                                   exit 6
+    ├── OutputLockedError           another run holds OUT                                 exit 7
+    ├── IncompleteError             stopped before the end; the same command resumes      exit 4
+    ├── ShardError                  one shard could not be read to its end: a record
+    └── ImageError                  one image could not be explained: a record
+
+The strings of `ErrorCode` and `Stage` are the same in the record, the log, the run summary and the docs.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+
+class ExitCode(IntEnum):
+    """What a run says to the shell. The last output line repeats it, as `ray job submit` gives 0/1."""
+
+    DONE = 0
+    CRASH = 1
+    USAGE = 2
+    FAILURES_OVER_BUDGET = 3
+    INCOMPLETE = 4
+    GATE = 5
+    EMPTY = 6
+    LOCKED = 7
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+    @property
+    def meaning(self) -> str:
+        """One line for --help, run.json and the last line of output."""
+        return _EXIT_MEANING[self]
+
+
+_EXIT_MEANING = {
+    ExitCode.DONE: "done",
+    ExitCode.CRASH: "crash: a bug; please report it",
+    ExitCode.USAGE: "bad usage or config; nothing was written",
+    ExitCode.FAILURES_OVER_BUDGET: "done, but more failures than --max-failed allows",
+    ExitCode.INCOMPLETE: "incomplete; the same command resumes",
+    ExitCode.GATE: "an audit or drift gate fired",
+    ExitCode.EMPTY: "the archive holds no image",
+    ExitCode.LOCKED: "another run holds OUT",
+    ExitCode.INTERRUPTED: "interrupted (SIGINT); the same command resumes",
+    ExitCode.TERMINATED: "terminated (SIGTERM); the same command resumes",
+}
+
+
+class Stage(StrEnum):
+    """Where in the flow an image failed."""
+
+    READ = "read"
+    DECODE = "decode"
+    EXPLAIN = "explain"
+    SINK = "sink"
+
+
+class ErrorCode(StrEnum):
+    """Why a member or a shard has no explanation."""
+
+    # the shard
+    SHARD_EMPTY = "shard_empty"  # no member at all
+    SHARD_TRUNCATED = "shard_truncated"  # ends before its end-of-archive mark
+    SHARD_CORRUPT = "shard_corrupt"  # a header is damaged; what follows cannot be trusted
+    SHARD_UNREADABLE = "shard_unreadable"  # not the format its name says, missing, or no permission
+    SHARD_CHANGED = "shard_changed"  # not the size or version that was listed
+    # the member, not opened
+    NOT_A_FILE = "not_a_file"  # link, device, sparse entry
+    NOT_AN_IMAGE_NAME = "not_an_image_name"  # the extension is of something else
+    MEMBER_TOO_LARGE = "member_too_large"  # more encoded bytes than allowed
+    MEMBER_UNREADABLE = "member_unreadable"  # missing, no permission, encrypted, bad checksum
+    # the image
+    EMPTY_FILE = "empty_file"
+    NOT_AN_IMAGE = "not_an_image"
+    FORMAT_NOT_ALLOWED = "format_not_allowed"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    TRUNCATED_IMAGE = "truncated_image"
+    CORRUPT_IMAGE = "corrupt_image"
+    NONFINITE_PIXELS = "nonfinite_pixels"
+    # the model
+    BAD_TARGET = "bad_target"  # the class asked for is unknown for this member
+    NONFINITE_OUTPUT = "nonfinite_output"  # NaN or infinity in logits
+    WORKER_CRASHED = "worker_crashed"  # this image killed its worker twice
+    MODEL_FAILED = "model_failed"
+
+
+class CamrayError(Exception):
+    """Everything camray raises on purpose."""
+
+    exit_code = ExitCode.CRASH
+
+
+class UsageError(CamrayError):
+    """A bad option, config value or input place. Raised before anything is written."""
+
+    exit_code = ExitCode.USAGE
+
+    def __init__(self, field: str, problem: str, fix: str = "") -> None:
+        self.field, self.problem, self.fix = field, problem, fix
+        super().__init__(field, problem, fix)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}" + (f". Fix: {self.fix}" if self.fix else "")
+
+
+class ModelError(UsageError):
+    """A model, checkpoint, target layer or class that cannot work."""
+
+
+class EmptyArchiveError(CamrayError):
+    """The archive holds nothing to explain."""
+
+    exit_code = ExitCode.EMPTY
+
+
+class OutputLockedError(CamrayError):
+    """Another live run holds OUT."""
+
+    exit_code = ExitCode.LOCKED
+
+
+class IncompleteError(CamrayError):
+    """The run stopped before its end; what is committed stays, the same command resumes."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
+class ShardError(CamrayError):
+    """A shard that cannot be read to its end. Becomes a record; members before it are kept."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        self.code, self.message = code, message
+        super().__init__(code, message)
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class ImageError(CamrayError):
+    """An image that cannot be explained. Becomes a failed record; its neighbours go on."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        self.code, self.message = code, message
+        super().__init__(code, message)
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """Make untrusted text safe for a terminal or a log: one line, no control or bidi characters.
+
+    Characters outside the printable set become `\\xNN` or `\\uNNNN`; longer text is cut with `…`.
+    """
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return safe if len(safe) <= limit else safe[: limit - 1] + "…"
