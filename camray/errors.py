@@ -153,9 +153,9 @@ class ImageError(CamrayError):
 
 
 def printable(text: str, limit: int = 300) -> str:
-    """Make untrusted text safe for a terminal or a log: one line, no control or bidi characters.
+    r"""Make untrusted text safe for a terminal or a log: one line, no control or bidi characters.
 
-    Characters outside the printable set become `\\xNN` or `\\uNNNN`; longer text is cut with `…`.
+    Characters outside the printable set become `\xNN` or `\uNNNN`; longer text is cut with `…`.
     """
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"

@@ -1,0 +1,253 @@
+"""Every setting of a run, in one frozen tree: TOML -> command line -> validated -> explainer id.
+
+Nothing else reads option text or configuration files. Settings that decide a *result* are resolved into
+an `Explainer` once the model is known; its `id` names that result. The others (actors, batch size,
+overlays, chunking) may change between runs without recomputing anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from camray.errors import UsageError
+
+OVERLAY_POLICIES = ("none", "sample", "flagged", "all")
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveConfig:
+    """Which images."""
+
+    path: str = ""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    limit: int | None = None
+    sample: int | None = None
+    seed: int = 0
+    image_column: str | None = None  # Parquet; None: the one column that holds images
+    max_member_bytes: int = 256 * 2**20
+    max_pixels: int = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which classifier. Without `checkpoint`, timm's pretrained weights from the local cache."""
+
+    name: str = ""
+    checkpoint: str | None = None
+    num_classes: int | None = None
+    class_names: str | None = None  # a text file, one name a line
+    download: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MethodConfig:
+    """Which explanation."""
+
+    name: str = "gradcam"
+    target: str = "predicted"  # predicted | label | a class index
+    layer: str | None = None  # None: chosen for the model
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayConfig:
+    """Which pictures to draw: none, a sample of each chunk, the flagged ones, or all."""
+
+    policy: Literal["none", "sample", "flagged", "all"] = "sample"
+    sample_per_chunk: int = 16
+    on: Literal["input", "original"] = "input"
+    alpha: float = 0.5
+    quality: int = 90
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """How the work is done; none of it changes a result beyond rounding."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    actors: int | None = None
+    batch_size: int | None = None  # None: 32 on a GPU, 16 on a CPU
+    chunk_size: int = 256
+    top_k: int = 5
+    max_failed: float = 0.01
+    allow_empty: bool = False
+    force: bool = False  # run although another run seems to hold OUT
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole run."""
+
+    out: str = ""
+    archive: ArchiveConfig = field(default_factory=ArchiveConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    overlay: OverlayConfig = field(default_factory=OverlayConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """How an upright image becomes the model's input, as timm's evaluation transform does it.
+
+    The image is resized so that its shorter side is `resize` (crop_mode center), to exactly
+    `resize` x `resize` (squash), or so that its longer side fits (border), then the middle
+    `height` x `width` is cut out, padded with `fill` where the image is smaller.
+    """
+
+    height: int
+    width: int
+    resize: tuple[int, int]  # (height, width), = floor(input / crop_pct)
+    crop_mode: Literal["center", "squash", "border"]
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"]
+    mean: tuple[float, ...]  # of channels scaled to 0..1
+    std: tuple[float, ...]
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Explainer:
+    """Everything that decides a result; `id` is a hash of exactly this."""
+
+    model: str
+    model_args: dict[str, Any]
+    weights_sha256: str
+    class_names: tuple[str, ...]
+    num_classes: int
+    input: InputSpec
+    method: str
+    target: str
+    target_layer: str
+    layout: str
+    top_k: int
+    max_pixels: int
+    schema_version: int
+
+    @property
+    def id(self) -> str:
+        """16 hex digits of the SHA-256 of the canonical JSON of every field."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """Give the canonical JSON: sorted keys, no spaces."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    def label_of(self, class_id: int) -> str | None:
+        """Name a class, or None where the archive and the model name none."""
+        return self.class_names[class_id] if class_id < len(self.class_names) else None
+
+
+# ── TOML and overrides ───────────────────────────────────────────────────────────────────────────
+
+
+def load(path: str | None, overrides: dict[str, Any]) -> Config:
+    """Build the config: defaults, then the TOML file, then `overrides` by dotted name.
+
+    Raises:
+        UsageError: an unknown or ill-typed key, an unreadable file, a value out of range.
+    """
+    config = Config()
+    for origin, values in (("config", _read_toml(path)), ("option", overrides)):
+        for name, value in values.items():
+            config = _replaced(config, name, value, origin)
+    _check(config)
+    return config
+
+
+def _read_toml(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        tree = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UsageError("--config", f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError("--config", f"{path}: not TOML: {error}") from None
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _replaced(config: Config, name: str, value: Any, origin: str) -> Config:
+    section, dot, leaf = name.rpartition(".")
+    owner = getattr(config, section, None) if dot else config
+    known = _leaf_names()
+    if owner is None or name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        fix = f"did you mean {near[0]}?" if near else "see `camray explain --help`"
+        raise UsageError(f"{origin} {name}", "no such setting", fix)
+    value = _coerced(name, value, _annotation(owner, leaf or name))
+    if not dot:
+        return dataclasses.replace(config, **{name: value})
+    changed = dataclasses.replace(owner, **{leaf: value})
+    return dataclasses.replace(config, **{section: changed})
+
+
+def _leaf_names() -> list[str]:
+    names = []
+    for f in dataclasses.fields(Config):
+        default = getattr(Config(), f.name)
+        inner = dataclasses.fields(default) if dataclasses.is_dataclass(default) else ()
+        names += [f"{f.name}.{g.name}" for g in inner] or [f.name]
+    return names
+
+
+def _annotation(owner: Any, leaf: str) -> str:
+    return next(str(f.type) for f in dataclasses.fields(owner) if f.name == leaf)
+
+
+def _coerced(name: str, value: Any, annotation: str) -> Any:
+    """Check a value against the field's annotation; integers pass as floats, lists as tuples."""
+    if value is None and "None" in annotation:
+        return None
+    if "tuple" in annotation and isinstance(value, list | tuple):
+        return tuple(str(v) for v in value)
+    if "Literal" in annotation and f'"{value}"' in annotation:
+        return value
+    if annotation.startswith("str") and name == "method.target" and isinstance(value, int):
+        return str(value)
+    wanted = {"bool": bool, "int": int, "float": (int, float), "str": str}
+    kind = next((k for k in wanted if annotation.startswith(k)), "")
+    if kind and isinstance(value, wanted[kind]) and (kind == "bool" or not isinstance(value, bool)):  # type: ignore[arg-type]
+        return float(value) if kind == "float" else value
+    choices = annotation.removeprefix("Literal[").removesuffix("]").replace('"', "")
+    expected = choices if "Literal" in annotation else annotation
+    raise UsageError(name, f"{value!r} is not {expected}")
+
+
+def _check(config: Config) -> None:
+    """Refuse values out of range, each by name."""
+    a, r, o = config.archive, config.run, config.overlay
+    for name, value, low, high in (
+        ("--limit", a.limit, 1, None),
+        ("--sample", a.sample, 1, None),
+        ("--actors", r.actors, 1, None),
+        ("--batch-size", r.batch_size, 1, 4096),
+        ("--chunk-size", r.chunk_size, 1, 65536),
+        ("--top-k", r.top_k, 1, 1000),
+        ("--num-classes", config.model.num_classes, 1, None),
+        ("--overlay-alpha", o.alpha, 0, 1),
+        ("overlay.quality", o.quality, 1, 100),
+        ("--overlay-sample", o.sample_per_chunk, 0, None),
+        ("--max-pixels", a.max_pixels, 1, None),
+        ("--max-failed", r.max_failed, 0, 1),
+    ):
+        if value is not None and (value < low or (high is not None and value > high)):
+            span = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise UsageError(name, f"{value} is out of range", f"give a value {span}")
+    if a.limit is not None and a.sample is not None:
+        raise UsageError("--sample", "given together with --limit", "give one of the two")
+    target = config.method.target
+    if target not in ("predicted", "label") and not target.isdecimal():
+        raise UsageError("--target", f"{target!r} is neither predicted, label nor a class index", "")

@@ -1,0 +1,409 @@
+"""The contract: what an archive is made of, what travels between stages, what a record is.
+
+    Shard ──read──> Member ... ──chunk row──> decoded images ──chunk row──> records ──Parquet──> table
+
+A row of the Ray dataset is one CHUNK: a header and a list of images. No engine that re-blocks, batches or
+retries rows can therefore split or mix chunks. The list's items follow `MEMBER`, `DECODED` or `EXPLAINED`
+below, stage after stage; `RECORD_SCHEMA` is what reaches the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from camray.errors import ErrorCode
+
+SCHEMA_VERSION = 1
+
+ShardFormat = Literal["tar", "zip", "parquet", "files"]
+
+
+class Status(StrEnum):
+    """What became of a member."""
+
+    OK = "ok"
+    FAILED = "failed"
+    SKIPPED = "skipped"  # not an image by its name or kind; never opened
+
+
+# ── what is read ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class LooseFile:
+    """One image file of a folder archive. `path` is relative to the archive, POSIX."""
+
+    path: str
+    size_bytes: int
+    version: str  # etag or modification time, as the store tells it
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One unit of reading and of commit: a tar, zip or Parquet file, or one group of loose files.
+
+    `uri` is its identity, `version` its content as far as a listing can tell; `selection` holds the
+    member indices a `--limit` or `--sample` run asked for (None: every member).
+    """
+
+    uri: str
+    format: ShardFormat
+    size_bytes: int
+    version: str
+    files: tuple[LooseFile, ...] = ()
+    root: str = ""  # files only: the folder that `files` are relative to
+    selection: tuple[int, ...] | None = None
+
+    @property
+    def key(self) -> str:
+        """16 hex digits naming the shard, whatever its content."""
+        return _digest(self.uri, 8)
+
+    @property
+    def content_key(self) -> str:
+        """8 hex digits naming this content of the shard: its version and the selection from it."""
+        return _digest(f"{self.version}|{self.selection}", 4)
+
+    @property
+    def id(self) -> str:
+        """`<key>-<content_key>`: the first part of the names of its record files."""
+        return f"{self.key}-{self.content_key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One image of a shard as the reader found it, still encoded.
+
+    `index` counts the shard's members from 0 without gaps. `content` is None when the member was
+    skipped or failed (`error_code` says why), or when the caller did not want it read.
+    """
+
+    index: int
+    name: str
+    content: bytes | None = None
+    label: str | None = None
+    label_class: int | None = None
+    status: Status = Status.OK
+    error_code: ErrorCode | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where the model's input lies in the upright source image.
+
+    `crop_*` are the edges, in source pixels, of the part that became the input; they may lie outside
+    the image where the input was padded. Input pixel (u, v) covers the source around
+    ``crop_x0 + (u + 0.5) * (crop_x1 - crop_x0) / input_width`` (and likewise in y).
+    """
+
+    width: int
+    height: int
+    crop_x0: float
+    crop_y0: float
+    crop_x1: float
+    crop_y1: float
+
+
+def key_of(name: str) -> str:
+    """Give the WebDataset key of a member: its path up to the first dot of the base name."""
+    folder, slash, base = name.rpartition("/")
+    stem = base[1:].partition(".")[0] if base.startswith(".") else base.partition(".")[0]
+    return folder + slash + (("." + stem) if base.startswith(".") else stem)
+
+
+def _digest(text: str, size: int) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=size).hexdigest()
+
+
+# ── Arrow types ──────────────────────────────────────────────────────────────────────────────────
+
+_TOPK = pa.list_(pa.struct([("class_id", pa.int32()), ("label", pa.string()), ("score", pa.float32())]))
+
+_IDENTITY = [
+    ("index", pa.int32()),
+    ("member", pa.string()),
+    ("label", pa.string()),
+    ("label_class", pa.int32()),
+    ("status", pa.string()),
+    ("error_code", pa.string()),
+    ("error_stage", pa.string()),
+    ("error_message", pa.string()),
+]
+_IMAGE = [
+    ("content_sha256", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("format", pa.string()),
+    ("crop_x0", pa.float32()),
+    ("crop_y0", pa.float32()),
+    ("crop_x1", pa.float32()),
+    ("crop_y1", pa.float32()),
+]
+_PREDICTION = [
+    ("predicted_class", pa.int32()),
+    ("predicted_label", pa.string()),
+    ("confidence", pa.float32()),  # softmax of the predicted class, 0..1
+    ("margin", pa.float32()),  # softmax of the first minus the second class, 0..1
+    ("entropy", pa.float32()),  # of the softmax, divided by ln(classes): 0..1
+    ("topk", _TOPK),
+    ("correct", pa.bool_()),
+]
+_EXPLANATION = [
+    ("method", pa.string()),
+    ("target_layer", pa.string()),
+    ("target_kind", pa.string()),
+    ("target_class", pa.int32()),
+    ("target_label", pa.string()),
+    ("heatmap", pa.list_(pa.float32())),  # layer resolution, row-major, raw and signed
+    ("heat_h", pa.int32()),
+    ("heat_w", pa.int32()),
+    ("heat_max", pa.float32()),  # largest value of the raw map
+    ("heat_status", pa.string()),  # ok | dead (nothing positive) | nonfinite
+]
+_SIGNALS = [
+    ("heat_ring_mass", pa.float32()),
+    ("heat_corner_mass", pa.float32()),
+    ("heat_corner", pa.string()),
+    ("heat_entropy", pa.float32()),
+    ("heat_gini", pa.float32()),
+    ("heat_center_x", pa.float32()),
+    ("heat_center_y", pa.float32()),
+    ("heat_peak_x", pa.float32()),
+    ("heat_peak_y", pa.float32()),
+    ("heat_spread", pa.float32()),
+]
+_OVERLAY = [
+    ("overlay_path", pa.string()),
+    ("overlay_offset", pa.int64()),
+    ("overlay_size", pa.int64()),
+]
+
+MEMBER = pa.struct([*_IDENTITY, ("content", pa.large_binary())])
+"""One image between read and decode."""
+
+DECODED = pa.struct([*_IDENTITY, *_IMAGE, ("pixels", pa.large_binary()), ("content", pa.large_binary())])
+"""One image between decode and explain: pixels are uint8 (H, W, 3) of the model's input;
+content is kept only where overlays are drawn on the original."""
+
+EXPLAINED = pa.struct(
+    [
+        *_IDENTITY,
+        *_IMAGE,
+        *_PREDICTION,
+        *_EXPLANATION,
+        *_SIGNALS,
+        ("overlay", pa.bool_()),
+        ("pixels", pa.large_binary()),
+        ("content", pa.large_binary()),
+    ]
+)
+"""One image between explain and sink; pixels or content only where an overlay is due."""
+
+RECORD_SCHEMA = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("shard", pa.string()),
+        ("member", pa.string()),
+        ("index", pa.int32()),
+        ("key", pa.string()),
+        *[f for f in _IDENTITY if f[0] not in ("index", "member", "label", "label_class")],
+        *_IMAGE,
+        *_PREDICTION[:-1],
+        ("label_class", pa.int32()),
+        ("label", pa.string()),
+        ("correct", pa.bool_()),
+        ("model", pa.string()),
+        ("weights_sha256", pa.string()),
+        *_EXPLANATION,
+        *_SIGNALS,
+        *_OVERLAY,
+    ]
+)
+"""The columns of a record file. The table adds `explainer`, the partition, which is in the path.
+A failed or skipped member has null scores. A row with a null `member` speaks of the whole shard."""
+
+_CHUNK_HEADER = [
+    ("shard_id", pa.string()),
+    ("chunk", pa.int32()),
+    ("kind", pa.string()),
+    ("note", pa.string()),
+]
+
+
+# ── chunks: the rows of the Ray dataset ──────────────────────────────────────────────────────────
+
+
+class ChunkKind(StrEnum):
+    """What a row of the dataset carries."""
+
+    DATA = "data"  # images
+    DONE = "done"  # nothing: its file is on disk from an interrupted run; note = its Receipt
+    END = "end"  # nothing: the reader reached the end of the shard; note = ShardEnd
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of consecutive members of one shard: the unit of work and of retry."""
+
+    shard_id: str
+    index: int
+    kind: ChunkKind
+    note: str = ""
+    images: pa.StructArray | None = None
+
+    def to_row(self, item_type: pa.StructType) -> pa.Table:
+        """Make the one-row table that travels; `item_type` is the stage's item struct."""
+        images = self.images if self.images is not None else pa.array([], item_type)
+        return pa.table(
+            {
+                "shard_id": pa.array([self.shard_id]),
+                "chunk": pa.array([self.index], pa.int32()),
+                "kind": pa.array([str(self.kind)]),
+                "note": pa.array([self.note]),
+                "images": pa.LargeListArray.from_arrays(pa.array([0, len(images)]), images),
+            },
+            schema=pa.schema([*_CHUNK_HEADER, ("images", pa.large_list(item_type))]),
+        )
+
+    @staticmethod
+    def from_row(row: pa.Table) -> Chunk:
+        """Read a one-row table back, without copying the images."""
+        images = row.column("images").combine_chunks()
+        images = images.chunk(0) if isinstance(images, pa.ChunkedArray) else images
+        return Chunk(
+            shard_id=row.column("shard_id")[0].as_py(),
+            index=row.column("chunk")[0].as_py(),
+            kind=ChunkKind(row.column("kind")[0].as_py()),
+            note=row.column("note")[0].as_py(),
+            images=images.flatten(),
+        )
+
+
+def member_array(members: Sequence[Member]) -> pa.StructArray:
+    """Pack members for the journey: one `MEMBER` item each."""
+    columns: dict[str, list[Any]] = {
+        "index": [m.index for m in members],
+        "member": [m.name.encode("utf-8", "backslashreplace").decode() for m in members],
+        "label": [m.label for m in members],
+        "label_class": [m.label_class for m in members],
+        "status": [str(m.status) for m in members],
+        "error_code": [m.error_code and str(m.error_code) for m in members],
+        "error_stage": [m.error_code and "read" for m in members],
+        "error_message": [m.error_message for m in members],
+        "content": [m.content for m in members],
+    }
+    return struct_array(columns, MEMBER)
+
+
+def struct_array(columns: dict[str, Any], item_type: pa.StructType) -> pa.StructArray:
+    """Build a struct array from columns (lists or Arrow arrays); missing columns become null."""
+    size = len(next(iter(columns.values())))
+    children = []
+    for field_ in item_type:
+        values = columns.get(field_.name)
+        if values is None:
+            children.append(pa.nulls(size, field_.type))
+        elif isinstance(values, pa.Array):
+            children.append(values)
+        else:
+            children.append(pa.array(values, field_.type))
+    return pa.StructArray.from_arrays(children, fields=list(item_type))
+
+
+# ── receipts: all that returns to the driver ─────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEnd:
+    """What the reader says when it leaves a shard: how many chunks, and whether the end was seen."""
+
+    chunks: int
+    members: int
+    error_code: str | None = None
+    error_message: str | None = None
+
+    def to_json(self) -> str:
+        """Serialise for a chunk note."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> ShardEnd:
+        """Read a chunk note."""
+        return ShardEnd(**json.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One written record file: what the commit needs, small enough to send to the driver."""
+
+    shard_id: str
+    chunk: int
+    path: str  # relative to the table
+    size_bytes: int
+    rows: int
+    ok: int
+    skipped: int
+    failed: dict[str, int]  # by error code
+    overlays: int = 0
+    reused: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+
+    def to_json(self) -> str:
+        """Serialise for a chunk note or a file footer."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Receipt:
+        """Read a chunk note or a file footer."""
+        return Receipt(**json.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Accounting:
+    """members = ok + failed + skipped, by construction; `shard_errors` are counted beside it."""
+
+    ok: int = 0
+    skipped: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    shard_errors: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def members(self) -> int:
+        """Every member that has a row."""
+        return self.ok + self.skipped + self.n_failed
+
+    @property
+    def n_failed(self) -> int:
+        """Failed members, whatever the code."""
+        return sum(self.failed.values())
+
+    def __add__(self, other: Accounting) -> Accounting:
+        return Accounting(
+            self.ok + other.ok,
+            self.skipped + other.skipped,
+            dict(Counter(self.failed) + Counter(other.failed)),
+            dict(Counter(self.shard_errors) + Counter(other.shard_errors)),
+        )
+
+    def sentence(self) -> str:
+        """State the identity in one line: `12 members = 10 ok + 1 failed (…) + 1 skipped`."""
+        codes = ", ".join(f"{code} {n:,}" for code, n in sorted(self.failed.items()))
+        failed = f"{self.n_failed:,} failed" + (f" ({codes})" if codes else "")
+        return f"{self.members:,} members = {self.ok:,} ok + {failed} + {self.skipped:,} skipped"
+
+
+def account(receipts: Iterable[Receipt]) -> Accounting:
+    """Add up receipts."""
+    total = Accounting()
+    for r in receipts:
+        total += Accounting(r.ok, r.skipped, r.failed)
+    return total

@@ -1,0 +1,135 @@
+"""Where bytes live: a folder on a local disk or in an object store, behind one small seam.
+
+Paths and URIs (`s3://`, `gs://`, `file://`) resolve through pyarrow's file systems. A write is atomic: a
+reader sees the whole file or none. On a local disk it is also durable: without the file's fsync a power loss
+leaves an empty file under the final name, without the folder's the rename itself is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import NativeFile
+from pyarrow import fs as pafs
+
+from camray.errors import UsageError
+
+SCHEMES = ("s3", "gs", "gcs", "file")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a listing. `path` is relative to the folder that was listed, POSIX."""
+
+    path: str
+    size_bytes: int
+    version: str  # modification time in nanoseconds, as the store tells it
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder (or a single file's place), local or remote."""
+
+    uri: str  # absolute local path, or scheme://…
+    fs: pafs.FileSystem
+    path: str  # the path inside `fs`
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine's own disk holds it."""
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    def kind(self, relative: str = "") -> pafs.FileType:
+        """Tell whether a path is a file, a directory, or not there."""
+        return self.fs.get_file_info(self.at(relative)).type
+
+    def exists(self, relative: str = "") -> bool:
+        """Tell whether a path is there."""
+        return bool(self.kind(relative) != pafs.FileType.NotFound)
+
+    def at(self, relative: str) -> str:
+        """Join a relative path inside this file system."""
+        return f"{self.path.rstrip('/')}/{relative}" if relative else self.path
+
+    def child_uri(self, relative: str) -> str:
+        """Join a relative path to the URI."""
+        return f"{self.uri.rstrip('/')}/{relative}" if relative else self.uri
+
+    def entries(self, relative: str = "", recursive: bool = True) -> Iterator[Entry]:
+        """List files under a path, sorted by path; nothing where the path is not there."""
+        base = self.at(relative).rstrip("/")
+        selector = pafs.FileSelector(base, allow_not_found=True, recursive=recursive)
+        infos = [i for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File]
+        for info in sorted(infos, key=lambda i: i.path):
+            yield Entry(info.path[len(base) + 1 :], info.size, str(info.mtime_ns))
+
+    def folders(self, relative: str = "") -> list[str]:
+        """List the names of the folders directly under a path, sorted."""
+        selector = pafs.FileSelector(self.at(relative), allow_not_found=True)
+        found = [i for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.Directory]
+        return sorted(i.base_name for i in found)
+
+    def open(self, relative: str = "") -> NativeFile:
+        """Open a file for random access."""
+        return self.fs.open_input_file(self.at(relative))
+
+    def read(self, relative: str) -> bytes:
+        """Read a whole file."""
+        with self.open(relative) as file:
+            return bytes(file.read())
+
+    def write(self, relative: str, data: bytes) -> None:
+        """Write a whole file atomically, and durably on a local disk."""
+        if self.is_local:
+            _write_local(Path(self.at(relative)), data)
+            return
+        with self.fs.open_output_stream(self.at(relative)) as stream:  # visible at close
+            stream.write(data)
+
+    def delete(self, relative: str) -> None:
+        """Delete a file that is there."""
+        self.fs.delete_file(self.at(relative))
+
+
+def open_folder(place: str, field: str) -> Folder:
+    """Resolve a path or URI. `field` is the option to name when it cannot be resolved.
+
+    Raises:
+        UsageError: an unknown scheme, credentials in the URI, or a store that refuses the URI.
+    """
+    scheme, separator, rest = place.partition("://")
+    if not separator:
+        local = Path(place).expanduser().absolute()
+        return Folder(str(local), pafs.LocalFileSystem(), str(local))
+    if scheme not in SCHEMES:
+        raise UsageError(field, f"scheme {scheme!r} is not supported", f"use a path or {', '.join(SCHEMES)}")
+    if "@" in rest.partition("/")[0]:
+        raise UsageError(field, "credentials in the URI are refused", "set them in the environment")
+    try:
+        fs, path = pafs.FileSystem.from_uri(place)
+    except (OSError, ValueError) as error:
+        raise UsageError(field, f"{place}: {error}") from None
+    return Folder(str(path) if isinstance(fs, pafs.LocalFileSystem) else place.rstrip("/"), fs, path)
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
