@@ -1,0 +1,1 @@
+"""Synthetic archive with a planted shortcut, and two small classifiers trained on it."""
