@@ -187,11 +187,10 @@ def _replaced(config: Config, name: str, value: Any, origin: str) -> Config:
         near = difflib.get_close_matches(name, known, 1)
         fix = f"did you mean {near[0]}?" if near else "see `camray explain --help`"
         raise UsageError(f"{origin} {name}", "no such setting", fix)
-    value = _coerced(name, value, _annotation(owner, leaf or name))
-    if not dot:
-        return dataclasses.replace(config, **{name: value})
-    changed = dataclasses.replace(owner, **{leaf: value})
-    return dataclasses.replace(config, **{section: changed})
+    change: dict[str, Any] = {leaf or name: _coerced(name, value, _annotation(owner, leaf or name))}
+    if dot:
+        change = {section: dataclasses.replace(owner, **change)}
+    return dataclasses.replace(config, **change)
 
 
 def _leaf_names() -> list[str]:

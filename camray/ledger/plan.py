@@ -1,0 +1,105 @@
+"""What is left to do: the archive as listed, minus what the table holds, minus chunks already on disk.
+
+The plan is frozen before anything runs: a read task that is replayed must yield the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from camray.ledger.sink import FOOTER_KEY
+from camray.ledger.table import PARTITION, TABLE, RecordFile, parse_name
+from camray.records import Receipt, Shard
+from camray.storage import Folder
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """One shard to read, with the chunks that an interrupted run left finished."""
+
+    shard: Shard
+    finished: Mapping[int, Receipt] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which shards run, and why the others do not."""
+
+    tasks: tuple[ShardTask, ...]
+    committed: int  # shards whose content is in the table: skipped
+    changed: int  # of `tasks`: shards whose older content is in the table
+    resumed: int  # of `tasks`: shards with finished chunks on disk
+    gone: int  # shards in the table that the archive no longer lists: their rows stay
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes to read."""
+        return sum(t.shard.size_bytes for t in self.tasks)
+
+
+def is_committed(shard: Shard, files: Sequence[RecordFile]) -> bool:
+    """Tell whether the table holds this content of the shard, or all of it where a part is asked for."""
+    whole = Shard(shard.uri, shard.format, shard.size_bytes, shard.version)
+    return any(f.content_key in (shard.content_key, whole.content_key) for f in files)
+
+
+def make_plan(
+    out: Folder,
+    explainer: str,
+    shards: Sequence[Shard],
+    committed: Mapping[str, Sequence[RecordFile]],
+    chunk_size: int,
+) -> Plan:
+    """Compare the archive with the table and with the files of interrupted runs."""
+    left = [s for s in shards if not is_committed(s, committed.get(s.key, ()))]
+    known = {f.path for files in committed.values() for f in files}
+    finished = _finished_chunks(out, explainer, {s.id for s in left}, known, chunk_size) if left else {}
+    keys = {s.key for s in shards}
+    return Plan(
+        tasks=tuple(ShardTask(s, finished.get(s.id, {})) for s in left),
+        committed=len(shards) - len(left),
+        changed=sum(s.key in committed for s in left),
+        resumed=sum(s.id in finished for s in left),
+        gone=sum(key not in keys for key in committed),
+    )
+
+
+def _finished_chunks(
+    out: Folder, explainer: str, shard_ids: set[str], known: set[str], chunk_size: int
+) -> dict[str, dict[int, Receipt]]:
+    """Find whole, uncommitted record files of these shards, cut with the same chunk size."""
+    found: dict[str, dict[int, Receipt]] = {}
+    folder = f"{PARTITION}={explainer}"
+    for entry in out.entries(f"{TABLE}/{folder}"):
+        path = f"{folder}/{entry.path}"
+        try:
+            key, content, chunk = parse_name(path)
+        except ValueError:
+            continue  # not ours: a temporary file of a killed run
+        shard_id = f"{key}-{content}"
+        if path in known or shard_id not in shard_ids or chunk in found.get(shard_id, {}):
+            continue
+        receipt = _receipt_in(out, path, entry.size_bytes, chunk_size)
+        if receipt is not None:
+            found.setdefault(shard_id, {})[chunk] = receipt
+    return found
+
+
+def _receipt_in(out: Folder, path: str, size_bytes: int, chunk_size: int) -> Receipt | None:
+    """Read a file's own receipt from its footer; None where it is torn or cut differently."""
+    try:
+        with out.open(f"{TABLE}/{path}") as file:
+            metadata = pq.read_metadata(file)
+    except (pa.ArrowInvalid, OSError):
+        return None  # a torn file: it is done again, `prune` removes it
+    note: dict[str, Any] = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
+    if note.get("chunk_size") != chunk_size or metadata.num_rows != note.get("rows"):
+        return None
+    counts = {k: note[k] for k in ("shard_id", "chunk", "rows", "ok", "skipped", "failed", "overlays")}
+    return Receipt(path=path, size_bytes=size_bytes, reused=True, **counts)

@@ -1,0 +1,196 @@
+"""One folder per run: run.json (inputs, counts, timings, versions, exit) and the heartbeat that holds OUT.
+
+A run holds OUT while its heartbeat is fresh by the *store's* clock: two heartbeats are compared with each
+other, never with this machine's time. The table itself stays safe without it (commits are exclusive); the
+heartbeat saves a second run from wasted work and tells its owner who is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import secrets
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
+from typing import Any, Self
+
+from camray.config import Config, Explainer
+from camray.errors import ExitCode, OutputLockedError
+from camray.records import Accounting
+from camray.storage import Folder
+
+RUNS = "runs"
+HEARTBEAT_S = 15.0
+STALE_S = 60.0  # four missed heartbeats
+_PACKAGES = ("camray", "torch", "torchvision", "timm", "ray", "pyarrow", "deltalake", "pillow", "numpy")
+
+
+def new_run_id() -> str:
+    """Name a run: UTC start time for people, 64 random bits against collisions."""
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ-") + secrets.token_hex(8)
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What run.json says. `exit` is None while the run lives."""
+
+    run_id: str
+    explainer: str
+    config: dict[str, Any]
+    started_at: str
+    versions: dict[str, str]
+    shards: dict[str, int]
+    accounting: dict[str, Any] = dataclasses.field(default_factory=dict)
+    duration_s: float | None = None
+    images_per_s: float | None = None
+    stage_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    exit: int | None = None
+    exit_meaning: str = "running"
+
+    def ended(
+        self, code: ExitCode, accounting: Accounting, duration_s: float, stages: dict[str, float]
+    ) -> RunReport:
+        """Complete the report."""
+        return dataclasses.replace(
+            self,
+            accounting=dataclasses.asdict(accounting) | {"members": accounting.members},
+            duration_s=round(duration_s, 3),
+            images_per_s=round(accounting.members / duration_s, 2) if duration_s > 0 else None,
+            stage_seconds={k: round(v, 3) for k, v in stages.items()},
+            exit=int(code),
+            exit_meaning=code.meaning,
+        )
+
+    def write(self, out: Folder) -> None:
+        """Write run.json, replacing the run's earlier one."""
+        text = json.dumps(dataclasses.asdict(self), indent=1, default=str)
+        out.write(f"{RUNS}/{self.run_id}/run.json", text.encode())
+
+
+def first_report(run_id: str, explainer: Explainer, config: Config, shards: dict[str, int]) -> RunReport:
+    """Start the report of a run."""
+    return RunReport(
+        run_id=run_id,
+        explainer=explainer.id,
+        config=dataclasses.asdict(config),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={"python": platform.python_version(), **installed_versions()},
+        shards=shards,
+    )
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that can change a result."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_reports(out: Folder) -> list[dict[str, Any]]:
+    """Read every run.json, oldest first."""
+    return [
+        json.loads(out.read(f"{RUNS}/{entry.path}"))
+        for entry in out.entries(RUNS)
+        if entry.path.endswith("/run.json")
+    ]
+
+
+def write_explainer(out: Folder, explainer: Explainer) -> None:
+    """Say once, in full, what an explainer id stands for."""
+    path = f"explainers/{explainer.id}.json"
+    if not out.exists(path):
+        text = json.dumps(json.loads(explainer.to_json()), indent=1, sort_keys=True)
+        out.write(path, text.encode())
+
+
+class Hold:
+    """Holds OUT for one run: ``with Hold(out, run_id): ...``."""
+
+    def __init__(self, out: Folder, run_id: str, force: bool = False) -> None:
+        self._out, self._run_id, self._force = out, run_id, force
+        self._path = f"{RUNS}/{run_id}/heartbeat.json"
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._owner = {
+            "run_id": run_id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_started": process_start(os.getpid()),
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def __enter__(self) -> Self:
+        self._write()
+        other = None if self._force else _live_other(self._out, self._run_id)
+        if other is not None:
+            self._out.delete(self._path)
+            raise OutputLockedError(
+                f"OUT: run {other['run_id']} on {other['host']} (process {other['pid']}, started "
+                f"{other['started_at']}) holds {self._out.uri}. Fix: wait for it, or --force if it is dead"
+            )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join(timeout=HEARTBEAT_S)
+        if self._out.exists(self._path):
+            self._out.delete(self._path)
+
+    def _write(self) -> None:
+        self._out.write(self._path, json.dumps(self._owner).encode())
+
+    def _beat(self) -> None:
+        while not self._done.wait(HEARTBEAT_S):
+            try:
+                self._write()
+            except OSError:
+                continue  # a full or absent store stops the run elsewhere, with its name
+
+
+def _live_other(out: Folder, run_id: str) -> dict[str, Any] | None:
+    """Find a fresh heartbeat of a run that came before this one."""
+    beats = [e for e in out.entries(RUNS) if e.path.endswith("/heartbeat.json")]
+    now_ns = max((int(e.version) for e in beats if e.path.startswith(run_id)), default=time.time_ns())
+    mine = next((json.loads(out.read(f"{RUNS}/{e.path}")) for e in beats if e.path.startswith(run_id)), {})
+    for beat in beats:
+        if beat.path.startswith(run_id) or now_ns - int(beat.version) > STALE_S * 1e9:
+            continue
+        try:
+            owner: dict[str, Any] = json.loads(out.read(f"{RUNS}/{beat.path}"))
+        except (OSError, ValueError):
+            continue  # it ended between the listing and the reading
+        first = (owner["started_at"], owner["run_id"]) < (mine.get("started_at", "~"), run_id)
+        if first and not _is_dead_here(owner):
+            return owner
+    return None
+
+
+def _is_dead_here(owner: dict[str, Any]) -> bool:
+    """Tell whether the owner ran on this machine and its process is gone (or its id was reused)."""
+    if owner.get("host") != socket.gethostname():
+        return False
+    return process_start(int(owner["pid"])) != owner.get("process_started")
+
+
+def process_start(pid: int) -> str | None:
+    """Tell when a process of this machine started, in clock ticks since boot; None if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]

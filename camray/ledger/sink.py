@@ -1,0 +1,66 @@
+"""One chunk of explained images becomes one Parquet file: unique attempt name, atomic, page checksums.
+
+The file carries its own receipt in the footer, so that a later run can take it over without reading rows.
+It is invisible to readers until a commit names it.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from camray.ledger.table import TABLE, file_name
+from camray.records import RECORD_SCHEMA, SCHEMA_VERSION, Receipt, Status
+from camray.storage import Folder
+
+FOOTER_KEY = b"camray"
+
+
+def write_records(
+    out: Folder,
+    explainer: str,
+    shard_id: str,
+    chunk: int,
+    records: pa.Table,
+    *,
+    chunk_size: int,
+    seconds: Mapping[str, float] | None = None,
+) -> Receipt:
+    """Write the records of one chunk and return its receipt.
+
+    `records` has the columns of `RECORD_SCHEMA`; a row with a null member is the shard's own and is not
+    counted as a member.
+    """
+    path = file_name(explainer, shard_id, chunk, uuid.uuid4().hex[:12])
+    note = {"shard_id": shard_id, "chunk": chunk, "rows": records.num_rows, **_counts(records)}
+    footer = json.dumps(note | {"chunk_size": chunk_size, "schema_version": SCHEMA_VERSION})
+    table = records.cast(RECORD_SCHEMA).replace_schema_metadata({FOOTER_KEY: footer.encode()})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    data = buffer.getvalue()
+    out.write(f"{TABLE}/{path}", data)
+    return Receipt(path=path, size_bytes=data.size, seconds=dict(seconds or {}), **note)
+
+
+def _counts(records: pa.Table) -> dict[str, Any]:
+    statuses: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    rows = zip(*(records.column(c).to_pylist() for c in ("member", "status", "error_code")), strict=True)
+    for member, status, code in rows:
+        if member is not None:
+            statuses[status] += 1
+            if status == Status.FAILED:
+                failed[code] += 1
+    overlays = records.num_rows - records.column("overlay_path").null_count
+    return {
+        "ok": statuses[Status.OK],
+        "skipped": statuses[Status.SKIPPED],
+        "failed": dict(failed),
+        "overlays": overlays,
+    }

@@ -1,0 +1,215 @@
+"""The Delta table of records: which shards are committed, and the one transaction that commits more.
+
+A record file counts only once a commit names it. Each shard has an application transaction
+``<explainer>/<shard key>`` whose version rises by one per commit, so that a repeated or racing commit of the
+same shard is refused by the table and then found to be done already.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction, RemoveAction
+
+from camray.errors import IncompleteError
+from camray.records import RECORD_SCHEMA, Accounting, Receipt, Shard
+from camray.storage import Folder
+
+TABLE = "records"
+PARTITION = "explainer"
+COMMIT_ATTEMPTS = 20
+
+TABLE_SCHEMA = pa.schema([pa.field(PARTITION, pa.string()), *RECORD_SCHEMA])
+_CONFIGURATION = {
+    # The accounting of each shard lives in its commit: keep the log as long as the records.
+    "delta.logRetentionDuration": "interval 3650 days",
+    "delta.checkpointInterval": "100",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFile:
+    """One committed record file; the name tells the shard, its content and the chunk."""
+
+    path: str  # relative to the table
+    size_bytes: int
+    rows: int
+
+    @property
+    def shard_key(self) -> str:
+        """The shard's key, the first part of the name."""
+        return parse_name(self.path)[0]
+
+    @property
+    def content_key(self) -> str:
+        """The shard's content, the second part of the name."""
+        return parse_name(self.path)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCommit:
+    """One finished shard, ready to become visible."""
+
+    shard: Shard
+    receipts: tuple[Receipt, ...]
+    accounting: Accounting
+
+
+def file_name(explainer: str, shard_id: str, chunk: int, attempt: str) -> str:
+    """Name a record file: ``explainer=<id>/<shard key>-<content key>-<chunk>-<attempt>.parquet``."""
+    return f"{PARTITION}={explainer}/{shard_id}-{chunk:06d}-{attempt}.parquet"
+
+
+def parse_name(path: str) -> tuple[str, str, int]:
+    """Read (shard key, content key, chunk) back from a file's path.
+
+    Raises:
+        ValueError: the name is not one of ours.
+    """
+    key, content, chunk, _attempt = path.rpartition("/")[2].removesuffix(".parquet").split("-")
+    return key, content, int(chunk)
+
+
+class Table:
+    """The records of one OUT. Opens what is there; `create` makes it where it is not."""
+
+    def __init__(self, out: Folder) -> None:
+        self._uri = out.child_uri(TABLE)
+        self._delta: DeltaTable | None = None
+        self._current: dict[str, list[RecordFile]] | None = None  # committed files, as last seen
+        if DeltaTable.is_deltatable(self._uri):
+            self._delta = DeltaTable(self._uri)
+
+    def create(self) -> None:
+        """Make the table unless it is there already."""
+        if self._delta is None:
+            DeltaTable.create(
+                self._uri,
+                TABLE_SCHEMA,
+                mode="ignore",
+                partition_by=[PARTITION],
+                name="camray records",
+                configuration=_CONFIGURATION,
+            )
+            self._delta = DeltaTable(self._uri)
+
+    @property
+    def delta(self) -> DeltaTable | None:
+        """The table for readers, or None before the first run."""
+        return self._delta
+
+    def files(self, explainer: str) -> Iterator[RecordFile]:
+        """List the committed files of one explainer, from the log, without opening any."""
+        if self._delta is None:
+            return
+        actions = pa.table(self._delta.get_add_actions(flatten=True))
+        if actions.num_rows == 0:
+            return
+        columns = ("path", "size_bytes", "num_records", f"partition.{PARTITION}")
+        for path, size, rows, owner in zip(*(actions.column(c).to_pylist() for c in columns), strict=True):
+            if owner == explainer:
+                yield RecordFile(path, size, rows)
+
+    def shards(self, explainer: str) -> dict[str, list[RecordFile]]:
+        """Group the committed files of one explainer by shard key."""
+        found: dict[str, list[RecordFile]] = defaultdict(list)
+        for file in self.files(explainer):
+            found[file.shard_key].append(file)
+        return dict(found)
+
+    def commit(self, explainer: str, run_id: str, finished: Sequence[ShardCommit]) -> list[ShardCommit]:
+        """Make finished shards visible in one transaction, replacing older content of the same shards.
+
+        Returns those that this call committed; a shard that another run committed first, with the same
+        content, is left out.
+
+        Raises:
+            IncompleteError: other writers kept winning; nothing of `finished` became visible.
+        """
+        if self._delta is None:
+            raise IncompleteError("the records table is gone")
+        for attempt in range(COMMIT_ATTEMPTS):
+            if self._current is None or attempt:  # a refused commit means that somebody else wrote
+                self._delta.update_incremental()
+                self._current = self.shards(explainer)
+            mine = [f for f in finished if not _is_committed(f.shard, self._current.get(f.shard.key, []))]
+            if not mine:
+                return []
+            try:
+                self._write(explainer, run_id, mine, self._current)
+            except CommitFailedError:
+                time.sleep(min(2.0, 0.02 * 2**attempt))
+                continue
+            self._current |= {f.shard.key: [_file_of(r) for r in f.receipts] for f in mine}
+            return mine
+        raise IncompleteError(f"{COMMIT_ATTEMPTS} commits were refused: another run keeps writing here")
+
+    def _write(
+        self,
+        explainer: str,
+        run_id: str,
+        mine: Sequence[ShardCommit],
+        current: dict[str, list[RecordFile]],
+    ) -> None:
+        assert self._delta is not None
+        now_ms = int(time.time() * 1000)
+        partition: dict[str, str | None] = {PARTITION: explainer}
+        actions: list[AddAction | RemoveAction] = []
+        transactions = []
+        for done in mine:
+            app_id = f"{explainer}/{done.shard.key}"
+            transactions.append(Transaction(app_id, (self._delta.transaction_version(app_id) or 0) + 1))
+            actions += [
+                AddAction(r.path, r.size_bytes, partition, now_ms, True, json.dumps({"numRecords": r.rows}))
+                for r in done.receipts
+            ]
+            actions += [
+                RemoveAction(old.path, True, now_ms, old.size_bytes, partition)
+                for old in current.get(done.shard.key, [])
+            ]
+        metadata = {"camray": json.dumps({"run_id": run_id, "shards": [_statement(d) for d in mine]})}
+        self._delta.create_write_transaction(
+            actions,
+            "append",
+            TABLE_SCHEMA,
+            partition_by=[PARTITION],
+            commit_properties=CommitProperties(
+                custom_metadata=metadata, max_commit_retries=0, app_transactions=transactions
+            ),
+        )
+
+    def statements(self) -> Iterator[dict[str, object]]:
+        """Yield what each commit said of its shards, oldest first: key, content, counts."""
+        if self._delta is None:
+            return
+        for entry in reversed(self._delta.history()):
+            yield from json.loads(entry.get("camray", "{}")).get("shards", [])
+
+
+def _is_committed(shard: Shard, files: Sequence[RecordFile]) -> bool:
+    return any(f.content_key == shard.content_key for f in files)
+
+
+def _file_of(receipt: Receipt) -> RecordFile:
+    return RecordFile(receipt.path, receipt.size_bytes, receipt.rows)
+
+
+def _statement(done: ShardCommit) -> dict[str, object]:
+    a = done.accounting
+    return {
+        "key": done.shard.key,
+        "content": done.shard.content_key,
+        "uri": done.shard.uri,
+        "members": a.members,
+        "ok": a.ok,
+        "failed": a.failed,
+        "skipped": a.skipped,
+        "shard_errors": a.shard_errors,
+    }
