@@ -125,7 +125,7 @@ class Explainer:
     method: str
     target: str
     target_layer: str
-    layout: str
+    layout: dict[str, Any]  # how the layer's output is read as maps
     top_k: int
     max_pixels: int
     schema_version: int

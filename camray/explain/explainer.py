@@ -1,0 +1,228 @@
+"""The actor's core: decoded images in, records out. A plain class that needs no Ray.
+
+Flows in: a `DECODED` struct array. Flows out: an `EXPLAINED` one of the same length and order: predictions,
+raw layer-resolution heatmaps, signals. An image that fails becomes a failed item; its neighbours go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from camray import cam
+from camray.config import Config, Explainer
+from camray.errors import ErrorCode, ImageError, ModelError, Stage, printable
+from camray.explain.models import LoadedModel, build, label_lookup, load_model
+from camray.explain.signals import heat_signals, heat_status
+from camray.records import EXPLAINED, SCHEMA_VERSION, Status, struct_array
+
+Row = dict[str, Any]
+LOW_MARGIN = 0.1  # below this difference of the two best softmax values a prediction is flagged
+
+
+def resolve(config: Config) -> tuple[Explainer, LoadedModel]:
+    """Load the model, choose and probe the target layer, and name the result: the explainer.
+
+    Raises:
+        ModelError: a model, checkpoint, layer or class that cannot work.
+    """
+    loaded = load_model(config.model)
+    target = config.method.target
+    if target.isdecimal() and int(target) >= loaded.num_classes:
+        raise ModelError(
+            "--target", f"class {target} of a model with {loaded.num_classes} classes",
+            f"give 0..{loaded.num_classes - 1}",
+        )  # fmt: skip
+    spec = loaded.input
+    layer = cam.find_target_layer(
+        loaded.module, (len(spec.mean), spec.height, spec.width), config.method.layer
+    )
+    explainer = Explainer(
+        model=loaded.name,
+        model_args=loaded.build_args,
+        weights_sha256=loaded.weights_sha256,
+        class_names=loaded.class_names,
+        num_classes=loaded.num_classes,
+        input=spec,
+        method=config.method.name,
+        target=target,
+        target_layer=layer.name,
+        layout={"layout": layer.layout, "prefix": layer.prefix, "grid": layer.grid},
+        top_k=min(config.run.top_k, loaded.num_classes),
+        max_pixels=config.archive.max_pixels,
+        schema_version=SCHEMA_VERSION,
+    )
+    return explainer, loaded
+
+
+class BatchExplainer:
+    """Holds one model and one method on one device."""
+
+    def __init__(
+        self, explainer: Explainer, state: dict[str, Tensor], device: str = "cpu", batch_size: int = 16
+    ) -> None:
+        self.explainer, self.batch_size = explainer, batch_size
+        self.device = torch.device(device)
+        module = build(explainer.model_args)
+        module.load_state_dict(state)
+        self.module: nn.Module = module.eval().requires_grad_(False).to(self.device)
+        grid = explainer.layout["grid"]
+        self._layer = cam.TargetLayer(
+            explainer.target_layer, **{**explainer.layout, "grid": tuple(grid) if grid else None}
+        )
+        self._lookup = label_lookup(explainer.class_names)
+        self._mean = torch.tensor(explainer.input.mean, device=self.device)[:, None, None]
+        self._std = torch.tensor(explainer.input.std, device=self.device)[:, None, None]
+
+    def __call__(self, images: pa.StructArray) -> pa.StructArray:
+        """Explain every decoded item, in batches; failed and skipped items pass through."""
+        columns = {name: images.field(name).to_pylist() for name in _PASSED}
+        rows: list[Row] = [
+            dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+        ]
+        for row in rows:
+            row["label_class"] = self._label_class(row)
+        pixels = images.field("pixels")
+        ready = [i for i, row in enumerate(rows) if row["status"] == Status.OK and self._has_target(row)]
+        for start in range(0, len(ready), self.batch_size):
+            batch = ready[start : start + self.batch_size]
+            views = np.stack([self._view(pixels[i]) for i in batch])
+            self._explain_or_split([rows[i] for i in batch], views)
+        merged = {name: [row.get(name) for row in rows] for name in _FILLED}
+        merged |= {"pixels": pixels, "content": images.field("content")}
+        return struct_array(merged, EXPLAINED)
+
+    def _view(self, pixels: pa.LargeBinaryScalar) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        spec = self.explainer.input
+        return np.frombuffer(pixels.as_buffer(), np.uint8).reshape(spec.height, spec.width, 3)
+
+    def _explain_or_split(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> None:
+        """Explain a batch; where the model fails on it, image by image, so that one cannot harm others."""
+        try:
+            found = self._explain(rows, views)
+        except RuntimeError as error:
+            if len(rows) == 1:
+                _fail(rows[0], ImageError(ErrorCode.MODEL_FAILED, printable(str(error))))
+                return
+            for i in range(len(rows)):
+                self._explain_or_split(rows[i : i + 1], views[i : i + 1])
+            return
+        for row, result in zip(rows, found, strict=True):
+            row.update(result)
+
+    def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> Iterator[Row]:
+        """Give the new columns of each row of a batch of views, uint8 (B, H, W, 3)."""
+        x = torch.from_numpy(views).to(self.device).permute(0, 3, 1, 2)  # (B, 3, H, W)
+        x = (x.float() / 255 - self._mean) / self._std
+        found = cam.explain(self.module, x, self._layer, self.explainer.method, targets=self._targets(rows))
+        logits = found.logits.double()  # (B, classes)
+        maps = found.maps[self.explainer.method, self._layer.name][:, 0]  # (B, h, w)
+        predictions = _predictions(logits, self.explainer)
+        heat = _heat(maps)
+        finite = logits.isfinite().all(1).tolist()
+        classes = found.classes[:, 0].tolist()
+        out: list[Row] = []
+        for i, row in enumerate(rows):
+            if not finite[i]:
+                _fail(row, ImageError(ErrorCode.NONFINITE_OUTPUT, "the model's logits are not finite"))
+                out.append({})
+                continue
+            result = predictions[i] | heat[i] | self._target_columns(classes[i])
+            label = row["label_class"]
+            result["correct"] = None if label is None else label == result["predicted_class"]
+            out.append(result)
+        return iter(out)
+
+    def _targets(self, rows: Sequence[Row]) -> str | Tensor:
+        if self.explainer.target == "label":
+            return torch.tensor([row["label_class"] for row in rows])
+        return self.explainer.target
+
+    def _target_columns(self, class_id: int) -> Row:
+        target = self.explainer.target
+        return {
+            "method": self.explainer.method,
+            "target_layer": self.explainer.target_layer,
+            "target_kind": "class" if target.isdecimal() else target,
+            "target_class": class_id,
+            "target_label": self.explainer.label_of(class_id),
+        }
+
+    def _label_class(self, row: Row) -> int | None:
+        """Resolve the archive's label to a class index of this model, or None."""
+        known, label = row["label_class"], row["label"]
+        if known is None and label is not None:
+            known = self._lookup.get(label, int(label) if label.isdecimal() and not self._lookup else None)
+        return known if known is not None and 0 <= known < self.explainer.num_classes else None
+
+    def _has_target(self, row: Row) -> bool:
+        if self.explainer.target == "label" and row["label_class"] is None:
+            said = f"label {row['label']!r} is no class of the model" if row["label"] else "no label"
+            _fail(row, ImageError(ErrorCode.BAD_TARGET, printable(said)))
+            return False
+        return True
+
+
+_PASSED = [f.name for f in EXPLAINED if f.name not in ("pixels", "content")][:16]
+_FILLED = [f.name for f in EXPLAINED if f.name not in ("pixels", "content", "overlay")]
+
+
+def is_flagged(row: Row) -> bool:
+    """Tell whether a person should look: wrong, hesitant, or without a usable heatmap."""
+    return row["correct"] is False or row["heat_status"] != "ok" or (row["margin"] or 0.0) < LOW_MARGIN
+
+
+def _fail(row: Row, error: ImageError) -> None:
+    row |= {
+        "status": str(Status.FAILED),
+        "error_code": str(error.code),
+        "error_stage": str(Stage.EXPLAIN),
+        "error_message": error.message,
+    }
+
+
+def _predictions(logits: Tensor, explainer: Explainer) -> list[Row]:
+    """Give predictions of logits (B, classes): softmax scores, top k, margin, entropy in 0..1."""
+    p = logits.softmax(1)
+    top = p.topk(max(2, explainer.top_k), dim=1)
+    entropy = -(p * p.clamp(min=1e-300).log()).sum(1) / np.log(explainer.num_classes)
+    rows = []
+    for scores, ids, h in zip(top.values.tolist(), top.indices.tolist(), entropy.tolist(), strict=True):
+        topk = [
+            {"class_id": c, "label": explainer.label_of(c), "score": s}
+            for c, s in zip(ids[: explainer.top_k], scores, strict=False)
+        ]
+        rows.append(
+            {
+                "predicted_class": ids[0],
+                "predicted_label": explainer.label_of(ids[0]),
+                "confidence": scores[0],
+                "margin": scores[0] - scores[1],
+                "entropy": h,
+                "topk": topk,
+            }
+        )
+    return rows
+
+
+def _heat(maps: Tensor) -> list[Row]:
+    """Give the heatmap columns of maps (B, h, w), raw and signed; a nonfinite map is null."""
+    statuses = heat_status(maps)
+    signals = heat_signals(maps.nan_to_num(0.0, 0.0, 0.0))
+    rows = []
+    for i, (status, values) in enumerate(zip(statuses, maps.flatten(1).tolist(), strict=True)):
+        usable = status != "nonfinite"
+        row: Row = {
+            "heatmap": values if usable else None,
+            "heat_h": maps.shape[1],
+            "heat_w": maps.shape[2],
+            "heat_max": max(values) if usable else None,
+            "heat_status": status,
+        }
+        rows.append(row | {name: column[i] for name, column in signals.items()})
+    return rows
