@@ -1,0 +1,256 @@
+"""Which layer to look at: every layer of a model with its shape, and the one a probe chooses.
+
+Flows in: a model and its input size. Flows out: `TargetLayer`. A probe runs the model once, forward and
+backward, on noise, and keeps what each module returned. The choice is the last spatial map in execution
+order whose gradient reaches the score. In a ViT read out by its class token this is the normalised
+input of the last attention: after it, patch tokens no longer influence the score and get no gradient.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camray.cam.layout import Layout, Size, TargetLayer, read_layout
+from camray.cam.split import as_found, first_tensor, hooks, plain, read_logits, with_first
+from camray.errors import ModelError
+
+# Class attention (CaiT, XCiT, VOLO) reads patches into a class token; the map is the block before it.
+_CLASS_ATTENTION = re.compile(r"Class(Attn|Attention|Block)")
+_ATTENTION = re.compile(r"Attn|Attention")
+_NOT_A_MAP = (nn.Linear, nn.Dropout, nn.Identity)  # q, k, v and dropout inside an attention; no-ops
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One module as the probe saw it. `problem` says why it cannot be a target; empty when it can."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]  # of the output, batch first; empty when it returns no tensor
+    layer: TargetLayer | None
+    problem: str
+    chosen: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be a target layer."""
+        return not self.problem
+
+
+def find_target_layer(
+    model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), name: str | None = None
+) -> TargetLayer:
+    """Find the layer for this model, or check the named one, by a probe."""
+    found = find_target_layers(model, input_size, name)
+    if len(found) > 1:
+        raise ModelError("layer", f"{name!r} matches {len(found)} layers", "name one, or ask for several")
+    return found[0]
+
+
+def find_target_layers(
+    model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), pattern: str | None = None
+) -> list[TargetLayer]:
+    """As `find_target_layer`, for a pattern such as `layer*` or names joined by commas."""
+    infos = list_layers(model, input_size)
+    if pattern is None:
+        chosen = [info.layer for info in infos if info.chosen and info.layer]
+        if not chosen:
+            raise ModelError("layer", f"no layer of {type(plain(model)).__name__} can carry a map: "
+                             f"{_why_none(infos)}", "name a layer, or use another model")  # fmt: skip
+        return chosen
+    by_name = {info.name: info for info in infos}
+    out: list[TargetLayer] = []
+    for part in pattern.split(","):
+        names = fnmatch.filter(by_name, part) if set(part) & set("*?[") else [part]
+        usable = [n for n in names if n in by_name and by_name[n].usable]
+        for n in usable if len(names) > 1 else names:
+            out.append(_checked(plain(model), by_name, n))
+        if not names:
+            raise ModelError("layer", f"nothing matches {part!r}", _works(by_name))
+    return out
+
+
+def _checked(model: nn.Module, infos: Mapping[str, LayerInfo], name: str) -> TargetLayer:
+    name = resolve_name(model, name, _works(infos))
+    info = infos[name]
+    if info.problem or info.layer is None:
+        raise ModelError("layer", f"{name} cannot be explained: {info.problem}", _works(infos))
+    return replace(info.layer, reason="named by the user")
+
+
+def _works(infos: Mapping[str, LayerInfo]) -> str:
+    good = [n for n, info in infos.items() if info.usable and not isinstance(info.layer, type(None))]
+    best = [n for n, info in infos.items() if info.chosen]
+    near = list(dict.fromkeys(best + [n for n in good if n.count(".") <= 1][-6:]))
+    return f"choose one that works: {', '.join(near)}" if near else "no layer of this model works"
+
+
+def _why_none(infos: list[LayerInfo]) -> str:
+    reasons = [info.problem for info in infos if info.shape and info.problem]
+    return max(set(reasons), key=reasons.count) if reasons else "it has no inner module"
+
+
+def resolve_name(model: nn.Module, name: str, fix: str = "see the layers of this model") -> str:
+    """Make negative indices of a dotted name positive: `blocks.-1.norm1` -> `blocks.11.norm1`."""
+    module, done = model, list[str]()
+    for written in name.split("."):
+        children = list(dict(module.named_children()))
+        back = int(written) if written[:1] == "-" and written[1:].isdigit() else 0
+        part = children[back] if 0 < -back <= len(children) else written
+        if part not in children:
+            where = ".".join(done) or "the model"
+            raise ModelError("layer", f"{name!r}: {where} has no {part!r}", fix)
+        module, done = module.get_submodule(part), [*done, part]
+    return ".".join(done)
+
+
+def list_layers(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> list[LayerInfo]:
+    """Every module that ran, in the order they finished, with the chosen one marked."""
+    inner = plain(model)
+    with as_found(inner):
+        outputs, runs, gradients = _probe(inner, input_size)
+    infos = [
+        _describe(inner, name, outputs.get(name), runs[name], gradients, input_size[1:]) for name in runs
+    ]
+    choice = _choose(inner, infos, outputs)
+    return [replace(i, chosen=True, layer=choice) if choice and i.name == choice.name else i for i in infos]
+
+
+def _probe(
+    model: nn.Module, input_size: tuple[int, int, int]
+) -> tuple[dict[str, Tensor], dict[str, int], dict[str, Tensor | None]]:
+    """One forward and backward on noise: outputs, how often each module ran, gradients."""
+    runs: dict[str, int] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def catch(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            runs[name] = runs.get(name, 0) + 1
+            tensor = first_tensor(output)
+            if tensor is None or not tensor.requires_grad:
+                return None
+            outputs[name] = tensor
+            return with_first(output, tensor.clone())  # an in-place ReLU must not change the original
+
+        return hook
+
+    names = [n for n, _ in model.named_modules() if n]
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    noise = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(False), torch.enable_grad():
+        images = noise.to(like.device, like.dtype).requires_grad_()
+        with hooks(model, {n: catch(n) for n in names}):
+            logits = read_logits(model(images))
+        _refuse_nan(model, logits)
+        if logits.shape[1] > 1 and not bool((logits - logits[:, :1]).any()):
+            raise ModelError(
+                "model", "every class gets the same logit", "load trained weights: is the head zero?"
+            )
+        values = list(outputs.values())
+        top = logits.float().amax(1).sum()
+        found: tuple[Tensor | None, ...] = (None,) * len(values)
+        if top.requires_grad:
+            found = torch.autograd.grad(top, values, allow_unused=True)
+    return outputs, runs, dict(zip(outputs, found, strict=True))
+
+
+def _refuse_nan(model: nn.Module, logits: Tensor) -> None:
+    if bool(logits.isfinite().all()):
+        return
+    refuse_bad_weights(model)
+    raise ModelError("model", "its logits on noise are not finite", "check weights and precision")
+
+
+def refuse_bad_weights(model: nn.Module) -> None:
+    """Raise when a weight is NaN or infinite, naming it."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    bad = [n for n, t in tensors if t.is_floating_point() and not bool(t.isfinite().all())]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ModelError("model", f"weights are not finite: {bad[0]}{more}", "load another checkpoint")
+
+
+def _describe(
+    model: nn.Module,
+    name: str,
+    output: Tensor | None,
+    runs: int,
+    gradients: Mapping[str, Tensor | None],
+    size: Size,
+) -> LayerInfo:
+    kind = type(model.get_submodule(name)).__name__
+    shape = tuple(output.shape) if output is not None else ()
+    prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
+    prefer: Layout = "nhwc" if str(getattr(model, "output_fmt", "")).endswith("NHWC") else "nchw"
+    layer = read_layout(name, shape, size, prefix, prefer)
+    gradient = gradients.get(name)
+    if runs > 1:
+        problem = f"it runs {runs} times in one forward"
+    elif output is None:
+        problem = "it returns no tensor that depends on the image"
+    elif layer is None:
+        problem = f"its output {shape} is no spatial map of a {size[0]} x {size[1]} image"
+    else:
+        peak = 0.0 if gradient is None else float(layer.to_maps(gradient).abs().amax())
+        problem = "" if 0 < peak < torch.inf else "its gradient is not finite"
+        if peak == 0:
+            problem = "its gradient is zero everywhere: its positions do not reach the score"
+    return LayerInfo(name, kind, shape, layer, problem)
+
+
+def _choose(model: nn.Module, infos: list[LayerInfo], outputs: Mapping[str, Tensor]) -> TargetLayer | None:
+    """Pick the last usable layer that is a map of features, not a part of an attention."""
+    last: LayerInfo | None = None
+    for info in infos:
+        if info.usable and info.layer and _carries_features(model, info):
+            last = info
+    if last is None or last.layer is None:
+        return None
+    name = _best_name(model, last, infos, outputs)
+    reason = "last spatial map that reaches the score"
+    if (
+        last.layer.layout == "tokens"
+        and last.layer.prefix
+        and any(i.problem.startswith("its gradient is zero") for i in infos[infos.index(last) :])
+    ):
+        reason = "last tokens that reach the score: input of the last attention"
+    return replace(last.layer, name=name, reason=reason)
+
+
+def _carries_features(model: nn.Module, info: LayerInfo) -> bool:
+    if isinstance(model.get_submodule(info.name), _NOT_A_MAP):
+        return False
+    path = info.name.split(".")
+    owners = [type(model.get_submodule(".".join(path[:n]))).__name__ for n in range(1, len(path) + 1)]
+    if any(_CLASS_ATTENTION.search(owner) for owner in owners):
+        return False
+    tokens = info.layer is not None and info.layer.layout == "tokens"
+    return not (tokens and any(_ATTENTION.search(owner) for owner in owners[:-1]))
+
+
+def _best_name(
+    model: nn.Module, last: LayerInfo, infos: list[LayerInfo], outputs: Mapping[str, Tensor]
+) -> str:
+    """Of nested modules that return this very tensor, name the outermost with an index."""
+    own = outputs[last.name]
+    same = [
+        i.name
+        for i in infos
+        if i.usable and outputs[i.name].shape == own.shape and i.type != "Identity"
+        and torch.equal(outputs[i.name], own) and (last.name + ".").startswith(i.name + ".")
+    ]  # fmt: skip
+    inner = [
+        i.name
+        for i in infos
+        if i.usable and i.name.startswith(last.name + ".") and outputs[i.name].shape == own.shape
+        and i.type != "Identity" and torch.equal(outputs[i.name], own)
+    ]  # fmt: skip
+    by_depth = sorted({*same, *inner}, key=lambda n: n.count("."))
+    return next((n for n in by_depth if any(c.isdigit() for c in n)), by_depth[0])

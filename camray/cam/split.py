@@ -1,0 +1,171 @@
+"""One forward pass, split at the target layers: no graph before, a graph only after.
+
+Flows in: model, images, layers. Flows out: `Split`: logits, the activations A of each layer, and
+gradients dS/dA of any score S through the part of the network behind the layer (the tail). Parameters
+need no gradient; callers may sit inside `no_grad` or `inference_mode`; the model is left as found.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camray.cam.layout import TargetLayer
+from camray.errors import ModelError
+
+FP16_SCALE = 1024.0  # keeps gradients of a mean over 7*7 cells above fp16's smallest normal, 6e-5
+
+
+@dataclass(frozen=True)
+class Split:
+    """The outcome of one forward. `raw` holds each layer's output in the layer's own layout."""
+
+    logits: Tensor  # (B, classes), in the model's dtype, with a graph back to `raw`
+    raw: Mapping[str, Tensor]
+    layers: Mapping[str, TargetLayer]
+
+    def activation(self, name: str) -> Tensor:
+        """Return A, the layer's output as float32 maps."""
+        return self.layers[name].to_maps(self.raw[name].detach()).float()  # (B, C, h, w)
+
+    def gradients(self, score: Tensor, keep: bool = True) -> dict[str, Tensor]:
+        """G = dS/dA of every layer, float32 maps, from one backward through the tail.
+
+        Scores of different images do not interact in evaluation mode, so summing them loses nothing.
+        """
+        names = list(self.raw)
+        scale = FP16_SCALE if self.logits.dtype == torch.float16 else 1.0
+        found = torch.autograd.grad(
+            score.sum() * scale, [self.raw[n] for n in names], retain_graph=keep, allow_unused=True
+        )
+        out = {}
+        for name, gradient in zip(names, found, strict=True):
+            if gradient is None:
+                raise ModelError(
+                    "layer",
+                    f"the score does not depend on {name}",
+                    "choose a layer before the head",
+                )
+            out[name] = self.layers[name].to_maps(gradient).float() / scale  # (B, C, h, w)
+        return out
+
+
+@contextmanager
+def as_found(model: nn.Module) -> Iterator[None]:
+    """Hold the model in evaluation mode, frozen; afterwards both are exactly as before.
+
+    Freezing spares the graph of the tail the copies it would keep for weight gradients. A model that
+    is already frozen and in evaluation mode is not touched, so threads may share it.
+    """
+    training = [m for m in model.modules() if m.training]
+    learning = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for module in training:
+            module.training = False
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Unwrap the module behind `torch.compile`, whose traces ignore hooks set after the first call."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def read_logits(output: Any) -> Tensor:
+    """Find the (B, classes) logits in whatever a classifier returns: tensor, tuple, dict or named output."""
+    if isinstance(output, Mapping):
+        output = output["logits"] if "logits" in output else next(iter(output.values()))
+    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
+        output = output.logits
+    elif isinstance(output, (tuple, list)):
+        output = output[0]
+    if isinstance(output, Tensor) and output.ndim == 1:
+        output = output[:, None]
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ModelError("model", f"it returns {shape}, not logits (B, classes)", "use a classifier")
+    return output
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """Pick the tensor that carries the maps in a module's output (itself, or first of a tuple)."""
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
+
+
+def with_first(output: Any, tensor: Tensor) -> Any:
+    """Rebuild the output with its maps replaced."""
+    if isinstance(output, (tuple, list)):
+        return type(output)([tensor, *output[1:]])
+    return tensor
+
+
+@contextmanager
+def hooks(model: nn.Module, found: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Forward hooks by module name, for the body only and for this thread only."""
+    modules, owner, handles = dict(model.named_modules()), threading.get_ident(), []
+
+    def mine(hook: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: hook(*args) if threading.get_ident() == owner else None
+
+    try:
+        for name, hook in found.items():
+            handles.append(modules[name].register_forward_hook(mine(hook)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run_split(
+    model: nn.Module, inputs: Tensor, layers: Sequence[TargetLayer], differentiate: bool = True
+) -> Split:
+    """Run the model once; the graph starts at the first target layer reached.
+
+    The hook detaches the layer's output into a leaf and passes a copy on, so that an in-place ReLU
+    behind the layer cannot overwrite A. Layers further on keep their place in the same graph.
+    """
+    model = plain(model)
+    raw: dict[str, Tensor] = {}
+
+    def catch(name: str) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            tensor = first_tensor(output)
+            if tensor is None:
+                raise ModelError("layer", f"{name} returns no tensor", "choose a layer that does")
+            if name in raw:
+                raise ModelError("layer", f"{name} runs twice in one forward", "choose another layer")
+            if not differentiate:
+                raw[name] = tensor.clone()
+                return None
+            torch.set_grad_enabled(True)  # undone by the no_grad() block around the forward
+            leaf = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+            raw[name] = leaf
+            return with_first(output, leaf.clone())
+
+        return hook
+
+    with torch.inference_mode(False), torch.no_grad():
+        images = inputs.clone() if inputs.is_inference() else inputs
+        with hooks(model, {layer.name: catch(layer.name) for layer in layers}):
+            logits = read_logits(model(images))
+    for layer in layers:
+        if layer.name not in raw:
+            raise ModelError("layer", f"{layer.name} never runs", "see the layers of this model")
+    if differentiate and layers and not logits.requires_grad:
+        raise ModelError("layer", f"the score does not depend on {layers[0].name}", "choose another")
+    return Split(logits, raw, {layer.name: layer for layer in layers})
