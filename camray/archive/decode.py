@@ -1,0 +1,154 @@
+"""Encoded bytes to the model's input, exactly as timm's evaluation transform would see the upright image.
+
+    bytes ──open──> header: format allowed? pixels bounded? ──load──> upright (EXIF) ──pixels──> RGB
+          ──fit──> uint8 (H, W, 3) of the input, and its geometry in the source
+
+The format is decided by content, never by name. Animated and multi-page files give their first frame.
+EXIF orientation is applied, a broken EXIF block is ignored; colour profiles are ignored. A truncated image is
+an error, never a half-grey picture. The conversion of pixel modes is in `pixels`, the geometry in `fit`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from camray.archive import sniff
+from camray.archive.fit import fit_image, geometry, plan_fit
+from camray.archive.pixels import to_rgb
+from camray.config import InputSpec
+from camray.errors import ErrorCode, ImageError, printable
+from camray.records import Geometry
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
+"""What Pillow may try (its JPEG opens MPO too). Most of its security history lies in the other decoders."""
+
+# Process-wide and set once, because changing them per call would race between decoding threads.
+# The size is checked here before any pixel is decoded, against the caller's own limit.
+Image.MAX_IMAGE_PIXELS = None
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+warnings.filterwarnings("ignore", module=r"PIL\.")  # a warning per bad EXIF block would flood the log
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|0x[0-9a-fA-F]{6,}")
+_TRUNCATED = re.compile(r"truncat|unexpected end|not enough|incomplete", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One decoded image: pixels uint8 (H, W, 3), C-contiguous, at the model's input size."""
+
+    pixels: NDArray[np.uint8]
+    geometry: Geometry
+    format: str
+
+
+def decode(content: bytes, spec: InputSpec, max_pixels: int) -> Decoded:
+    """Decode an image to the model's input.
+
+    Raises:
+        ImageError: with one of the image codes of `ErrorCode` and a printable one-line message.
+    """
+    image, name = _open_upright(content, max_pixels)
+    try:
+        fit = plan_fit(image.width, image.height, spec)
+        pixels = np.array(fit_image(image, fit, spec))
+    except (MemoryError, ValueError, OSError) as error:
+        raise ImageError(ErrorCode.CORRUPT_IMAGE, f"cannot be resized: {_reason(error)}") from None
+    return Decoded(np.ascontiguousarray(pixels), geometry(image.width, image.height, fit, spec), name)
+
+
+def upright(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode an image at its own size, EXIF applied: uint8 (h, w, 3).
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    return np.ascontiguousarray(np.array(_open_upright(content, max_pixels)[0]))
+
+
+def _open_upright(content: bytes, max_pixels: int) -> tuple[Image.Image, str]:
+    """Give the upright RGB image and the name of its format."""
+    if not content:
+        raise ImageError(ErrorCode.EMPTY_FILE, "0 bytes")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            name = image.format or "unknown"
+            _check_size(image, max_pixels)
+            image.load()
+            return to_rgb(_turned(image)), name
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise _unidentified(content) from None
+    except Exception as error:  # noqa: BLE001 - damaged files make decoders raise almost anything
+        raise _failed(content, error) from None
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(ErrorCode.CORRUPT_IMAGE, f"the header says {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise ImageError(
+            ErrorCode.TOO_MANY_PIXELS,
+            f"{width} x {height} = {width * height:,} pixels, more than {max_pixels:,}",
+        )
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation, after `load` (TIFF applies its own while loading)."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # noqa: BLE001 - a broken EXIF block never fails an image
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _unidentified(content: bytes) -> ImageError:
+    """Say what the bytes are, when no allowed decoder accepts them."""
+    head = content[:4096]
+    foreign, known = sniff.unsupported_image(head), sniff.supported_image(head)
+    if foreign:
+        return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"{foreign} is not decoded")
+    if known:
+        return ImageError(ErrorCode.CORRUPT_IMAGE, f"starts like {known}, but its header cannot be read")
+    return ImageError(ErrorCode.NOT_AN_IMAGE, f"looks like {sniff.looks_like(head)}")
+
+
+def _failed(content: bytes, error: Exception) -> ImageError:
+    """Give the code and message for whatever a decoder raised."""
+    foreign = sniff.unsupported_image(content[:4096])
+    if foreign:
+        return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"{foreign} is not decoded")
+    reason = _reason(error)
+    if isinstance(error, EOFError) or _TRUNCATED.search(reason):
+        return ImageError(ErrorCode.TRUNCATED_IMAGE, reason)
+    return ImageError(ErrorCode.CORRUPT_IMAGE, reason)
+
+
+def _reason(error: Exception) -> str:
+    """Describe an exception in one printable line, without memory addresses."""
+    text = _ADDRESS.sub("…", str(error)).strip()
+    if isinstance(error, MemoryError):
+        text = "the decoder asked for more memory than there is"
+    elif isinstance(error, struct.error | TypeError | KeyError | IndexError | AttributeError) or not text:
+        text = f"the decoder failed: {type(error).__name__}: {text}"
+    return printable(text)

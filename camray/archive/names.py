@@ -1,0 +1,98 @@
+"""What a file or member is, going by its name alone: image, sidecar, other or junk."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from camray.records import ShardFormat
+
+NameKind = Literal["image", "sidecar", "other", "junk"]
+
+_PHOTO = (
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "jif",
+    "mpo",
+    "png",
+    "apng",
+    "webp",
+    "gif",
+    "bmp",
+    "dib",
+    "tif",
+    "tiff",
+)
+_RARER = (
+    "ppm",
+    "pgm",
+    "pbm",
+    "pnm",
+    "pfm",
+    "avif",
+    "avifs",
+    "heic",
+    "heif",
+    "jp2",
+    "j2k",
+    "jpf",
+    "jpx",
+    "jxl",
+)
+_FOREIGN = ("svg", "ico", "tga", "dcm", "dicom", "psd", "exr", "hdr", "dng", "cr2", "nef", "arw")
+_IMAGE = frozenset(_PHOTO + _RARER + _FOREIGN)
+_SIDECAR = frozenset(("cls", "txt", "json"))
+_JUNK = frozenset(("Thumbs.db", "desktop.ini", "__MACOSX"))
+_SHARD_SUFFIXES: dict[str, ShardFormat] = {
+    ".tar": "tar",
+    ".tar.gz": "tar",
+    ".tgz": "tar",
+    ".zip": "zip",
+    ".parquet": "parquet",
+}
+
+
+def name_kind(name: str) -> NameKind:
+    """Tell what a name promises; `name` may hold folders.
+
+    An image is a known image extension (whether or not it can be decoded: that gets a code later) or no
+    extension at all. Junk is what file managers leave behind: hidden files and folders, `__MACOSX`.
+    """
+    if any(is_junk(part) for part in name.split("/")):
+        return "junk"
+    extension = extension_of(name)
+    if extension in _IMAGE or not extension:
+        return "image"
+    return "sidecar" if extension in _SIDECAR else "other"
+
+
+def is_junk(part: str) -> bool:
+    """Tell whether one path component is hidden or a file manager's left-over."""
+    return part in _JUNK or (part.startswith(".") and part not in (".", ".."))
+
+
+def extension_of(name: str) -> str:
+    """Give the lower-case extension without its dot; empty where there is none.
+
+    What follows the last dot is an extension only when it looks like one: 1-8 letters and digits, not
+    digits alone (`scan.0001` has none).
+    """
+    base = name.rpartition("/")[2]
+    stem, dot, extension = base.rpartition(".")
+    looks_right = extension.isascii() and extension.isalnum() and len(extension) <= 8
+    if not dot or not stem or not looks_right or extension.isdigit():
+        return ""
+    return extension.lower()
+
+
+def stem_of(name: str) -> str:
+    """Give the name, folders included, without its extension and dot."""
+    extension = extension_of(name)
+    return name[: -len(extension) - 1] if extension else name
+
+
+def shard_format(name: str) -> ShardFormat | None:
+    """Give the packed format a file name promises (tar, zip, parquet), or None."""
+    lower = name.lower()
+    return next((f for suffix, f in _SHARD_SUFFIXES.items() if lower.endswith(suffix)), None)

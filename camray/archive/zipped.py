@@ -1,0 +1,136 @@
+"""The members of a zip file, by its central directory; the standard library checks each member's CRC."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from camray.archive import sniff
+from camray.archive.names import extension_of, name_kind, stem_of
+from camray.archive.sidecars import Label, failed, merged, read_label, size_cap, skipped, with_label
+from camray.config import ArchiveConfig
+from camray.errors import ErrorCode, ShardError, printable
+from camray.records import Member, key_of
+
+_MAX_RATIO = 1100
+"""Deflate cannot shrink data more than 1032 times: more is a bomb, or another method abused as one."""
+
+_ENCRYPTED = 0x1
+
+Sidecars = dict[str, list[zipfile.ZipInfo]]
+
+
+def read_zip(
+    file: IO[bytes], size: int, config: ArchiveConfig, wanted: Callable[[int], bool]
+) -> Iterator[Member]:
+    """Yield the members in the order of the directory.
+
+    Raises:
+        ShardError: SHARD_UNREADABLE or SHARD_TRUNCATED, before the first member.
+    """
+    head = file.read(512)
+    file.seek(0)
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        if head.startswith(b"PK"):
+            message = f"its directory cannot be read: {printable(str(error))} ({size:,} bytes)"
+            raise ShardError(ErrorCode.SHARD_TRUNCATED, message) from None
+        message = f"not a zip: looks like {sniff.looks_like(head)}"
+        raise ShardError(ErrorCode.SHARD_UNREADABLE, message) from None
+    with archive:
+        entries = [info for info in archive.infolist() if not info.is_dir()]
+        sidecars = _sidecars(entries)
+        for index, info in enumerate(_rows(entries)):
+            yield _member(archive, info, index, sidecars, config, wanted)
+
+
+def _rows(entries: list[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:
+    """Pick the entries that get a row: all but the sidecars of an image."""
+    images = {place for e in entries if name_kind(e.filename) == "image" for place in _places(e.filename)}
+    for entry in entries:
+        if name_kind(entry.filename) != "sidecar" or stem_of(entry.filename) not in images:
+            yield entry
+
+
+def _sidecars(entries: list[zipfile.ZipInfo]) -> Sidecars:
+    found: Sidecars = {}
+    for entry in entries:
+        if name_kind(entry.filename) == "sidecar":
+            found.setdefault(stem_of(entry.filename), []).append(entry)
+    return found
+
+
+def _places(name: str) -> tuple[str, str]:
+    """Where a sidecar of this image may lie, without its extension: the stem first, then the bare key."""
+    return stem_of(name), key_of(name)
+
+
+def _member(
+    archive: zipfile.ZipFile,
+    info: zipfile.ZipInfo,
+    index: int,
+    sidecars: Sidecars,
+    config: ArchiveConfig,
+    wanted: Callable[[int], bool],
+) -> Member:
+    name = info.filename.removeprefix("./")
+    kind = name_kind(name)
+    if not _is_file(info):
+        return skipped(index, name, "a link or device; links are not followed", ErrorCode.NOT_A_FILE)
+    if kind != "image":
+        what = {"junk": "a hidden file", "sidecar": "no image has this key"}
+        return skipped(index, name, what.get(kind, f"a .{extension_of(name)} file"))
+    refusal = _refusal(info, config.max_member_bytes)
+    if refusal:
+        return failed(index, name, *refusal)
+    if not wanted(index):
+        return Member(index, name)
+    try:
+        member = Member(index, name, _data(archive, info, config.max_member_bytes))
+    except ValueError as error:
+        member = failed(index, name, ErrorCode.MEMBER_UNREADABLE, str(error))
+    return with_label(member, _label_of(archive, info.filename, sidecars))
+
+
+def _is_file(info: zipfile.ZipInfo) -> bool:
+    mode = info.external_attr >> 16
+    return not stat.S_IFMT(mode) or stat.S_ISREG(mode)
+
+
+def _refusal(info: zipfile.ZipInfo, max_bytes: int) -> tuple[ErrorCode, str] | None:
+    """Say why a member is not opened, by what the directory says of it."""
+    if info.flag_bits & _ENCRYPTED:
+        return ErrorCode.MEMBER_UNREADABLE, "encrypted"
+    if info.file_size > max_bytes:
+        return ErrorCode.MEMBER_TOO_LARGE, f"{info.file_size:,} bytes, more than {max_bytes:,}"
+    if info.file_size > _MAX_RATIO * max(info.compress_size, 1):
+        return ErrorCode.MEMBER_TOO_LARGE, f"unpacks to more than {_MAX_RATIO:,} times its size"
+    return None
+
+
+def _data(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
+    """Read a member; ValueError says why it cannot be read."""
+    try:
+        with archive.open(info) as file:
+            return file.read(min(info.file_size + 1, limit))  # one byte more makes it check the CRC
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+        raise ValueError(printable(f"{type(error).__name__}: {error}")) from None
+
+
+def _label_of(archive: zipfile.ZipFile, name: str, sidecars: Sidecars) -> Label:
+    found = Label()
+    for place in _places(name):
+        labels = []
+        for info in sidecars.get(place, ()):
+            extension = extension_of(info.filename)
+            if _refusal(info, size_cap("json")) is None:
+                try:
+                    labels.append((extension, read_label(extension, _data(archive, info, 2**21))))
+                except ValueError:
+                    continue
+        found = found.or_else(merged(labels))
+    return found
