@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,7 +213,8 @@ def _coerced(name: str, value: Any, annotation: str) -> Any:
         return None
     if "tuple" in annotation and isinstance(value, list | tuple):
         return tuple(str(v) for v in value)
-    if "Literal" in annotation and f'"{value}"' in annotation:
+    choices = re.findall(r"'([^']*)'", annotation) if "Literal" in annotation else []
+    if value in choices:
         return value
     if annotation.startswith("str") and name == "method.target" and isinstance(value, int):
         return str(value)
@@ -220,8 +222,7 @@ def _coerced(name: str, value: Any, annotation: str) -> Any:
     kind = next((k for k in wanted if annotation.startswith(k)), "")
     if kind and isinstance(value, wanted[kind]) and (kind == "bool" or not isinstance(value, bool)):  # type: ignore[arg-type]
         return float(value) if kind == "float" else value
-    choices = annotation.removeprefix("Literal[").removesuffix("]").replace('"', "")
-    expected = choices if "Literal" in annotation else annotation
+    expected = f"one of {', '.join(choices)}" if choices else annotation
     raise UsageError(name, f"{value!r} is not {expected}")
 
 

@@ -319,6 +319,16 @@ def struct_array(columns: dict[str, Any], item_type: pa.StructType) -> pa.Struct
     return pa.StructArray.from_arrays(children, fields=list(item_type))
 
 
+def add_seconds(note: str, stage: str, seconds: float) -> str:
+    """Add a stage's seconds to the note of a DATA chunk."""
+    return json.dumps(seconds_in(note) | {str(stage): round(seconds, 4)})
+
+
+def seconds_in(note: str) -> dict[str, float]:
+    """Read the seconds by stage from the note of a DATA chunk."""
+    return dict(json.loads(note)) if note else {}
+
+
 # ── receipts: all that returns to the driver ─────────────────────────────────────────────────────
 
 

@@ -6,7 +6,7 @@ raw layer-resolution heatmaps, signals. An image that fails becomes a failed ite
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ImageError, ModelError, Stage, printable
 from camray.explain.models import LoadedModel, build, label_lookup, load_model
 from camray.explain.signals import heat_signals, heat_status
-from camray.records import EXPLAINED, SCHEMA_VERSION, Status, struct_array
+from camray.records import DECODED, EXPLAINED, SCHEMA_VERSION, Status, struct_array
 
 Row = dict[str, Any]
 LOW_MARGIN = 0.1  # below this difference of the two best softmax values a prediction is flagged
@@ -115,7 +115,7 @@ class BatchExplainer:
         for row, result in zip(rows, found, strict=True):
             row.update(result)
 
-    def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> Iterator[Row]:
+    def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[Row]:
         """Give the new columns of each row of a batch of views, uint8 (B, H, W, 3)."""
         x = torch.from_numpy(views).to(self.device).permute(0, 3, 1, 2)  # (B, 3, H, W)
         x = (x.float() / 255 - self._mean) / self._std
@@ -136,7 +136,7 @@ class BatchExplainer:
             label = row["label_class"]
             result["correct"] = None if label is None else label == result["predicted_class"]
             out.append(result)
-        return iter(out)
+        return out
 
     def _targets(self, rows: Sequence[Row]) -> str | Tensor:
         if self.explainer.target == "label":
@@ -168,7 +168,7 @@ class BatchExplainer:
         return True
 
 
-_PASSED = [f.name for f in EXPLAINED if f.name not in ("pixels", "content")][:16]
+_PASSED = [f.name for f in DECODED if f.name not in ("pixels", "content")]
 _FILLED = [f.name for f in EXPLAINED if f.name not in ("pixels", "content", "overlay")]
 
 

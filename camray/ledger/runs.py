@@ -14,7 +14,6 @@ import platform
 import secrets
 import socket
 import threading
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -122,7 +121,8 @@ class Hold:
         self._path = f"{RUNS}/{run_id}/heartbeat.json"
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._owner = {
+        self._owner: dict[str, Any] = {
+            "holds": False,
             "run_id": run_id,
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -139,6 +139,8 @@ class Hold:
                 f"OUT: run {other['run_id']} on {other['host']} (process {other['pid']}, started "
                 f"{other['started_at']}) holds {self._out.uri}. Fix: wait for it, or --force if it is dead"
             )
+        self._owner["holds"] = True
+        self._write()
         self._thread.start()
         return self
 
@@ -162,10 +164,9 @@ class Hold:
 
 
 def _live_other(out: Folder, run_id: str) -> dict[str, Any] | None:
-    """Find a fresh heartbeat of a run that came before this one."""
+    """Find a fresh heartbeat of another run: one that holds OUT, or one that starts now and goes first."""
     beats = [e for e in out.entries(RUNS) if e.path.endswith("/heartbeat.json")]
-    now_ns = max((int(e.version) for e in beats if e.path.startswith(run_id)), default=time.time_ns())
-    mine = next((json.loads(out.read(f"{RUNS}/{e.path}")) for e in beats if e.path.startswith(run_id)), {})
+    now_ns = max(int(e.version) for e in beats if e.path.startswith(run_id))
     for beat in beats:
         if beat.path.startswith(run_id) or now_ns - int(beat.version) > STALE_S * 1e9:
             continue
@@ -173,8 +174,7 @@ def _live_other(out: Folder, run_id: str) -> dict[str, Any] | None:
             owner: dict[str, Any] = json.loads(out.read(f"{RUNS}/{beat.path}"))
         except (OSError, ValueError):
             continue  # it ended between the listing and the reading
-        first = (owner["started_at"], owner["run_id"]) < (mine.get("started_at", "~"), run_id)
-        if first and not _is_dead_here(owner):
+        if (owner["holds"] or owner["run_id"] < run_id) and not _is_dead_here(owner):
             return owner
     return None
 

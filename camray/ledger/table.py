@@ -174,7 +174,9 @@ class Table:
                 RemoveAction(old.path, True, now_ms, old.size_bytes, partition)
                 for old in current.get(done.shard.key, [])
             ]
-        metadata = {"camray": json.dumps({"run_id": run_id, "shards": [_statement(d) for d in mine]})}
+        metadata = {
+            "camray": json.dumps({"run_id": run_id, "shards": [_statement(explainer, d) for d in mine]})
+        }
         self._delta.create_write_transaction(
             actions,
             "append",
@@ -186,7 +188,7 @@ class Table:
         )
 
     def statements(self) -> Iterator[dict[str, object]]:
-        """Yield what each commit said of its shards, oldest first: key, content, counts."""
+        """Yield what each commit said of its shards, oldest first: explainer, shard, counts."""
         if self._delta is None:
             return
         for entry in reversed(self._delta.history()):
@@ -201,9 +203,10 @@ def _file_of(receipt: Receipt) -> RecordFile:
     return RecordFile(receipt.path, receipt.size_bytes, receipt.rows)
 
 
-def _statement(done: ShardCommit) -> dict[str, object]:
+def _statement(explainer: str, done: ShardCommit) -> dict[str, object]:
     a = done.accounting
     return {
+        "explainer": explainer,
         "key": done.shard.key,
         "content": done.shard.content_key,
         "uri": done.shard.uri,

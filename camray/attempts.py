@@ -1,0 +1,91 @@
+"""A chunk that keeps killing its worker is taken image by image, and the culprit becomes a failed record.
+
+Ray retries the work of a dead worker for ever: one image that crashes a decoder, or is too fat for memory,
+would loop. `Attempts` (a Ray actor of the run) counts how often each chunk was begun; from the third time on
+the images are announced one by one, so that the one that was under way at the next crash is known.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from camray.errors import ErrorCode, Stage
+from camray.records import Chunk, Status, struct_array
+
+WHOLE_CHUNK_TRIES = 2
+
+Work = Callable[[pa.StructArray], pa.StructArray]
+
+
+class Attempts:
+    """Counts attempts and names culprits; holds only chunks under way."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, int] = defaultdict(int)
+        self._under_way: dict[str, int] = {}
+        self._culprits: dict[str, set[int]] = defaultdict(set)
+
+    def begin(self, chunk: str) -> int:
+        """Count one more attempt; an image still under way from the last one is a culprit."""
+        self._begun[chunk] += 1
+        if chunk in self._under_way:
+            self._culprits[chunk].add(self._under_way.pop(chunk))
+        return self._begun[chunk]
+
+    def may_try(self, chunk: str, position: int) -> bool:
+        """Announce one image; False where it killed a worker before."""
+        if position in self._culprits[chunk]:
+            return False
+        self._under_way[chunk] = position
+        return True
+
+    def finish(self, chunk: str) -> None:
+        """Forget a chunk that is done."""
+        for state in (self._begun, self._under_way, self._culprits):
+            state.pop(chunk, None)
+
+
+class Guard:
+    """Runs a stage's work on a chunk under the watch of an `Attempts` actor."""
+
+    def __init__(self, attempts: Any) -> None:
+        self._attempts = attempts  # handle of a Ray actor of class Attempts
+
+    def run(self, stage: Stage, chunk: Chunk, work: Work) -> pa.StructArray:
+        """Do the work at once, or image by image from the third attempt on."""
+        assert chunk.images is not None
+        name = f"{stage}/{chunk.shard_id}/{chunk.index}"
+        if self._ask("begin", name) <= WHOLE_CHUNK_TRIES:
+            done = work(chunk.images)
+        else:
+            done = pa.concat_arrays(
+                [
+                    work(one if self._ask("may_try", name, i) else _crashed(one, stage))
+                    for i, one in enumerate(chunk.images[i : i + 1] for i in range(len(chunk.images)))
+                ]
+            )
+        self._ask("finish", name)
+        return done
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self._attempts, method).remote(*args))
+
+
+def _crashed(image: pa.StructArray, stage: Stage) -> pa.StructArray:
+    """Give the same item, failed: every stage lets it pass untouched."""
+    columns: dict[str, Any] = {f.name: image.field(f.name) for f in image.type}
+    columns |= {
+        "status": [str(Status.FAILED)],
+        "error_code": [str(ErrorCode.WORKER_CRASHED)],
+        "error_stage": [str(stage)],
+        "error_message": ["this image ended its worker process three times (crash or out of memory)"],
+        **({"content": None} if "content" in columns else {}),
+        **({"pixels": None} if "pixels" in columns else {}),
+    }
+    return struct_array(columns, image.type)

@@ -1,0 +1,218 @@
+"""The command line: thin verbs over the package. Human lines on stderr, results and --json on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from camray import __version__, config
+from camray.errors import CamrayError, ExitCode, printable
+
+_EXITS = "exit codes:\n" + "\n".join(f"  {int(code):>3}  {code.meaning}" for code in ExitCode)
+# Option name -> dotted config name. Only what the user typed overrides the TOML file.
+_SETTINGS = {
+    "archive": "archive.path", "out": "out", "include": "archive.include", "exclude": "archive.exclude",
+    "limit": "archive.limit", "sample": "archive.sample", "seed": "archive.seed",
+    "image_column": "archive.image_column", "max_pixels": "archive.max_pixels",
+    "model": "model.name", "checkpoint": "model.checkpoint", "num_classes": "model.num_classes",
+    "class_names": "model.class_names", "download": "model.download",
+    "method": "method.name", "target": "method.target", "layer": "method.layer",
+    "overlays": "overlay.policy", "overlay_sample": "overlay.sample_per_chunk", "overlay_on": "overlay.on",
+    "overlay_alpha": "overlay.alpha",
+    "device": "run.device", "actors": "run.actors", "batch_size": "run.batch_size",
+    "chunk_size": "run.chunk_size", "top_k": "run.top_k", "max_failed": "run.max_failed",
+    "allow_empty": "run.allow_empty", "force": "run.force",
+}  # fmt: skip
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in camray's own form, without the usage dump."""
+
+    def error(self, message: str) -> Any:
+        print(f"camray: error: {printable(message)}. Fix: see `{self.prog} --help`", file=sys.stderr)
+        raise SystemExit(int(ExitCode.USAGE))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a Ray notice
+    args = build_parser().parse_args(argv)
+    try:
+        code = args.run(args)
+    except CamrayError as error:
+        if args.debug:
+            raise
+        print(f"camray: error: {printable(str(error), 1000)}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        return int(ExitCode.DONE)
+    if code is not None and args.command == "explain":
+        _last_line(ExitCode(code), args)
+    return int(code or 0)
+
+
+def _last_line(code: ExitCode, args: argparse.Namespace) -> None:
+    if args.json:
+        print(json.dumps({"exit": int(code), "meaning": code.meaning}), flush=True)
+    else:
+        print(f"camray: exit {int(code)}: {code.meaning}", file=sys.stderr)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of every verb."""
+    parser = _Parser(
+        prog="camray",
+        description="Explain every image of an archive: what the model said and where it looked.",
+        epilog=_EXITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"camray {__version__}")
+    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = verbs.add_parser(
+            name, help=text, description=text, epilog=_EXITS,
+            formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+        )  # fmt: skip
+        sub.set_defaults(run=run, debug=False, json=False)
+        sub.add_argument("--json", action="store_true", help="JSON lines on stdout")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return sub
+
+    for name, run, text in (
+        ("explain", _explain, "explain what is new in ARCHIVE and commit it to OUT; rerun to resume"),
+        ("plan", _plan, "show what explain would do, how much, and why the rest is skipped"),
+    ):
+        _add_run_options(verb(name, run, text))
+    for name, run, text in (
+        ("status", _status, "show what OUT holds and how its runs ended"),
+        ("verify", _verify, "check that every committed member is accounted for and every file readable"),
+    ):
+        verb(name, run, text).add_argument("out", metavar="OUT")
+    layers = verb("layers", _layers, "list the layers of a model and mark the one camray would choose")
+    _add_model_options(layers, positional=True)
+    layers.add_argument("--layer", metavar="NAME", help="check this layer")
+    layers.add_argument("--all", action="store_true", help="also list layers that cannot carry a map")
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    group = parser.add_argument_group("model")
+    if positional:
+        group.add_argument("model", metavar="MODEL", help="timm name, or local folder with config.json")
+    else:
+        group.add_argument("--model", metavar="NAME", help="timm name, or local folder with config.json")
+    group.add_argument("--checkpoint", metavar="FILE", help=".safetensors, or .pth with a state_dict")
+    group.add_argument("--num-classes", type=int, metavar="N", help="size of the head, if not the default")
+    group.add_argument("--class-names", metavar="FILE", help="class names, one a line")
+    group.add_argument("--download", action="store_true", help="fetch pretrained weights from the hub")
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "archive", metavar="ARCHIVE", nargs="?", help="tar, zip, Parquet or folder; path or URI"
+    )
+    parser.add_argument("out", metavar="OUT", nargs="?", help="folder for records, overlays and runs")
+    parser.add_argument("--config", metavar="TOML", help="settings; options on the command line win")
+    _add_model_options(parser)
+    method = parser.add_argument_group("method")
+    method.add_argument("--method", metavar="NAME", help="class activation map method (gradcam)")
+    method.add_argument("--target", metavar="T", help="predicted (default), label, or a class index")
+    method.add_argument("--layer", metavar="NAME", help="target layer; default: chosen for the model")
+    method.add_argument("--top-k", type=int, metavar="K", help="predictions kept per image (5)")
+    which = parser.add_argument_group("which images")
+    which.add_argument("--include", action="append", metavar="GLOB", help="only these paths (repeatable)")
+    which.add_argument("--exclude", action="append", metavar="GLOB", help="not these paths (repeatable)")
+    which.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    which.add_argument("--sample", type=int, metavar="N", help="only N images, drawn with --seed")
+    which.add_argument("--seed", type=int, metavar="S", help="seed of --sample (0)")
+    which.add_argument("--image-column", metavar="NAME", help="Parquet: the column that holds the images")
+    which.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (100 million)")
+    which.add_argument("--allow-empty", action="store_true", help="an archive without images is fine")
+    pictures = parser.add_argument_group("overlays")
+    pictures.add_argument("--overlays", choices=config.OVERLAY_POLICIES, help="which to draw (sample)")
+    pictures.add_argument("--overlay-sample", type=int, metavar="N", help="N per chunk of 256 images (16)")
+    pictures.add_argument(
+        "--overlay-on", choices=("input", "original"), help="draw on the model's view or ..."
+    )
+    pictures.add_argument(
+        "--overlay-alpha", type=float, metavar="A", help="strength of the colours, 0..1 (0.5)"
+    )
+    work = parser.add_argument_group("how")
+    work.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the model runs (auto)")
+    work.add_argument("--actors", type=int, metavar="N", help="model copies; default: one a GPU, or by CPUs")
+    work.add_argument("--batch-size", type=int, metavar="N", help="images per forward (32 GPU, 16 CPU)")
+    work.add_argument("--chunk-size", type=int, metavar="N", help="images per unit of work (256)")
+    work.add_argument("--max-failed", type=float, metavar="F", help="share of failures that is fine (0.01)")
+    work.add_argument("--force", action="store_true", help="run although another run seems to hold OUT")
+
+
+def _settings(args: argparse.Namespace) -> config.Config:
+    from camray.errors import UsageError
+
+    typed = {dotted: getattr(args, name) for name, dotted in _SETTINGS.items() if hasattr(args, name)}
+    settings = config.load(getattr(args, "config", None), {k: v for k, v in typed.items() if v is not None})
+    for value, field in (
+        (settings.archive.path, "ARCHIVE"),
+        (settings.out, "OUT"),
+        (settings.model.name, "--model"),
+    ):
+        if not value:
+            raise UsageError(field, "is missing", "camray explain ARCHIVE OUT --model NAME")
+    return settings
+
+
+def _explain(args: argparse.Namespace) -> ExitCode:
+    from camray.progress import Reporter
+    from camray.run import explain
+
+    reporter = Reporter(args.json)
+    outcome = explain(_settings(args), reporter)
+    reporter.say(f"records: {outcome.out}/records   overlays: {outcome.out}/overlays   run: {outcome.run_id}")
+    return outcome.code
+
+
+def _plan(args: argparse.Namespace) -> ExitCode:
+    from camray.run import describe_plan, prepare
+
+    facts = describe_plan(prepare(_settings(args)))
+    if args.json:
+        print(json.dumps(facts))
+    else:
+        for name, value in facts.items():
+            print(
+                f"{name.replace('_', ' '):<18} {value:,}"
+                if isinstance(value, int)
+                else f"{name.replace('_', ' '):<18} {value}"
+            )
+    return ExitCode.DONE
+
+
+def _status(args: argparse.Namespace) -> ExitCode:
+    from camray.review.status import print_status
+
+    return print_status(args.out, args.json)
+
+
+def _verify(args: argparse.Namespace) -> ExitCode:
+    from camray.review.verify import print_verify
+
+    return print_verify(args.out, args.json)
+
+
+def _layers(args: argparse.Namespace) -> ExitCode:
+    from camray.explain.layers import print_layers
+
+    typed = {_SETTINGS[n]: getattr(args, n) for n in vars(args) if n in _SETTINGS}
+    settings = config.load(None, typed)
+    return print_layers(settings, show_all=hasattr(args, "all"), as_json=args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

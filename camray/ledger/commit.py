@@ -1,0 +1,70 @@
+"""Receipts in, commits out: a shard is committed once its end was seen and rows account for every member."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from camray.errors import CamrayError
+from camray.ledger.plan import ShardTask
+from camray.ledger.table import ShardCommit, Table
+from camray.records import Accounting, ChunkKind, Receipt, Shard, ShardEnd, account
+
+
+@dataclass(slots=True)
+class _Open:
+    """A shard under way."""
+
+    shard: Shard
+    receipts: dict[int, Receipt] = field(default_factory=dict)
+    end: ShardEnd | None = None
+
+    def finished(self) -> ShardCommit | None:
+        """Give the commit once everything is here; the identity members = rows must hold."""
+        if self.end is None:
+            return None
+        files = self.end.chunks + (self.end.error_code is not None)
+        if len(self.receipts) < files:
+            return None
+        receipts = tuple(self.receipts[i] for i in range(files))
+        found = account(receipts)
+        if found.members != self.end.members:
+            raise CamrayError(
+                f"{self.shard.uri}: {self.end.members} members were read but {found.members} have rows"
+            )
+        if self.end.error_code is not None:
+            found += Accounting(shard_errors={self.end.error_code: 1})
+        return ShardCommit(self.shard, receipts, found)
+
+
+class CommitDesk:
+    """Holds the shards under way and commits the finished ones. Memory grows with shards in flight."""
+
+    def __init__(self, table: Table, explainer: str, run_id: str, tasks: Iterable[ShardTask]) -> None:
+        self._table, self._explainer, self._run_id = table, explainer, run_id
+        self._open = {t.shard.id: _Open(t.shard) for t in tasks}
+
+    @property
+    def open_shards(self) -> int:
+        """Shards that are not committed yet."""
+        return len(self._open)
+
+    def take(self, notes: Iterable[tuple[str, ChunkKind, str]]) -> list[ShardCommit]:
+        """Take (shard id, kind, note) as they arrive; commit what they finish, in one transaction."""
+        ready = {}
+        for shard_id, kind, note in notes:
+            entry = self._open.get(shard_id)
+            if entry is None:
+                continue  # a repeated receipt of a shard that is committed
+            if kind == ChunkKind.END:
+                entry.end = ShardEnd.from_json(note)
+            else:
+                receipt = Receipt.from_json(note)
+                entry.receipts.setdefault(receipt.chunk, receipt)
+            if (done := entry.finished()) is not None:
+                ready[shard_id] = done
+        if ready:
+            self._table.commit(self._explainer, self._run_id, list(ready.values()))
+            for shard_id in ready:
+                del self._open[shard_id]
+        return list(ready.values())

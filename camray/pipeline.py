@@ -1,0 +1,172 @@
+"""The whole Ray Data graph on one screen.
+
+shards ──ShardSource──> chunk rows ──Decode──> pixels ──ExplainActor──> heatmaps ──Sink──> receipts
+
+A row is one chunk, `batch_size=1` everywhere: no engine setting can split or mix chunks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from camray.attempts import Attempts, Guard
+from camray.config import Config, Explainer
+from camray.errors import UsageError
+from camray.explain.actor import ExplainActor
+from camray.ledger.plan import ShardTask
+from camray.records import Chunk, ChunkKind
+from camray.stages import Decode, Sink, read_shard
+
+WAVE_SHARDS = 2000  # a read task costs the driver about 5 KB and 1.3 ms for as long as its wave runs
+# Logical CPUs. They differ from stage to stage: Ray Data fuses neighbours with equal resources.
+READ_CPUS, DECODE_CPUS, SINK_CPUS = 0.2, 0.5, 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The actor pool: how many, on what, with how many threads each."""
+
+    actors: int
+    device: str
+    cpus: float
+    gpus: float
+    threads: int
+    batch_size: int
+
+
+def size_pool(config: Config, cpus: float, gpus: float) -> Pool:
+    """Size the pool from the cluster's resources; CPU actors never claim every CPU (a sure hang).
+
+    Raises:
+        UsageError: a GPU was asked for and there is none, or more actors than the cluster can hold.
+    """
+    run = config.run
+    device = ("cuda" if gpus else "cpu") if run.device == "auto" else run.device
+    if device == "cuda":
+        if not gpus:
+            raise UsageError("--device", "cuda, but the cluster has no GPU", "--device cpu")
+        actors = run.actors or int(gpus)
+        if actors > gpus:
+            raise UsageError("--actors", f"{actors} on {int(gpus)} GPUs", f"at most {int(gpus)}")
+        return Pool(actors, device, 0.5, 1, 1, run.batch_size or 32)
+    free = max(cpus - 1, cpus / 2)  # one CPU, or half of a single one, stays for read, decode and sink
+    actors = run.actors or max(1, int(free // 2))
+    if actors > free * 10:
+        raise UsageError("--actors", f"{actors} on {int(cpus)} CPUs", f"at most {int(free * 10)}")
+    share = int(free / actors * 100) / 100
+    return Pool(actors, device, share, 0, max(1, int(share)), run.batch_size or 16)
+
+
+def connect() -> tuple[float, float]:
+    """Join the cluster named by RAY_ADDRESS, else start Ray on this machine; give its CPUs and GPUs."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)
+        else:
+            ray.init(address="local", include_dashboard=False, **quiet)
+    resources = ray.cluster_resources()
+    return resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+
+
+class ShardSource(Datasource):
+    """One read task per shard. Called twice on the driver, so it is cheap and pure."""
+
+    def __init__(self, tasks: Sequence[ShardTask], config: Config) -> None:
+        self._tasks, self._config = tasks, config
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """Give one task per shard, whatever parallelism Ray would like."""
+        archive, chunk_size = self._config.archive, self._config.run.chunk_size
+        return [
+            ReadTask(
+                partial(read_shard, task, archive, chunk_size),
+                BlockMetadata(
+                    num_rows=None, size_bytes=task.shard.size_bytes, input_files=None, exec_stats=None
+                ),
+            )
+            for task in self._tasks
+        ]
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes to read, as listed."""
+        return sum(task.shard.size_bytes for task in self._tasks)
+
+
+def run_waves(
+    tasks: Sequence[ShardTask],
+    config: Config,
+    explainer: Explainer,
+    weights: Any,
+    run_id: str,
+    pool: Pool,
+) -> Iterator[list[tuple[str, ChunkKind, str]]]:
+    """Explain the shards, wave after wave; yield (shard id, kind, note) as chunks and shards finish."""
+    settings = DataContext.get_current()
+    settings.enable_progress_bars = False  # progress is told from receipts
+    settings.print_on_execution_start = False
+    settings.target_max_block_size = 64 * 2**20  # one or two chunks: bounded memory, timely receipts
+    attempts = ray.remote(num_cpus=0)(Attempts).remote()
+    for start in range(0, len(tasks), WAVE_SHARDS):
+        wave = tasks[start : start + WAVE_SHARDS]
+        dataset = _graph(wave, config, explainer, weights, run_id, pool, Guard(attempts))
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            assert isinstance(block, pa.Table)
+            rows = (Chunk.from_row(block.slice(i, 1)) for i in range(block.num_rows))
+            yield [(row.shard_id, row.kind, row.note) for row in rows]
+
+
+def _graph(
+    tasks: Sequence[ShardTask],
+    config: Config,
+    explainer: Explainer,
+    weights: Any,
+    run_id: str,
+    pool: Pool,
+    guard: Guard,
+) -> Dataset:
+    constants = {"run_id": run_id, "model": explainer.model, "weights_sha256": explainer.weights_sha256}
+    one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    keep_content = config.overlay.on == "original" and config.overlay.policy != "none"
+    source = ray.data.read_datasource(
+        ShardSource(tasks, config), override_num_blocks=len(tasks), ray_remote_args={"num_cpus": READ_CPUS}
+    )
+    decode = Decode(explainer.input, explainer.max_pixels, keep_content, guard)
+    decoded = source.map_batches(decode.__call__, num_cpus=DECODE_CPUS, **one_chunk)
+    explained = decoded.map_batches(
+        ExplainActor,
+        fn_constructor_kwargs={
+            "explainer": explainer,
+            "weights": [weights],  # in a list, so that Ray hands over the reference, not the value
+            "device": pool.device,
+            "batch_size": pool.batch_size,
+            "threads": pool.threads,
+            "overlay": config.overlay,
+            "guard": guard,
+        },
+        compute=ActorPoolStrategy(size=pool.actors),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+        **one_chunk,
+    )
+    sink = Sink(
+        config.out,
+        explainer.id,
+        constants,
+        config.run.chunk_size,
+        explainer.max_pixels,
+        {t.shard.id: t.shard.uri for t in tasks},
+        explainer.input,
+        config.overlay,
+    )
+    receipts: Dataset = explained.map_batches(sink.__call__, num_cpus=SINK_CPUS, **one_chunk)
+    return receipts

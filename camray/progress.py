@@ -1,0 +1,124 @@
+"""What a person sees while a run works: a bar on a terminal, a line every 30 s elsewhere, JSON on request.
+
+Human text goes to stderr, JSON lines to stdout. Everything is told from receipts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from camray.records import Accounting, ChunkKind, Receipt
+
+LINE_EVERY_S = 30.0
+_ADVICE = {
+    "read": "reading is slowest: more CPUs, or data closer to the cluster",
+    "decode": "decoding is slowest: add CPUs",
+    "explain": "the model is slowest: more actors or GPUs",
+    "sink": "writing is slowest: fewer overlays, or a faster store",
+}
+
+
+class Reporter:
+    """Prints messages for people or JSON lines for machines."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str, **data: Any) -> None:
+        """Print one message; with --json, one object with `message` and the given data."""
+        if self.as_json:
+            print(json.dumps({"message": text, **data}), flush=True)
+        else:
+            self.console.print(text, markup=False)
+
+
+class RunProgress:
+    """Follows one run: ``with RunProgress(...) as progress: progress.take(notes, commits)``."""
+
+    def __init__(self, reporter: Reporter, shards: int, members: int | None) -> None:
+        self._reporter, self._shards, self._members = reporter, shards, members
+        self._committed, self._images = 0, Accounting()
+        self.stage_seconds: Counter[str] = Counter()
+        self.reused = 0
+        self._started = self._last = time.monotonic()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if reporter.console.is_terminal and not reporter.as_json:
+            columns = (BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=reporter.console, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=self._members or self._shards)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def take(self, notes: list[tuple[str, ChunkKind, str]], committed: int) -> None:
+        """Count what arrived and tell it when it is time."""
+        for _shard, kind, note in notes:
+            if kind == ChunkKind.END:
+                continue
+            receipt = Receipt.from_json(note)
+            self._images += Accounting(receipt.ok, receipt.skipped, receipt.failed)
+            self.stage_seconds.update(receipt.seconds)
+            self.reused += receipt.reused
+        self._committed += committed
+        if self._bar is not None and self._task is not None:
+            done = self._images.members if self._members else self._committed
+            self._bar.update(self._task, completed=done, description=self._sentence())
+        elif time.monotonic() - self._last >= LINE_EVERY_S:
+            self._last = time.monotonic()
+            self._reporter.say(self._sentence(), **self._data())
+
+    @property
+    def images_per_s(self) -> float:
+        """Images finished per second since the start."""
+        return self._images.members / max(1e-9, time.monotonic() - self._started)
+
+    def bottleneck(self) -> str:
+        """Name the stage that worked longest, with what helps."""
+        if not self.stage_seconds:
+            return ""
+        stage = max(self.stage_seconds, key=lambda s: self.stage_seconds[s])
+        return _ADVICE.get(stage, stage)
+
+    def _sentence(self) -> str:
+        total = f"/{self._members:,}" if self._members else ""
+        left = (self._members - self._images.members) / max(1e-9, self.images_per_s) if self._members else 0
+        eta = f", {_duration(left)} left" if left > 0 else ""
+        return (
+            f"{self._images.members:,}{total} images, {self._committed:,}/{self._shards:,} shards, "
+            f"{self.images_per_s:.1f} images/s, {self._images.n_failed:,} failed{eta}"
+        )
+
+    def _data(self) -> dict[str, Any]:
+        return {
+            "images": self._images.members,
+            "failed": self._images.n_failed,
+            "shards_committed": self._committed,
+            "shards": self._shards,
+            "images_per_s": round(self.images_per_s, 2),
+            "stage_seconds": {k: round(v, 2) for k, v in self.stage_seconds.items()},
+        }
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )

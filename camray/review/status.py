@@ -1,0 +1,70 @@
+"""`camray status OUT`: what is committed, by explainer, and how the runs ended."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from camray.errors import ExitCode, UsageError
+from camray.ledger.runs import read_reports
+from camray.ledger.table import PARTITION, Table
+from camray.records import Accounting
+from camray.storage import Folder, open_folder
+
+
+def open_out(place: str) -> tuple[Folder, Table]:
+    """Open an OUT for reading.
+
+    Raises:
+        UsageError: there is no camray table.
+    """
+    out = open_folder(place, "OUT")
+    table = Table(out)
+    if table.delta is None:
+        raise UsageError("OUT", f"{out.uri} holds no camray records", "give the OUT of an explain run")
+    return out, table
+
+
+def committed_shards(table: Table) -> dict[tuple[str, str], dict[str, Any]]:
+    """Give the latest statement of each committed shard, by (explainer, shard key)."""
+    latest: dict[tuple[str, str], dict[str, Any]] = {}
+    for statement in table.statements():
+        latest[str(statement["explainer"]), str(statement["key"])] = statement
+    return latest
+
+
+def totals(table: Table) -> dict[str, tuple[int, Accounting]]:
+    """Add up what is committed: explainer -> (shards, accounting)."""
+    found: dict[str, tuple[int, Accounting]] = {}
+    for (explainer, _key), said in committed_shards(table).items():
+        shards, sum_ = found.get(explainer, (0, Accounting()))
+        own = Accounting(said["ok"], said["skipped"], said["failed"], said["shard_errors"])
+        found[explainer] = (shards + 1, sum_ + own)
+    return found
+
+
+def print_status(place: str, as_json: bool) -> ExitCode:
+    """Print what OUT holds and how its runs ended."""
+    out, table = open_out(place)
+    runs = read_reports(out)
+    by_explainer = totals(table)
+    if as_json:
+        facts = {
+            explainer: {"shards": shards, "members": a.members, "ok": a.ok, "failed": a.failed,
+                        "skipped": a.skipped, "shard_errors": a.shard_errors}
+            for explainer, (shards, a) in by_explainer.items()
+        }  # fmt: skip
+        print(json.dumps({"explainers": facts, "runs": runs}))
+        return ExitCode.DONE
+    for explainer, (shards, a) in by_explainer.items():
+        what = json.loads(out.read(f"explainers/{explainer}.json"))
+        name = f"{what['model']}, {what['method']} at {what['target_layer']}, target {what['target']}"
+        print(f"{PARTITION} {explainer}  ({name})")
+        print(f"  {shards:,} shards: {a.sentence()}")
+        for code, count in sorted(a.shard_errors.items()):
+            print(f"  {count:,} shards not read to their end: {code}")
+    for run in runs[-10:]:
+        counted = f"{run['accounting']['members']:,} members" if run["accounting"] else ""
+        speed = f", {run['images_per_s']} images/s" if run["images_per_s"] else ""
+        print(f"run {run['run_id']}  {run['exit_meaning']}  {counted}{speed}")
+    return ExitCode.DONE

@@ -1,0 +1,119 @@
+"""`camray verify OUT`: every committed member accounted for, every file whole, every overlay there."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from camray.errors import ExitCode, printable
+from camray.ledger.table import TABLE, RecordFile, Table
+from camray.records import RECORD_SCHEMA, Status
+from camray.review.status import committed_shards, open_out
+from camray.storage import Folder
+
+_COLUMNS = ["member", "index", "status", "error_code", "overlay_path", "heatmap", "heat_h", "heat_w"]
+
+
+def find_problems(out: Folder, table: Table) -> Iterator[str]:
+    """Yield each problem in one line; nothing when OUT is sound."""
+    said = committed_shards(table)
+    explainers = {explainer for explainer, _key in said}
+    for explainer in sorted(explainers):
+        if not out.exists(f"explainers/{explainer}.json"):
+            yield f"explainers/{explainer}.json is missing"
+        overlays = _overlays(out, explainer)
+        shards = table.shards(explainer)
+        for key, statement in sorted((k, s) for (e, k), s in said.items() if e == explainer):
+            files = shards.pop(key, [])
+            yield from _check_shard(out, statement, files, overlays)
+        yield from (f"shard {key} is in the table but no commit accounts for it" for key in sorted(shards))
+
+
+def print_verify(place: str, as_json: bool) -> ExitCode:
+    """Print the problems, or that there are none; exit 1 where there are any."""
+    out, table = open_out(place)
+    problems = list(find_problems(out, table))
+    said = committed_shards(table)
+    members = sum(int(s["members"]) for s in said.values())
+    if as_json:
+        print(json.dumps({"shards": len(said), "members": members, "problems": problems}))
+    else:
+        for problem in problems:
+            print(printable(problem, 500))
+        verdict = f"{len(problems):,} problems" if problems else "all accounted for"
+        print(f"{len(said):,} shards, {members:,} members: {verdict}")
+    return ExitCode.CRASH if problems else ExitCode.DONE
+
+
+def _check_shard(
+    out: Folder, said: dict[str, Any], files: list[RecordFile], overlays: dict[str, int]
+) -> Iterator[str]:
+    """Compare what the commit said of a shard with what its files hold."""
+    where = f"shard {said['uri']}"
+    if not files:
+        yield f"{where}: its record files are not in the table"
+        return
+    counts: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    seen: Counter[int] = Counter()
+    for file in files:
+        try:
+            rows = _read(out, file)
+        except (OSError, pa.ArrowInvalid) as error:
+            yield f"{where}: {file.path}: {printable(str(error), 160)}"
+            return
+        for row in rows.select(_COLUMNS).to_pylist():
+            if row["member"] is None:
+                continue
+            counts[row["status"]] += 1
+            seen[row["index"]] += 1
+            if row["status"] == Status.FAILED:
+                failed[row["error_code"]] += 1
+            yield from _check_row(where, row, overlays)
+    repeated = sum(n - 1 for n in seen.values())
+    if repeated:
+        yield f"{where}: {repeated} members have more than one row"
+    expected = {
+        Status.OK: said["ok"],
+        Status.SKIPPED: said["skipped"],
+        Status.FAILED: sum(said["failed"].values()),
+    }
+    for status, count in expected.items():
+        if counts[status] != count:
+            yield f"{where}: {counts[status]} rows are {status}, the commit says {count}"
+    if dict(failed) != said["failed"]:
+        yield f"{where}: failures by code are {dict(failed)}, the commit says {said['failed']}"
+
+
+def _check_row(where: str, row: dict[str, Any], overlays: dict[str, int]) -> Iterator[str]:
+    path = row["overlay_path"]
+    if path is not None and overlays.get(path, 0) == 0:
+        yield f"{where}: overlay of {row['member']} is missing or empty: {path}"
+    if row["heatmap"] is not None and len(row["heatmap"]) != row["heat_h"] * row["heat_w"]:
+        yield f"{where}: heatmap of {row['member']} has {len(row['heatmap'])} values"
+
+
+def _read(out: Folder, file: RecordFile) -> pa.Table:
+    """Read a whole record file, page checksums verified; its schema, size and rows must be as committed."""
+    with out.open(f"{TABLE}/{file.path}") as source:
+        if source.size() != file.size_bytes:
+            raise pa.ArrowInvalid(f"{source.size()} bytes, committed with {file.size_bytes}")
+        table = pq.ParquetFile(source, page_checksum_verification=True).read()
+    if table.num_rows != file.rows:
+        raise pa.ArrowInvalid(f"{table.num_rows} rows, committed with {file.rows}")
+    if not table.schema.equals(RECORD_SCHEMA):
+        raise pa.ArrowInvalid("its columns are not those of the record schema")
+    return table
+
+
+def _overlays(out: Folder, explainer: str) -> dict[str, int]:
+    """List the overlays of one explainer: path relative to OUT -> bytes."""
+    sizes: dict[str, int] = defaultdict(int)
+    for entry in out.entries(f"overlays/{explainer}"):
+        sizes[f"overlays/{explainer}/{entry.path}"] = entry.size_bytes
+    return sizes

@@ -1,0 +1,346 @@
+"""One run, from config to exit code: check, list, resolve, plan, hold, explain, commit, account.
+
+Everything that can be refused is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from pyarrow import fs as pafs
+
+from camray.archive.listing import Listing, list_archive
+from camray.archive.selection import select
+from camray.config import Config, Explainer
+from camray.errors import (
+    CamrayError,
+    EmptyArchiveError,
+    ExitCode,
+    IncompleteError,
+    UsageError,
+    printable,
+)
+from camray.ledger.commit import CommitDesk
+from camray.ledger.intake import Grouping, group_files, recall, remember
+from camray.ledger.plan import Plan, is_committed, make_plan
+from camray.ledger.runs import Hold, RunReport, first_report, new_run_id, write_explainer
+from camray.ledger.table import Table
+from camray.progress import Reporter, RunProgress
+from camray.records import Accounting, Shard
+from camray.storage import Folder, open_folder
+
+if TYPE_CHECKING:
+    from camray.explain.models import LoadedModel
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop."""
+
+    def __init__(self, code: ExitCode) -> None:
+        self.code = code
+        super().__init__(code)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything a run needs, with nothing written yet."""
+
+    config: Config
+    out: Folder
+    listing: Listing
+    explainer: Explainer
+    model: LoadedModel
+    table: Table
+    grouping: Grouping | None
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    code: ExitCode
+    run_id: str
+    accounting: Accounting
+    out: str
+    explainer: str
+
+
+def prepare(config: Config) -> Prepared:
+    """Check the options, list the archive, load and probe the model, and plan. Writes nothing.
+
+    Raises:
+        UsageError: a bad option, archive, model, layer or OUT.
+        EmptyArchiveError: nothing to explain.
+    """
+    out = _check_out(config)
+    listing = list_archive(config.archive)
+    if not listing.shards and not listing.files and not config.run.allow_empty:
+        raise EmptyArchiveError(
+            f"ARCHIVE: {config.archive.path} holds no image. Fix: check the path and --include/--exclude"
+        )
+    from camray.explain.explainer import resolve  # torch: late, so that bad options are told at once
+
+    explainer, model = resolve(config)
+    table = Table(out)
+    committed = table.shards(explainer.id)
+    chosen = select(listing, config.archive)
+    shards = list(chosen.shards)
+    grouping = None
+    if listing.files:
+        grouping = group_files(
+            listing.root, listing.files, recall(out, listing.root),
+            lambda shard: is_committed(shard, committed.get(shard.key, ())),
+        )  # fmt: skip
+        shards += _chosen_groups(grouping, listing, chosen)
+    plan = make_plan(out, explainer.id, shards, committed, config.run.chunk_size)
+    return Prepared(config, out, listing, explainer, model, table, grouping, plan)
+
+
+def explain(config: Config, reporter: Reporter) -> Outcome:
+    """Explain what is left of the archive and commit it.
+
+    Raises:
+        CamrayError: with the exit code of its class.
+    """
+    ready = prepare(config)
+    run_id = new_run_id()
+    _announce(ready, reporter)
+    if not ready.plan.tasks:
+        reporter.say("nothing to do: every shard is committed for this explainer")
+        return Outcome(ExitCode.DONE, run_id, Accounting(), ready.out.uri, ready.explainer.id)
+    with Hold(ready.out, run_id, config.run.force):
+        write_explainer(ready.out, ready.explainer)
+        ready.table.create()
+        if ready.grouping is not None:
+            remember(ready.out, ready.grouping.root, ready.grouping.new)
+        shards = {
+            "todo": len(ready.plan.tasks),
+            "committed": ready.plan.committed,
+            "changed": ready.plan.changed,
+        }
+        report = first_report(run_id, ready.explainer, config, shards)
+        report.write(ready.out)
+        return _work(ready, report, reporter)
+
+
+def describe_plan(ready: Prepared) -> dict[str, str | int]:
+    """Say what would run, how much of it, and why the rest would not."""
+    e, plan = ready.explainer, ready.plan
+    images = _known_members(plan)
+    return {
+        "archive": ready.config.archive.path,
+        "explainer": f"{e.id} ({e.model}, {e.method} at {e.target_layer}, target {e.target})",
+        "shards_to_do": len(plan.tasks),
+        "images_to_do": images if images is not None else "known once the shards are read",
+        "bytes_to_read": plan.size_bytes,
+        "already_committed": f"{plan.committed} shards, skipped: same content, same explainer",
+        "changed": f"{plan.changed} of the shards to do hold older content in OUT, replaced at commit",
+        "resumed": f"{plan.resumed} of the shards to do have finished chunks on disk, reused",
+        "gone": f"{plan.gone} committed shards, {_gone_files(ready)} files no longer listed; their rows stay",
+        "left_out": _left_out(ready.listing),
+    }
+
+
+def _gone_files(ready: Prepared) -> int:
+    return ready.grouping.gone if ready.grouping else 0
+
+
+def _left_out(listing: Listing) -> str:
+    return ", ".join(f"{n} {why}" for why, n in sorted(listing.left_out.items())) or "nothing"
+
+
+def _work(ready: Prepared, report: RunReport, reporter: Reporter) -> Outcome:
+    started = time.monotonic()
+    total, code = Accounting(), ExitCode.CRASH
+    progress = RunProgress(reporter, len(ready.plan.tasks), _known_members(ready.plan))
+    try:
+        for done in _commits(ready, report.run_id, progress):
+            total += done
+        code = _judge(total, ready.config.run.max_failed)
+    except Stopped as stop:
+        code = stop.code
+    except CamrayError as error:
+        code = error.exit_code
+        raise
+    finally:
+        duration = time.monotonic() - started
+        report.ended(code, total, duration, dict(progress.stage_seconds)).write(ready.out)
+    _summarise(total, code, duration, progress, reporter)
+    return Outcome(code, report.run_id, total, ready.out.uri, ready.explainer.id)
+
+
+def _commits(ready: Prepared, run_id: str, progress: RunProgress) -> Iterator[Accounting]:
+    """Drive the pipeline; yield the accounting of each committed shard."""
+    import ray
+
+    from camray.pipeline import connect, run_waves, size_pool
+
+    desk = CommitDesk(ready.table, ready.explainer.id, run_id, ready.plan.tasks)
+    pool = size_pool(ready.config, *connect())
+    state = {name: tensor.numpy() for name, tensor in ready.model.module.state_dict().items()}
+    weights = ray.put(state)
+    with _signals(), _told_plainly(), progress:
+        for notes in run_waves(ready.plan.tasks, ready.config, ready.explainer, weights, run_id, pool):
+            commits = desk.take(notes)
+            progress.take(notes, len(commits))
+            yield from (c.accounting for c in commits)
+    if desk.open_shards:
+        raise IncompleteError(f"{desk.open_shards} shards did not reach their end; the same command resumes")
+
+
+def _check_out(config: Config) -> Folder:
+    """Refuse an OUT that is not ours, cannot be written, or lies inside the archive."""
+    out = open_folder(config.out, "OUT")
+    kind = out.kind()
+    if kind == pafs.FileType.File:
+        raise UsageError("OUT", f"{out.uri} is a file", "give a folder")
+    ours = out.exists("records/_delta_log") or out.exists("runs")
+    if kind == pafs.FileType.Directory and not ours:
+        found = next(iter(out.folders()), None) or next((e.path for e in out.entries(recursive=False)), None)
+        if found is not None:
+            raise UsageError(
+                "OUT", f"{out.uri} is not empty and not camray's (it holds {printable(found)!r})",
+                "give a new or empty folder",
+            )  # fmt: skip
+    if out.is_local:
+        _check_local_out(out, config.archive.path)
+    return out
+
+
+def _check_local_out(out: Folder, archive: str) -> None:
+    path = Path(out.path)
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir():
+        raise UsageError("OUT", f"{existing} is a file", "give a folder")
+    if not _is_writable(existing):
+        raise UsageError("OUT", f"no permission to write in {existing}", "choose another folder")
+    inside = "://" not in archive and path.is_relative_to(Path(archive).expanduser().absolute())
+    if inside:
+        raise UsageError("OUT", f"{out.uri} lies inside the archive", "give a folder outside")
+
+
+def _is_writable(folder: Path) -> bool:
+    import os
+
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _chosen_groups(grouping: Grouping, listing: Listing, chosen: Listing) -> list[Shard]:
+    """Turn groups into shards; where only some files are asked for, as a selection from the group."""
+    everything = len(chosen.files) == len(listing.files)
+    wanted = {f.path for f in chosen.files}
+    shards = []
+    for group in grouping.groups:
+        shard = group.shard(grouping.root)
+        if everything:
+            shards.append(shard)
+            continue
+        indices = tuple(i for i, f in enumerate(group.files) if f.path in wanted)
+        if indices:
+            whole = len(indices) == len(group.files)
+            shards.append(shard if whole else replace(shard, selection=indices))
+    return shards
+
+
+def _known_members(plan: Plan) -> int | None:
+    """Count the members where the listing tells (loose files, selections)."""
+    total = 0
+    for task in plan.tasks:
+        if task.shard.selection is not None:
+            total += len(task.shard.selection)
+        elif task.shard.format == "files":
+            total += len(task.shard.files)
+        else:
+            return None
+    return total
+
+
+def _judge(total: Accounting, max_failed: float) -> ExitCode:
+    if total.shard_errors or total.n_failed > max_failed * max(1, total.members):
+        return ExitCode.FAILURES_OVER_BUDGET
+    return ExitCode.DONE
+
+
+def _announce(ready: Prepared, reporter: Reporter) -> None:
+    e, plan = ready.explainer, ready.plan
+    reporter.say(
+        f"explainer {e.id}: {e.model}, {e.method} at {e.target_layer}, target {e.target}, "
+        f"input {e.input.width}x{e.input.height}, weights {e.weights_sha256[:12]}",
+        explainer=e.id,
+    )
+    parts = [
+        f"{len(plan.tasks):,} shards to do ({plan.size_bytes / 1e6:,.1f} MB)",
+        f"{plan.committed:,} committed",
+    ]
+    parts += [f"{plan.changed:,} changed"] * bool(plan.changed)
+    parts += [f"{plan.resumed:,} resumed"] * bool(plan.resumed)
+    reporter.say(", ".join(parts), todo=len(plan.tasks), committed=plan.committed)
+
+
+def _summarise(
+    total: Accounting, code: ExitCode, duration: float, progress: RunProgress, reporter: Reporter
+) -> None:
+    reused = f", {progress.reused} finished chunks reused" if progress.reused else ""
+    speed = f"{duration:.1f} s ({total.members / max(duration, 1e-9):.1f} images/s)"
+    reporter.say(
+        f"{total.sentence()} in {speed}{reused}",
+        members=total.members, ok=total.ok, failed=total.failed, skipped=total.skipped,
+    )  # fmt: skip
+    for error, count in sorted(total.shard_errors.items()):
+        reporter.say(f"{count} shards with {error}: see the records whose member is null")
+    if progress.bottleneck() and code in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
+        reporter.say(progress.bottleneck())
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into `Stopped`. Installed after ray.init, which replaces handlers."""
+
+    def stopper(code: ExitCode) -> Callable[[int, FrameType | None], Any]:
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            raise Stopped(code)
+
+        return stop
+
+    wanted = {signal.SIGTERM: ExitCode.TERMINATED, signal.SIGINT: ExitCode.INTERRUPTED}
+    try:
+        before = {number: signal.signal(number, stopper(code)) for number, code in wanted.items()}
+    except ValueError:  # not the main thread: a library user handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Turn a failure inside a Ray task into one line with the right exit code."""
+    import ray
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    try:
+        yield
+    except (ray.exceptions.RayError, OSError) as error:
+        cause: Exception = error
+        while isinstance(cause, ray.exceptions.RayTaskError) and isinstance(cause.cause, Exception):
+            cause = cause.cause
+        if isinstance(cause, CamrayError):
+            raise cause from error
+        if isinstance(cause, OSError):
+            full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+            what = "no space left in OUT" if full else printable(str(cause))
+            raise IncompleteError(f"{what}; what is committed stays, the same command resumes") from error
+        raise
