@@ -23,6 +23,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from camray.archive import sniff
 from camray.archive.fit import fit_image, geometry, plan_fit
 from camray.archive.pixels import to_rgb
+from camray.archive.quiet import silence_libtiff
 from camray.config import InputSpec
 from camray.errors import ErrorCode, ImageError, printable
 from camray.records import Geometry
@@ -30,11 +31,12 @@ from camray.records import Geometry
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
 """What Pillow may try (its JPEG opens MPO too). Most of its security history lies in the other decoders."""
 
-# Process-wide and set once, because changing them per call would race between decoding threads.
+# Process-wide and set once: changing these per call would race between decoding threads.
 # The size is checked here before any pixel is decoded, against the caller's own limit.
 Image.MAX_IMAGE_PIXELS = None
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.filterwarnings("ignore", module=r"PIL\.")  # a warning per bad EXIF block would flood the log
+silence_libtiff()
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {

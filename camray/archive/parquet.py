@@ -128,7 +128,10 @@ def _open(file: NativeFile, size: int) -> pq.ParquetFile:
         raise ShardError(ErrorCode.SHARD_UNREADABLE, "a column has an extension type; those are refused")
     try:
         parquet = pq.ParquetFile(
-            file, thrift_string_size_limit=_MAX_FOOTER_BYTES, thrift_container_size_limit=10_000_000
+            file,
+            thrift_string_size_limit=_MAX_FOOTER_BYTES,
+            thrift_container_size_limit=10_000_000,
+            page_checksum_verification=True,
         )
         extended = [f.name for f in parquet.schema_arrow if _is_extended(f)]
     except (pa.ArrowException, OSError, ValueError) as error:
