@@ -8,30 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from camray.cam import targets as aims
+from camray.cam.ablation import is_affine
+from camray.cam.contrast import base_method
+from camray.cam.decompositions import smoothed
+from camray.cam.finish import fuse
 from camray.cam.layers import find_target_layers, refuse_bad_weights
 from camray.cam.layout import TargetLayer
 from camray.cam.registry import Method, parse_method
+from camray.cam.scene import Scene
 from camray.cam.split import Split, as_found, run_split
 from camray.cam.targets import TargetRule
-from camray.errors import UsageError
+from camray.errors import ModelError, UsageError
 
 Targets = str | TargetRule | Tensor | Sequence[str | TargetRule]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one pass found. `maps` is keyed by (method as written, layer name)."""
+    """What one pass found. `maps` is keyed by (method as written, layer name).
+
+    A class-free method has one map per image (K = 1; deep feature factorisation one per concept), a
+    method that differentiates pixels has maps of the image's size. `notes` says what a reader must know.
+    """
 
     logits: Tensor  # (B, classes) float32
     classes: Tensor  # (B, K) int64; -1 where an image has no such class
     scores: Tensor  # (B, K) float32, the scores that were explained
     maps: Mapping[tuple[str, str], Tensor]  # (B, K, h, w) float32, raw and signed
+    notes: tuple[str, ...] = ()
 
 
 def explain(
@@ -42,14 +52,27 @@ def explain(
     targets: Targets = "predicted",
     labels: Tensor | None = None,
     autocast: torch.dtype | None = None,
+    chunk: int = 64,
 ) -> Explanation:
-    """Explain a batch. Without `layers` one is chosen by a probe; pass a `TargetLayer` to probe once."""
+    """Explain a batch of images (B, 3, H, W).
+
+    Without `layers` one is chosen by a probe; pass a `TargetLayer` to probe once. `chunk` bounds how
+    many altered images a perturbation method runs at once. When the device runs out of memory the
+    batch is halved, and the halves explained one after the other.
+    """
     wanted = [parse_method(m) for m in ([methods] if isinstance(methods, str) else methods)]
     rules = aims.as_rules(targets)
     places = _places(model, inputs, layers)
-    _refuse_lengths(inputs, labels)
+    if labels is not None and len(labels) != len(inputs):
+        raise UsageError("labels", f"{len(labels)} for {len(inputs)} images", "give one per image")
+    notes = _notes(wanted, rules)
     with as_found(model), _precision(inputs, autocast):
-        return _explain(model, inputs, places, wanted, rules, labels)
+        try:
+            return _explain(model, inputs, places, wanted, rules, labels, chunk, notes)
+        except torch.OutOfMemoryError:
+            if len(inputs) < 2:
+                raise
+    return _in_halves(model, inputs, places, wanted, rules, labels, autocast, chunk)
 
 
 def _explain(
@@ -59,34 +82,147 @@ def _explain(
     methods: Sequence[Method],
     rules: Sequence[TargetRule],
     labels: Tensor | None,
+    chunk: int,
+    notes: tuple[str, ...],
 ) -> Explanation:
-    differentiate = any(m.entry.needs == "gradient" for m in methods)
+    differentiate = any(m.entry.needs == "gradient" or m.entry.graph for m in methods)
     split = run_split(model, inputs, layers, differentiate)
     logits = split.logits.detach().float()  # (B, classes)
     if not bool(logits.isfinite().any()):
         refuse_bad_weights(model)
-    chosen = [aims.choose(rule, logits, labels) for rule in rules]
-    with torch.set_grad_enabled(differentiate):
-        scores = torch.cat(
-            [aims.score(r, split.logits, c) for r, c in zip(rules, chosen, strict=True)], 1
-        )  # (B, K)
-    classes = torch.cat(chosen, 1)  # (B, K)
-    maps = _gradient_maps(split, scores, [m for m in methods if m.entry.needs == "gradient"])
-    return Explanation(logits, classes, scores.detach(), maps)
+    aim = aims.Aim.settle(rules, logits, labels)
+    with torch.inference_mode(False), torch.enable_grad():
+        scores = aim.scores(split.logits)  # (B, K)
+        scenes = [Scene(model, inputs, layer, split, aim, chunk) for layer in layers]
+        maps = _gradient_maps(split, scores, [m for m in methods if m.entry.needs == "gradient"])
+        for method in methods:
+            for scene in scenes:
+                if method.entry.affine:
+                    _refuse_curved_head(scene, method)
+                if method.entry.needs == "activation":
+                    found = method.entry.run(scene.A, **method.options)
+                    maps[method.text, scene.layer.name] = found if found.ndim == 4 else found[:, None]
+                elif method.entry.needs == "scene":
+                    maps[method.text, scene.layer.name] = method.entry.run(scene, **method.options).detach()
+    return Explanation(logits, aim.classes, scores.detach(), maps, notes)
 
 
 def _gradient_maps(split: Split, scores: Tensor, methods: Sequence[Method]) -> dict[tuple[str, str], Tensor]:
     """All gradient methods of all layers from one backward through the tail per target."""
     found: dict[tuple[str, str], list[Tensor]] = {}
-    count = scores.shape[1] if methods else 0
     activations = {name: split.activation(name) for name in split.raw}
-    for k in range(count):
-        gradients = split.gradients(scores[:, k], keep=k + 1 < count)
+    for score in scores.unbind(1) if methods else ():
+        gradients = split.gradients(score)
         for method in methods:
+            if method.name == "refinecam":
+                key = (method.text, "+".join(gradients))
+                found.setdefault(key, []).append(_refine(activations, gradients, **method.options))
+                continue
             for name, G in gradients.items():
-                made = method.entry.run(activations[name], G, **method.options)  # (B, h, w)
+                made = _apply(method, activations[name], G)  # (B, h, w)
                 found.setdefault((method.text, name), []).append(made)
     return {key: torch.stack(each, 1) for key, each in found.items()}  # (B, K, h, w)
+
+
+def _apply(method: Method, A: Tensor, G: Tensor) -> Tensor:
+    options = dict(method.options)
+    if options.pop("eigen_smooth", False):
+        options["combine"] = smoothed
+    try:
+        made: Tensor = method.entry.run(A, G, **options)
+    except TypeError as error:
+        raise UsageError("method", f"{method.text}: {error}", "see the options of this method") from None
+    return made
+
+
+def _refine(
+    activations: Mapping[str, Tensor], gradients: Mapping[str, Tensor], base: str = "gradcam++"
+) -> Tensor:
+    """RefineCAM: the product over layers of a base method's maps, each in [0, 1] at the finest size.
+
+    "RefineCAM", arXiv:2605.14641. Not raw: the product needs maps on one scale.
+    """
+    if len(gradients) < 2:
+        raise UsageError("layers", "refinecam multiplies the maps of several layers", "name two or more")
+    maps = [base_method(base)(activations[name], G) for name, G in gradients.items()]
+    size = max((m.shape[-2], m.shape[-1]) for m in maps)
+    return fuse(maps, size, "product")
+
+
+def _refuse_curved_head(scene: Scene, method: Method) -> None:
+    spread = 0.0
+    if is_affine(scene.tail):
+        G = scene.gradient(scene.scores[:, 0])
+        spread = float((G - G.mean((2, 3), keepdim=True)).abs().max() / (G.abs().max() + 1e-30))
+        if spread < 1e-3:
+            return
+    why = "weighs positions unequally" if spread else "is not linear in this layer"
+    raise ModelError(
+        "method", f"{method.name} needs a head that averages and is linear; this one {why}", "gradcam"
+    )
+
+
+def _notes(methods: Sequence[Method], rules: Sequence[TargetRule]) -> tuple[str, ...]:
+    """Say which methods explain no class; refuse a target when none of them does."""
+    free = [m.text for m in methods if not m.entry.per_class]
+    asked = any(rule != TargetRule() for rule in rules)
+    if asked and free and len(free) == len(methods):
+        raise UsageError(
+            "targets", f"{', '.join(free)} explains no class", "leave targets out, or use gradcam"
+        )
+    return tuple(f"{name} explains no class: one result per image, whatever the target" for name in free)
+
+
+def _in_halves(
+    model: nn.Module,
+    inputs: Tensor,
+    layers: Sequence[TargetLayer],
+    methods: Sequence[Method],
+    rules: Sequence[TargetRule],
+    labels: Tensor | None,
+    autocast: torch.dtype | None,
+    chunk: int,
+) -> Explanation:
+    if inputs.is_cuda:
+        torch.cuda.empty_cache()
+    half = len(inputs) // 2
+    parts = []
+    for rows in (slice(0, half), slice(half, None)):
+        own = [
+            r if r.select != "given" or r.tensor is None else replace(r, tensor=r.tensor[rows]) for r in rules
+        ]
+        names = [m.text for m in methods]
+        own_labels = None if labels is None else labels[rows]
+        parts.append(
+            explain(model, inputs[rows], layers, names, own, own_labels, autocast, max(1, chunk // 2))
+        )
+    width = max(p.classes.shape[1] for p in parts)
+
+    def join(tensors: Sequence[Tensor], empty: float = 0.0) -> Tensor:
+        return torch.cat([_widen(t, width, empty) for t in tensors])
+
+    keys = parts[0].maps.keys()
+    return Explanation(
+        torch.cat([p.logits for p in parts]),
+        join([p.classes for p in parts], -1),
+        join([p.scores for p in parts]),
+        {
+            k: join([p.maps[k] for p in parts])
+            if _widens(k, parts)
+            else torch.cat([p.maps[k] for p in parts])
+            for k in keys
+        },
+        parts[0].notes,
+    )
+
+
+def _widens(key: tuple[str, str], parts: Sequence[Explanation]) -> bool:
+    return all(p.maps[key].shape[1] == p.classes.shape[1] for p in parts)
+
+
+def _widen(tensor: Tensor, width: int, empty: float) -> Tensor:
+    more = tensor.new_full((len(tensor), width - tensor.shape[1], *tensor.shape[2:]), empty)
+    return torch.cat([tensor, more], 1)
 
 
 def _places(
@@ -105,11 +241,6 @@ def _places(
     if len({layer.name for layer in out}) < len(out):
         raise UsageError("layers", "one layer is asked for twice", "name each layer once")
     return out
-
-
-def _refuse_lengths(inputs: Tensor, labels: Tensor | None) -> None:
-    if labels is not None and len(labels) != len(inputs):
-        raise UsageError("labels", f"{len(labels)} for {len(inputs)} images", "give one per image")
 
 
 def _precision(inputs: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:

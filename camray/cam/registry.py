@@ -12,7 +12,19 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from camray.cam import gradients
+from torch import Tensor
+
+from camray.cam import (
+    ablation,
+    attention,
+    contrast,
+    controls,
+    decompositions,
+    gradients,
+    perturbation,
+    pixels,
+)
+from camray.cam.scene import Scene
 from camray.errors import UsageError
 
 Needs = Literal["activation", "gradient", "scene"]
@@ -20,24 +32,58 @@ Needs = Literal["activation", "gradient", "scene"]
 
 @dataclass(frozen=True)
 class Entry:
-    """`run` takes A, or A and G, or the whole scene of an explanation."""
+    """`run` takes A, or A and G, or the whole scene of an explanation.
+
+    `graph`: a scene method that reads gradients of the shared forward. `cost` counts forwards of one
+    image: C channels, K targets, n samples. `affine`: the head must be affine in the layer.
+    """
 
     run: Callable[..., Any]
     needs: Needs
+    cost: str
     per_class: bool = True
-    cost: str = "1"  # in forwards, for the table of methods
-    affine_head: bool = False
+    graph: bool = False
+    affine: bool = False
+    pixels: bool = False  # maps are born at the resolution of the image
+
+
+def _from_inputs(scene: Scene) -> Tensor:
+    return controls.sobel(scene.inputs)[:, None]
 
 
 METHODS: Mapping[str, Entry] = MappingProxyType(
     {
-        "cam": Entry(gradients.cam, "gradient", affine_head=True),
-        "gradcam": Entry(gradients.gradcam, "gradient"),
-        "gradcam++": Entry(gradients.gradcam_plus_plus, "gradient"),
-        "xgradcam": Entry(gradients.xgradcam, "gradient"),
-        "hirescam": Entry(gradients.hirescam, "gradient"),
-        "gradcam-elementwise": Entry(gradients.gradcam_elementwise, "gradient"),
-        "layercam": Entry(gradients.layercam, "gradient"),
+        "cam": Entry(gradients.cam, "gradient", "1", affine=True),
+        "gradcam": Entry(gradients.gradcam, "gradient", "1"),
+        "gradcam++": Entry(gradients.gradcam_plus_plus, "gradient", "1"),
+        "xgradcam": Entry(gradients.xgradcam, "gradient", "1"),
+        "hirescam": Entry(gradients.hirescam, "gradient", "1"),
+        "gradcam-elementwise": Entry(gradients.gradcam_elementwise, "gradient", "1"),
+        "layercam": Entry(gradients.layercam, "gradient", "1"),
+        "eigengradcam": Entry(decompositions.eigengradcam, "gradient", "1"),
+        "segeigencam": Entry(decompositions.segeigencam, "gradient", "1"),
+        "finercam": Entry(contrast.finercam, "scene", "1", graph=True),
+        "shapleycam": Entry(contrast.shapleycam, "scene", "2"),
+        "smoothgradcam++": Entry(contrast.smoothgradcam_plus_plus, "scene", "1 + n"),
+        "eigencam": Entry(decompositions.eigencam, "activation", "1", per_class=False),
+        "kpcacam": Entry(decompositions.kpcacam, "activation", "1", per_class=False),
+        "fem": Entry(decompositions.fem, "activation", "1", per_class=False),
+        "dff": Entry(decompositions.dff, "activation", "1", per_class=False),
+        "scorecam": Entry(perturbation.scorecam, "scene", "1 + C"),
+        "sscam": Entry(perturbation.sscam, "scene", "1 + n C"),
+        "iscam": Entry(perturbation.iscam, "scene", "1 + n C"),
+        "ablationcam": Entry(ablation.ablationcam, "scene", "1 to 1 + C tails", graph=True),
+        "fullgrad": Entry(pixels.fullgrad, "scene", "2 + 2 K", pixels=True),
+        "guidedbackprop": Entry(pixels.guidedbackprop, "scene", "2 + 2 K", pixels=True),
+        "guided-gradcam": Entry(pixels.guided_gradcam, "scene", "2 + 2 K", graph=True, pixels=True),
+        "rollout": Entry(attention.rollout, "scene", "2", per_class=False),
+        "chefer": Entry(attention.gradient_attention, "scene", "2 + 2 K"),
+        "legrad": Entry(attention.legrad, "scene", "2 + K"),
+        "random": Entry(controls.random, "activation", "1", per_class=False),
+        "center": Entry(controls.center, "activation", "1", per_class=False),
+        "sobel": Entry(_from_inputs, "scene", "1", per_class=False, pixels=True),
+        "refinecam": Entry(contrast.base_method, "gradient", "1"),  # over layers: see the engine
+        "captum": Entry(pixels.captum_attribution, "scene", "captum's", pixels=True),
     }
 )
 
@@ -59,17 +105,20 @@ class Method:
 def parse_method(text: str) -> Method:
     """Read `name` or `name(option=value, ...)`; refuses unknown names with the nearest known one."""
     name, _, rest = text.partition("(")
-    name = name.strip().lower()
+    name, _, inner = name.strip().partition(":")
+    name, fixed = name.lower(), {"name": inner} if inner else {}
+    if (name == "captum") != bool(inner):
+        raise UsageError("method", f"{text!r} is unknown", "for example captum:IntegratedGradients")
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, 1)
         fix = f"did you mean {near[0]}?" if near else f"one of {', '.join(METHODS)}"
         raise UsageError("method", f"{name!r} is unknown", fix)
     if not rest:
-        return Method(text, name)
+        return Method(text, name, fixed)
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
         keywords = call.keywords if isinstance(call, ast.Call) and not call.args else []
         options = {str(k.arg): ast.literal_eval(k.value) for k in keywords}
     except (SyntaxError, ValueError):
         raise UsageError("method", f"{text!r} cannot be read", "for example scorecam(channels=64)") from None
-    return Method(text, name, options)
+    return Method(text, name, {**fixed, **options})

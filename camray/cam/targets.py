@@ -119,6 +119,34 @@ def choose(rule: TargetRule, logits: Tensor, labels: Tensor | None) -> Tensor:
     return ids.clamp(min=-1)  # (B, K)
 
 
+@dataclass(frozen=True)
+class Aim:
+    """Rules settled on one batch: which classes, and how to score any logits of its images."""
+
+    rules: tuple[TargetRule, ...]
+    chosen: tuple[Tensor, ...]  # class ids of each rule, (B, k)
+
+    @classmethod
+    def settle(cls, rules: Sequence[TargetRule], logits: Tensor, labels: Tensor | None) -> Aim:
+        """Choose the classes once, from the unaltered images."""
+        return cls(tuple(rules), tuple(choose(rule, logits, labels) for rule in rules))
+
+    @property
+    def classes(self) -> Tensor:
+        """Class ids, (B, K); -1 where an image has no such class."""
+        return torch.cat(self.chosen, 1)
+
+    @property
+    def linear(self) -> bool:
+        """Whether every score is a linear function of the logits."""
+        return all(r.score in ("logit", "vs") and r.is_class for r in self.rules)
+
+    def scores(self, logits: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Scores (n, K) of logits (n, classes); row i belongs to image rows[i], or to image i."""
+        pick = [c if rows is None else c[rows] for c in self.chosen]
+        return torch.cat([score(r, logits, c) for r, c in zip(self.rules, pick, strict=True)], 1)
+
+
 def _above(z: Tensor, threshold: float) -> Tensor:
     """Classes whose sigmoid reaches the threshold, highest first; as many columns as the widest row."""
     order = z.sort(1, descending=True)

@@ -1,0 +1,188 @@
+"""Methods that read a transformer's attention: rollout, gradient x attention, LeGrad.
+
+Flows in: the scene. Flows out: raw maps (B, K, h, w) on the layer's grid. Attention probabilities are
+taken by watching the attention function of the library, fused or not, during one forward; no model is
+rewritten and no implementation of attention needs to be known by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from camray.cam.scene import Scene
+from camray.cam.split import hooks, plain, read_logits
+from camray.errors import ModelError
+
+_PLAIN = "use gradcam, or a plain vision transformer"
+
+
+class _Watch(TorchFunctionMode):
+    """Collect attention probabilities (B, heads, N, N), with a graph, in the order they are used."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.seen: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._attend(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            with self:  # look inside it as well
+                return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if func in (F.softmax, torch.softmax, Tensor.softmax) and self._is_attention(out):
+            self.seen.append(out)
+        return out
+
+    def _is_attention(self, p: Any) -> bool:
+        return isinstance(p, Tensor) and p.ndim == 4 and p.shape[0] == self.batch and p.shape[2] == p.shape[3]
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """softmax(q k^T * scale + mask) v, with the softmax kept."""
+        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        logits = query @ key.transpose(-2, -1) * factor
+        if is_causal:
+            n, m = logits.shape[-2:]
+            attn_mask = torch.ones(n, m, dtype=torch.bool, device=logits.device).tril()
+        if attn_mask is not None:
+            logits = (
+                logits.masked_fill(~attn_mask, -torch.inf)
+                if attn_mask.dtype == torch.bool
+                else logits + attn_mask
+            )
+        p = logits.softmax(-1)
+        if self._is_attention(p):
+            self.seen.append(p)
+        return p @ value
+
+
+def _attentions(scene: Scene, method: str, graph: bool) -> tuple[list[Tensor], Tensor]:
+    """Attention of every block over the tokens of the layer's grid, (B, heads, N, N), and scores."""
+    with torch.inference_mode(False), torch.set_grad_enabled(graph):
+        images = scene.inputs.clone().requires_grad_(graph)
+        watch = _Watch(len(images))
+        with watch:
+            scores = scene.aim.scores(read_logits(plain(scene.model)(images)))
+    cells = scene.A.shape[2] * scene.A.shape[3]
+    sizes = [p.shape[-1] for p in watch.seen if p.shape[-1] - cells in range(16)]
+    if not sizes or scene.layer.layout != "tokens":
+        raise ModelError(
+            "method", f"{method} needs attention over all {cells} patches at once; this model has none",
+            _PLAIN,
+        )  # fmt: skip
+    length = max(set(sizes), key=sizes.count)
+    return [p for p in watch.seen if p.shape[-1] == length], scores
+
+
+def _read_out(scene: Scene, relevance: Tensor) -> Tensor:
+    """Token-to-token relevance (B, N, N) as a map: the class token's row, or the mean row without one."""
+    prefix = relevance.shape[-1] - scene.A.shape[2] * scene.A.shape[3]
+    row = relevance[:, 0] if prefix else relevance.mean(1)
+    return row[:, prefix:].reshape(len(row), *scene.A.shape[2:])
+
+
+def rollout(scene: Scene) -> Tensor:
+    """Attention rollout: R = prod over blocks of (mean over heads of attention + I) / 2; class-free.
+
+    Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020.
+    """
+    attentions, _ = _attentions(scene, "rollout", graph=False)
+    relevance = _identity(attentions[0])
+    for p in attentions:
+        relevance = (p.float().mean(1) + _identity(p)) / 2 @ relevance
+    return _read_out(scene, relevance)[:, None]  # (B, 1, h, w)
+
+
+def _identity(p: Tensor) -> Tensor:
+    return torch.eye(p.shape[-1], device=p.device).expand(len(p), -1, -1)
+
+
+def gradient_attention(scene: Scene) -> Tensor:
+    """Gradient x attention: R <- R + mean over heads of relu(dS/dP * P) R, block after block, from R = I.
+
+    Chefer et al., "Generic Attention-model Explainability for Interpreting Bi-Modal and
+    Encoder-Decoder Transformers", ICCV 2021, eq. 5-6, for self-attention.
+    """
+    attentions, scores = _attentions(scene, "chefer", graph=True)
+    maps: list[Tensor] = []
+    for score in scores.unbind(1):
+        relevance = _identity(attentions[0])
+        for p, g in zip(attentions, _gradients(score, attentions), strict=True):
+            relevance = relevance + (p.detach() * g).relu().float().mean(1) @ relevance
+        maps.append(_read_out(scene, relevance - _identity(attentions[0])))
+    return torch.stack(maps, 1)
+
+
+def legrad(scene: Scene) -> Tensor:
+    """LeGrad: mean over blocks l of mean over heads and queries of relu(dS_l/dP_l).
+
+    Bousselham et al., "LeGrad: An Explainability Method for Vision Transformers via Feature Formation
+    Sensitivity", ICCV 2025. S_l is the score of the mean token behind block l, put through the model's
+    final norm and head. P_l is the attention of that block.
+    """
+    model = plain(scene.model)
+    names, project = _blocks(model)
+    outputs: dict[str, Tensor] = {}
+
+    def catch(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            outputs[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    with hooks(model, {n: catch(n) for n in names}):
+        attentions, _ = _attentions(scene, "legrad", graph=True)
+    if len(attentions) != len(names):
+        raise ModelError(
+            "method", f"legrad found {len(attentions)} attentions in {len(names)} blocks", _PLAIN
+        )
+    with torch.inference_mode(False), torch.enable_grad():
+        scores = [scene.aim.scores(project(outputs[n].mean(1))) for n in names]  # per block (B, K)
+    maps: list[Tensor] = []
+    for k in range(scores[0].shape[1]):
+        total = torch.zeros(len(scene.inputs), attentions[0].shape[-1], device=scene.inputs.device)
+        for s, p in zip(scores, attentions, strict=True):
+            (g,) = torch.autograd.grad(s[:, k].sum(), p, retain_graph=True)
+            total = total + g.relu().float().mean((1, 2)) / len(names)  # (B, N)
+        total = total[:, total.shape[1] - scene.A.shape[2] * scene.A.shape[3] :]
+        maps.append(total.reshape(len(total), *scene.A.shape[2:]))
+    return torch.stack(maps, 1)
+
+
+def _blocks(model: nn.Module) -> tuple[list[str], Callable[[Tensor], Tensor]]:
+    """Names of a vision transformer's blocks, and its final norm and head as one function of tokens."""
+    modules = dict(model.named_modules())
+    for blocks, after in (
+        ("blocks", ("norm", "fc_norm", "head")),
+        ("encoder.layers", ("encoder.ln", "heads")),
+    ):
+        if blocks in modules and all(name in modules for name in after):
+            names = [f"{blocks}.{child}" for child, _ in modules[blocks].named_children()]
+            return names, nn.Sequential(*(modules[name] for name in after))
+    raise ModelError("method", "legrad knows no blocks, norm and head in this model", _PLAIN)
+
+
+def _gradients(score: Tensor, attentions: list[Tensor]) -> list[Tensor]:
+    found = torch.autograd.grad(score.sum(), attentions, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(attentions, found, strict=True)]

@@ -1,0 +1,34 @@
+"""Maps that know nothing of the class: what any method must beat.
+
+Flows in: A or the image. Flows out: (B, h, w).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from camray.cam.gradients import weigh
+
+
+def random(A: Tensor, seed: int = 0) -> Tensor:
+    """Channels with random weights U(-1, 1), the same draw for every image, so that results repeat."""
+    draw = torch.rand(A.shape[1], generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return weigh(draw.to(A).expand(len(A), -1), A)
+
+
+def center(A: Tensor) -> Tensor:
+    """Put a Gaussian in the middle, with a standard deviation of a quarter of each side."""
+    rows, columns = A.shape[2:]
+    y = torch.linspace(-2, 2, rows, device=A.device)[:, None] if rows > 1 else torch.zeros(1, 1).to(A)
+    x = torch.linspace(-2, 2, columns, device=A.device)[None]
+    return torch.exp(-(x.square() + y.square()) / 2).expand(len(A), -1, -1)
+
+
+def sobel(inputs: Tensor) -> Tensor:
+    """Edge strength of the image: the length of the Sobel gradient of its channel mean, (B, H, W)."""
+    grey = F.pad(inputs.float().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=inputs.device)
+    kernels = torch.stack([across, across.T])[:, None]  # (2, 1, 3, 3)
+    return F.conv2d(grey, kernels).square().sum(1).sqrt()

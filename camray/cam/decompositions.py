@@ -1,0 +1,128 @@
+"""Methods that decompose activations: principal components, kernels, statistics, concepts.
+
+Flows in: A (B, C, h, w), sometimes G. Flows out: a raw map (B, h, w), or one per concept (B, n, h, w).
+Principal components come from the smaller Gram matrix, h*w x h*w or C x C, for the whole batch at once:
+for 49 positions and 2048 channels that is 40 x 40 times less work than an SVD with all right vectors.
+
+Sign rule. A principal component has no sign of its own. Here it is the one under which the map is
+high where the activations are strong: positive covariance with the norm of A over channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from camray.cam.gradients import SPACE, weigh
+
+DENSE = 400  # positions up to which a full eigendecomposition is quicker than an iterative one
+
+
+def principal(X: Tensor) -> Tensor:
+    """Project onto the first principal component over positions: (B, C, h, w) -> (B, h, w)."""
+    rows = X.flatten(2).transpose(1, 2)  # (B, h*w, C)
+    rows = rows - rows.mean(1, keepdim=True)
+    if rows.shape[1] <= rows.shape[2]:
+        value, vector = _top(rows @ rows.transpose(1, 2))
+        projection = vector * value.clamp(min=0).sqrt()[:, None]  # (B, h*w)
+    else:
+        _, vector = _top(rows.transpose(1, 2) @ rows)
+        projection = torch.bmm(rows, vector[:, :, None]).squeeze(2)
+    return projection.view(len(X), *X.shape[2:])
+
+
+def _top(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest eigenvalue (B,) and its vector (B, n) of a batch of symmetric matrices."""
+    if symmetric.shape[-1] > DENSE:
+        values, vectors = torch.lobpcg(symmetric, k=1, largest=True, niter=200, tol=1e-7)
+    else:
+        values, vectors = torch.linalg.eigh(symmetric)
+    return values[:, -1], vectors[:, :, -1]
+
+
+def towards_strength(component: Tensor, A: Tensor) -> Tensor:
+    """Apply the sign rule: (B, h, w) flipped so that it is high where A is strong."""
+    strength = A.square().sum(1).sqrt()  # (B, h, w)
+    centred = strength - strength.mean(SPACE, keepdim=True)
+    side = (component * centred).sum(SPACE, keepdim=True)
+    return torch.where(side < 0, -component, component)
+
+
+def eigencam(A: Tensor) -> Tensor:
+    """EigenCAM: projection of A on its first principal component over positions.
+
+    Muhammad and Yeasin, "Eigen-CAM: Class Activation Map using Principal Components", IJCNN 2020.
+    Class-free. Sign by the rule above.
+    """
+    return towards_strength(principal(A), A)
+
+
+def eigengradcam(A: Tensor, G: Tensor) -> Tensor:
+    """EigenGradCAM: EigenCAM of G * A, which makes it class-specific. Sign by the rule above."""
+    return towards_strength(principal(G * A), G * A)
+
+
+def segeigencam(A: Tensor, G: Tensor) -> Tensor:
+    """SegEigenCAM: EigenCAM of |G| * A, flipped where its trough is deeper than its peak is high."""
+    component = principal(G.abs() * A)
+    trough, peak = component.amin(SPACE, keepdim=True), component.amax(SPACE, keepdim=True)
+    return torch.where(trough.abs() > peak.abs(), -component, component)
+
+
+def smoothed(weights: Tensor, A: Tensor) -> Tensor:
+    """eigen_smooth: the first principal component of w_c A_c, turned towards sum_c w_c A_c."""
+    product = (weights[..., None, None] if weights.ndim == 2 else weights) * A
+    component, plain = principal(product), weigh(weights, A)
+    centred = plain - plain.mean(SPACE, keepdim=True)
+    side = (component * centred).sum(SPACE, keepdim=True)
+    return torch.where(side < 0, -component, component)
+
+
+def kpcacam(A: Tensor) -> Tensor:
+    """KPCA-CAM: first component of kernel PCA with K = tanh(X X^T / C + 1), X = A centred over positions.
+
+    Karmani et al., "KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA",
+    2024. Class-free; the entry largest in size is made positive.
+    """
+    rows = A.flatten(2).transpose(1, 2).double()  # (B, h*w, C); tanh(1 + small) needs the digits
+    rows = rows - rows.mean(1, keepdim=True)
+    kernel = torch.tanh(rows @ rows.transpose(1, 2) / A.shape[1] + 1)  # (B, h*w, h*w)
+    kernel = kernel - kernel.mean(1, keepdim=True) - kernel.mean(2, keepdim=True) + kernel.mean((1, 2), True)
+    value, vector = _top(kernel)
+    biggest = vector.gather(1, vector.abs().argmax(1, keepdim=True)).sign()
+    component = vector * biggest * value.clamp(min=0).sqrt()[:, None]
+    return component.view(len(A), *A.shape[2:]).float()
+
+
+def fem(A: Tensor, k: float = 2.0, values: bool = True) -> Tensor:
+    """FEM: channels weigh by the share of positions above mean + k std; class-free.
+
+    Fuad et al., "Features Understanding in 3D CNNs for Actions Recognition in Video", IPTA 2020:
+    c = sum_c w_c A_c, w_c = mean(A_c > th_c), th_c = mean(A_c) + k std(A_c). With `values=False` the
+    binary masks are summed and weighed by mean(A_c), the other reading of the paper in use.
+    """
+    threshold = A.mean(SPACE, keepdim=True) + k * A.std(SPACE, correction=0, keepdim=True)
+    if values:
+        return weigh((threshold < A).float().mean(SPACE), A)
+    return weigh(A.mean(SPACE), (threshold <= A).float())
+
+
+def dff(A: Tensor, concepts: int = 5, iterations: int = 200) -> Tensor:
+    """Deep feature factorisation: A - min(A_c) ~ W H with W, H >= 0; W holds one map per concept.
+
+    Collins et al., "Deep Feature Factorization for Concept Discovery", ECCV 2018. Class-free, (B, n, h, w).
+    Each image is factorised alone, by multiplicative updates from a start made of its own principal
+    components, so its concepts depend on no neighbour and on no random number.
+    """
+    rows = (A - A.amin(SPACE, keepdim=True)).flatten(2).transpose(1, 2)  # (B, h*w, C) >= 0
+    n = min(concepts, *rows.shape[1:])
+    values, vectors = torch.linalg.eigh(rows @ rows.transpose(1, 2))
+    W = vectors[:, :, -n:].flip(2).abs() * values[:, None, -n:].flip(2).clamp(min=0).sqrt()
+    tiny = 1e-9
+    H = (W.transpose(1, 2) @ rows) / (W.square().sum(1)[:, :, None] + tiny)  # (B, n, C)
+    for _ in range(iterations):
+        H = H * (W.transpose(1, 2) @ rows) / (W.transpose(1, 2) @ W @ H + tiny)
+        W = W * (rows @ H.transpose(1, 2)) / (W @ (H @ H.transpose(1, 2)) + tiny)
+    scale = H.amax(2)  # move the scale into the maps, so that concepts of one image compare
+    maps: Tensor = (W * scale[:, None]).transpose(1, 2).reshape(len(A), n, *A.shape[2:])
+    return maps

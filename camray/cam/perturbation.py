@@ -1,0 +1,108 @@
+"""Methods that mask the image with each channel and look at the score: the Score-CAM family.
+
+Flows in: the scene. Flows out: raw maps (B, K, h, w). Pairs of image and channel are packed across the
+batch into chunks; one masked forward serves all K targets. A channel without contrast masks the image
+to nothing, whatever the image: all of these are one forward. Weights are a softmax over channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from camray.cam.gradients import SPACE
+from camray.cam.scene import Scene
+from camray.errors import UsageError
+
+
+def scorecam(scene: Scene, channels: int | None = None, normalise_first: bool = False) -> Tensor:
+    """Score-CAM: c = sum_c w_c A_c, w = softmax over channels of S(x * M_c), M_c = minmax(up(A_c)).
+
+    Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
+    CVPR Workshops 2020. `channels=N` keeps the N channels that vary most over positions and leaves the
+    others out: an approximation, N forwards per image instead of C. `normalise_first` scales channels
+    before enlarging them with half-pixel centres, another reading in use; the mask then rarely reaches 1.
+    """
+    return _weigh(scene.A, *_mask_scores(scene, channels, normalise_first))
+
+
+def sscam(
+    scene: Scene, samples: int = 35, std: float = 2.0, seed: int = 0, channels: int | None = None
+) -> Tensor:
+    """SS-CAM: Score-CAM with the score averaged over masks M_c + noise, noise of mean 0 and `std`.
+
+    Naidu et al., "SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization", 2020. One draw
+    of noise per sample serves all channels and images, so that channels compare under the same noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = (samples, 1, *scene.inputs.shape[2:])
+    noise = (torch.randn(size, generator=generator) * std).to(scene.inputs.device)
+    alter = [lambda masks, n=n: masks + n for n in noise]
+    return _weigh(scene.A, *_mask_scores(scene, channels, True, alter, dedupe=False))
+
+
+def iscam(scene: Scene, samples: int = 10, channels: int | None = None) -> Tensor:
+    """IS-CAM: Score-CAM with the score averaged along the path i/N * M_c, i = 1..N.
+
+    Naidu et al., "IS-CAM: Integrated Score-CAM for axiomatic-based explanations", 2020: an integral
+    from the empty mask to the mask, which ends at the mask itself.
+    """
+    alter = [lambda masks, i=i: masks * (i / samples) for i in range(1, samples + 1)]
+    return _weigh(scene.A, *_mask_scores(scene, channels, True, alter))
+
+
+def _weigh(A: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
+    """Softmax the scores (B, C, K) of the kept channels into weights, and sum."""
+    scores = scores.masked_fill(~kept[:, :, None], -torch.inf)
+    return torch.einsum("bck,bchw->bkhw", scores.softmax(1), A)
+
+
+def _mask_scores(
+    scene: Scene,
+    channels: int | None,
+    normalise_first: bool,
+    alter: Iterable[object] = (None,),
+    dedupe: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Mean score of each masked image over the alterations of its mask, (B, C, K), and kept (B, C)."""
+    A, changes = scene.A, list(alter)
+    contrast = A.amax(SPACE) - A.amin(SPACE)  # (B, C)
+    kept = _keep(A, channels)
+    alive = kept & (contrast > 0) if dedupe else kept
+    scores = A.new_zeros(*A.shape[:2], scene.scores.shape[1])
+    blank = scene.forward(torch.zeros_like(scene.inputs), torch.arange(len(A), device=A.device))
+    scores[:] = blank[:, None]
+    image, channel = alive.nonzero(as_tuple=True)
+    for start in range(0, len(image), scene.chunk):
+        b, c = image[start : start + scene.chunk], channel[start : start + scene.chunk]
+        masks = _masks(A[b, c][:, None], scene.inputs.shape[2:], normalise_first)  # (n, 1, H, W)
+        total = torch.zeros((), device=A.device)
+        for change in changes:
+            m = change(masks) if callable(change) else masks
+            total = total + scene.forward(scene.inputs[b] * m.to(scene.inputs.dtype), b)
+        scores[b, c] = total / len(changes)
+    return scores, kept
+
+
+def _keep(A: Tensor, channels: int | None) -> Tensor:
+    if channels is None:
+        return torch.ones(A.shape[:2], dtype=torch.bool, device=A.device)
+    if channels < 1:
+        raise UsageError("channels", f"{channels}", "a positive number, or leave it out for all")
+    best = A.var(SPACE).topk(min(channels, A.shape[1]), 1).indices
+    return torch.zeros(A.shape[:2], dtype=torch.bool, device=A.device).scatter(1, best, True)
+
+
+def _masks(maps: Tensor, size: torch.Size, normalise_first: bool) -> Tensor:
+    """Enlarge (n, 1, h, w) to the image and scale each to [0, 1]; the guard 1e-8 is the customary one."""
+    if normalise_first:
+        return F.interpolate(_minmax(maps), size=size, mode="bilinear", align_corners=False)
+    return _minmax(F.interpolate(maps, size=size, mode="bilinear", align_corners=True))
+
+
+def _minmax(maps: Tensor) -> Tensor:
+    low, high = maps.amin(SPACE, keepdim=True), maps.amax(SPACE, keepdim=True)
+    return (maps - low) / (high - low + 1e-8)

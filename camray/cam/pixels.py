@@ -1,0 +1,174 @@
+"""Methods whose maps are born at the resolution of the image: FullGrad, guided backpropagation, captum's.
+
+Flows in: the scene. Flows out: raw maps (B, K, H, W). They differentiate the whole network once per
+target, so they cost about three forwards each instead of one for all.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from camray.cam.finish import normalise, resize
+from camray.cam.gradients import gradcam
+from camray.cam.scene import Scene
+from camray.cam.split import hooks, plain, read_logits
+from camray.errors import ModelError, UsageError
+
+
+def fullgrad(scene: Scene) -> Tensor:
+    """FullGrad: sum over channels of |x * dS/dx| and of |b_l * dS/df_l| for every bias b_l.
+
+    Srinivas and Fleuret, "Full-Gradient Representation for Neural Network Visualization", NeurIPS 2019,
+    with the psi in common use: each channel is scaled to [0, 1] on its own. Biases are those of
+    convolutions and batch norms, beta - mean * gamma / std for the latter. Channels of one layer are
+    summed before they are enlarged: enlarging is linear, so the sum is the same.
+    """
+    model = plain(scene.model)
+    biases = _biases(model)
+    if len(biases) < 2:  # a ViT has one, its patch embedding: the map would be of that alone
+        raise ModelError("method", "fullgrad needs convolutions or batch norms with biases", "use gradcam")
+    size = (scene.inputs.shape[2], scene.inputs.shape[3])
+    outputs: dict[str, Tensor] = {}
+    with torch.inference_mode(False), torch.enable_grad():
+        images = scene.inputs.clone().requires_grad_()
+        with hooks(model, {name: _keep(outputs, name) for name in biases}):
+            scores = scene.aim.scores(read_logits(model(images)))  # (B, K)
+        names = list(outputs)
+        maps: list[Tensor] = []
+        for score in scores.unbind(1):
+            found = torch.autograd.grad(
+                score.sum(), [images, *(outputs[n] for n in names)], retain_graph=True, allow_unused=True
+            )
+            assert found[0] is not None
+            total = _spread(found[0].float() * images.detach().float(), size)
+            for name, gradient in zip(names, found[1:], strict=True):
+                if gradient is not None:
+                    total = total + _spread(gradient.float() * biases[name][:, None, None], size)
+            maps.append(total)
+    return torch.stack(maps, 1).detach()  # (B, K, H, W)
+
+
+def _spread(terms: Tensor, size: tuple[int, int]) -> Tensor:
+    """Psi of one layer: |.|, each channel to [0, 1], summed, enlarged: (B, C, h, w) -> (B, H, W)."""
+    terms = terms.abs()
+    low, high = torch.aminmax(terms.flatten(2), dim=2)  # (B, C)
+    scale = 1 / (high - low + 1e-7)
+    flat = torch.bmm(scale[:, None], terms.flatten(2)).view(len(terms), *terms.shape[2:])
+    return resize(flat - (low * scale).sum(1)[:, None, None], size)
+
+
+def _keep(outputs: dict[str, Tensor], name: str) -> Callable[..., Any]:
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        outputs[name] = output
+        return output.clone()  # an in-place ReLU behind it must not change it
+
+    return hook
+
+
+def _biases(model: nn.Module) -> Mapping[str, Tensor]:
+    """Implicit biases (C,) by the name of the module that returns the biased features."""
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            assert module.running_var is not None
+            scale = module.weight.detach() / torch.sqrt(module.running_var + module.eps)
+            # timm's batch norm with activation returns activated features; its `drop` sits in between
+            place = f"{name}.drop" if hasattr(module, "drop") else name
+            found[place] = (module.bias.detach() - module.running_mean * scale).float()
+        elif isinstance(module, nn.Conv2d) and module.bias is not None:
+            found[name] = module.bias.detach().float()
+    return found
+
+
+class _GuidedReLU(torch.autograd.Function):
+    """ReLU whose backward passes only positive gradients of positive inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.clamp(min=0)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        passed: Tensor = gradients[0].clamp(min=0) * (y > 0)
+        return passed
+
+
+class _Guided(TorchFunctionMode):
+    """Every ReLU in the body is a guided one, module or function, without touching the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu_):
+            self.count += 1
+            return _GuidedReLU.apply(args[0] if args else (kwargs or {})["input"])
+        return func(*args, **(kwargs or {}))
+
+
+def guided_gradients(scene: Scene) -> Tensor:
+    """Guided backpropagation: dS/dx with every ReLU passing only positive gradients, (B, K, 3, H, W).
+
+    Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR Workshops 2015.
+    """
+    model = plain(scene.model)
+    with torch.inference_mode(False), torch.enable_grad():
+        images = scene.inputs.clone().requires_grad_()
+        with _Guided() as guide:
+            scores = scene.aim.scores(read_logits(model(images)))
+        if not guide.count:
+            raise ModelError(
+                "method", "guided backpropagation needs ReLUs; this model has none", "use gradcam"
+            )
+        each = [torch.autograd.grad(s.sum(), images, retain_graph=True)[0] for s in scores.unbind(1)]
+    return torch.stack(each, 1).float()
+
+
+def guidedbackprop(scene: Scene) -> Tensor:
+    """Guided backpropagation as one map: the largest size over colour channels, (B, K, H, W)."""
+    return guided_gradients(scene).abs().amax(2)
+
+
+def guided_gradcam(scene: Scene) -> Tensor:
+    """Guided Grad-CAM: guided backpropagation times the enlarged relu of Grad-CAM.
+
+    Selvaraju et al., ICCV 2017, section 3.2.
+    """
+    size = (scene.inputs.shape[2], scene.inputs.shape[3])
+    coarse = [gradcam(scene.A, scene.gradient(s)) for s in scene.scores.unbind(1)]
+    return guidedbackprop(scene) * resize(normalise(torch.stack(coarse, 1)), size)
+
+
+def captum_attribution(scene: Scene, name: str = "", **options: Any) -> Tensor:
+    """One of captum's input-level methods by class name, summed over colour channels, signed."""
+    try:
+        library = importlib.import_module("captum.attr")
+    except ImportError:
+        raise UsageError("method", f"captum:{name} needs the package captum", "install captum") from None
+    kind = getattr(library, name, None)
+    if not isinstance(kind, type):
+        raise UsageError("method", f"captum has no {name!r}", "for example captum:IntegratedGradients")
+    model, count, batch = plain(scene.model), scene.scores.shape[1], len(scene.inputs)
+    maps: list[Tensor] = []
+    for k in range(count):
+
+        def score(images: Tensor, column: int = k) -> Tensor:
+            rows = torch.arange(len(images), device=images.device) % batch  # captum stacks whole batches
+            return scene.aim.scores(read_logits(model(images)), rows)[:, column]
+
+        with torch.inference_mode(False), torch.enable_grad():
+            maps.append(kind(score).attribute(scene.inputs.clone(), **options).detach().sum(1).float())
+    return torch.stack(maps, 1)
