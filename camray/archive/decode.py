@@ -11,6 +11,7 @@ an error, never a half-grey picture. The conversion of pixel modes is in `pixels
 from __future__ import annotations
 
 import io
+import logging
 import re
 import struct
 import warnings
@@ -36,6 +37,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
 Image.MAX_IMAGE_PIXELS = None
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.filterwarnings("ignore", module=r"PIL\.")  # a warning per bad EXIF block would flood the log
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it logs, it also raises
 silence_libtiff()
 
 _ORIENTATION_TAG = 0x0112
