@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -142,7 +143,7 @@ class Explainer:
 
     def label_of(self, class_id: int) -> str | None:
         """Name a class, or None where the archive and the model name none."""
-        return self.class_names[class_id] if class_id < len(self.class_names) else None
+        return self.class_names[class_id] if 0 <= class_id < len(self.class_names) else None
 
 
 # ── TOML and overrides ───────────────────────────────────────────────────────────────────────────
@@ -172,8 +173,9 @@ def _read_toml(path: str | None) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError("--config", f"{path}: not TOML: {error}") from None
     flat: dict[str, Any] = {}
+    sections = {name.partition(".")[0] for name in _leaf_names() if "." in name}
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and (value or key in sections):
             flat |= {f"{key}.{inner}": item for inner, item in value.items()}
         else:
             flat[key] = value
@@ -241,9 +243,10 @@ def _check(config: Config) -> None:
         ("overlay.quality", o.quality, 1, 100),
         ("--overlay-sample", o.sample_per_chunk, 0, None),
         ("--max-pixels", a.max_pixels, 1, None),
+        ("archive.max_member_bytes", a.max_member_bytes, 1, None),
         ("--max-failed", r.max_failed, 0, 1),
     ):
-        if value is not None and (value < low or (high is not None and value > high)):
+        if value is not None and not low <= value <= (math.inf if high is None else high):  # NaN is outside
             span = f"at least {low}" if high is None else f"between {low} and {high}"
             raise UsageError(name, f"{value} is out of range", f"give a value {span}")
     if a.limit is not None and a.sample is not None:
