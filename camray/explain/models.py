@@ -10,15 +10,17 @@ import difflib
 import hashlib
 import json
 import math
-import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import timm
 import torch
+from huggingface_hub import constants as hub
 from timm.data import ImageNetInfo, resolve_data_config
 from torch import Tensor, nn
 
@@ -168,15 +170,42 @@ def _checkpoint(path: str) -> Path:
 
 def _pretrained(source: _Source, download: bool) -> nn.Module:
     """Load timm's pretrained weights from the local cache, or from the hub when asked to."""
-    if not download:
-        os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        module: nn.Module = timm.create_model(**source.build_args, pretrained=True)
+        _refuse_other_head(source)
+        with nullcontext() if download else _offline(source.name):
+            module: nn.Module = timm.create_model(**source.build_args, pretrained=True)
     except (RuntimeError, OSError, ValueError) as error:
         fix = "--checkpoint FILE, or --download to fetch them" if not download else "--checkpoint FILE"
         reason = printable(str(error), 120) if download else "are not on this machine"
         raise ModelError("--model", f"pretrained weights of {source.name} {reason}", fix) from None
     return module
+
+
+def _refuse_other_head(source: _Source) -> None:
+    """Refuse a head of another size than the pretrained one: timm would fill it with random numbers."""
+    asked = source.build_args.get("num_classes")
+    cfg = timm.get_pretrained_cfg(source.name)
+    if asked is not None and cfg is not None and asked != cfg.num_classes:
+        raise ModelError(
+            "--num-classes",
+            f"{asked}, but the pretrained {source.name} has {cfg.num_classes} classes",
+            "--checkpoint FILE with weights for such a head, or leave it out",
+        )
+
+
+@contextmanager
+def _offline(name: str) -> Iterator[None]:
+    """Allow cached weights only. The hub's own switch is read at its import, so it is turned here."""
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is not None and cfg.url and not cfg.hf_hub_id:  # torch's cache, which has no switch
+        cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(cfg.url).path).name)
+        if not cached.is_file():
+            raise FileNotFoundError(cached)
+    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:
