@@ -5,8 +5,53 @@ archive ──> plan ──> read ──> decode ──> explain ──> sink �
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from camray.config import Config
+from camray.errors import CamrayError, ErrorCode, ExitCode, UsageError
 
 try:
     __version__ = version("camray")
 except PackageNotFoundError:  # run from a bare checkout, as `ray job submit --working-dir` does
     __version__ = "0.1.0"
+
+__all__ = [
+    "CamrayError",
+    "Config",
+    "ErrorCode",
+    "ExitCode",
+    "UsageError",
+    "__version__",
+    "explain_archive",
+    "open_records",
+]
+
+
+def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Any:
+    """Explain an archive from Python, as `camray explain ARCHIVE OUT --model MODEL` does.
+
+    Further settings go by their dotted names: ``**{"method.target": "label", "run.batch_size": 32}``.
+    Returns a `camray.run.Outcome`: exit code, run id, accounting, OUT, explainer id.
+
+    Raises:
+        UsageError: a bad setting; nothing was written.
+        CamrayError: with `exit_code`, for everything else camray stops at.
+    """
+    from camray import config, run
+    from camray.progress import Reporter
+
+    named = {"archive.path": archive, "out": out, "model.name": model, **settings}
+    return run.explain(config.load(None, named), Reporter())
+
+
+def open_records(out: str) -> Any:
+    """Open the committed records of OUT as a `pyarrow.dataset.Dataset`; no row is read yet.
+
+    Raises:
+        UsageError: OUT holds no camray records.
+    """
+    from camray.review.status import open_out
+
+    delta = open_out(out)[1].delta
+    assert delta is not None
+    return delta.to_pyarrow_dataset()

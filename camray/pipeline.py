@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -70,12 +71,30 @@ def connect() -> tuple[float, float]:
     """Join the cluster named by RAY_ADDRESS, else start Ray on this machine; give its CPUs and GPUs."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if not ray.is_initialized():
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        else:
-            ray.init(address="local", include_dashboard=False, **quiet)
+        with _native_stderr_closed():
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(**quiet)
+            else:
+                ray.init(address="local", include_dashboard=False, **quiet)
     resources = ray.cluster_resources()
     return resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+
+
+@contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Keep Ray's C++ start-up notices off the screen; its errors still come as exceptions.
+
+    The level set here also hides a notice that every actor pool logs (ray#53727).
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class ShardSource(Datasource):
@@ -138,7 +157,7 @@ def _graph(
     one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     keep_content = config.overlay.on == "original" and config.overlay.policy != "none"
     source = ray.data.read_datasource(
-        ShardSource(tasks, config), override_num_blocks=len(tasks), ray_remote_args={"num_cpus": READ_CPUS}
+        ShardSource(tasks, config), override_num_blocks=len(tasks), num_cpus=READ_CPUS
     )
     decode = Decode(explainer.input, explainer.max_pixels, keep_content, guard)
     decoded = source.map_batches(decode.__call__, num_cpus=DECODE_CPUS, **one_chunk)

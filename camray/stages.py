@@ -154,10 +154,10 @@ class Sink:
         images = chunk.images
         columns: dict[str, Any] = {f.name: images.field(f.name) for f in images.type}
         columns["key"] = [key_of(name) for name in columns["member"].to_pylist()]
-        columns["overlay_path"] = [
-            self._draw(chunk, image) if due else None
-            for due, image in zip(columns["overlay"].to_pylist(), images, strict=True)
-        ]
+        drawn = {i: self._draw(image) for i, image in enumerate(images) if image["overlay"].as_py()}
+        paths = {i: self._overlay_path(chunk, images[i]) for i in drawn}
+        self._out.write_all({paths[i]: jpeg for i, jpeg in drawn.items()})
+        columns["overlay_path"] = [paths.get(i) for i in range(len(images))]
         note = add_seconds(chunk.note, Stage.SINK, time.perf_counter() - started)
         return self._save(chunk, self._records(chunk.shard_id, columns, len(images)), note)
 
@@ -183,23 +183,24 @@ class Sink:
         )  # fmt: skip
         return receipt.to_json()
 
-    def _draw(self, chunk: Chunk, image: pa.StructScalar) -> str:
-        """Draw and write one overlay; return its path relative to OUT."""
+    def _draw(self, image: pa.StructScalar) -> bytes:
+        """Draw and encode one overlay."""
         shape = (image["heat_h"].as_py(), image["heat_w"].as_py())
         heat = np.array(image["heatmap"].as_py(), np.float32).reshape(shape)
         if self._overlay.on == "original":
             names = ("width", "height", "crop_x0", "crop_y0", "crop_x1", "crop_y1")
             where = Geometry(*(image[name].as_py() for name in names))
-            source = upright(image["content"].as_buffer().to_pybytes(), self._max_pixels)
+            source = upright(image["content"].as_py(), self._max_pixels)
             picture = overlays.overlay_on_original(source, heat, where, self._overlay.alpha)
         else:
             view = np.frombuffer(image["pixels"].as_buffer(), np.uint8)
             view = view.reshape(self._spec.height, self._spec.width, 3)
             picture = overlays.overlay_on_input(view, heat, self._overlay.alpha)
+        return overlays.encode_jpeg(picture, self._overlay.quality)
+
+    def _overlay_path(self, chunk: Chunk, image: pa.StructScalar) -> str:
         key = key_of(image["member"].as_py())
-        path = overlays.overlay_path(self._explainer, chunk.shard_id, image["index"].as_py(), key)
-        self._out.write(path, overlays.encode_jpeg(picture, self._overlay.quality))
-        return path
+        return overlays.overlay_path(self._explainer, chunk.shard_id, image["index"].as_py(), key)
 
 
 def _note_row(chunk: Chunk, kind: ChunkKind, note: str) -> pa.Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,11 +84,16 @@ class Folder:
 
     def write(self, relative: str, data: bytes) -> None:
         """Write a whole file atomically, and durably on a local disk."""
+        self.write_all({relative: data})
+
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """Write many files, each atomically; on a local disk all are durable on return."""
         if self.is_local:
-            _write_local(Path(self.at(relative)), data)
+            _write_local({Path(self.at(relative)): data for relative, data in files.items()})
             return
-        with self.fs.open_output_stream(self.at(relative)) as stream:  # visible at close
-            stream.write(data)
+        for relative, data in files.items():
+            with self.fs.open_output_stream(self.at(relative)) as stream:  # visible at close
+                stream.write(data)
 
     def delete(self, relative: str) -> None:
         """Delete a file that is there."""
@@ -116,20 +121,25 @@ def open_folder(place: str, field: str) -> Folder:
     return Folder(str(path) if isinstance(fs, pafs.LocalFileSystem) else place.rstrip("/"), fs, path)
 
 
-def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _write_local(files: Mapping[Path, bytes]) -> None:
+    """Write, flush and rename; one flush of each folder at the end, which is what a rename waits for."""
+    parents = {path.parent for path in files}
+    for parent in parents:
+        parent.mkdir(parents=True, exist_ok=True)
+    for path, data in files.items():
+        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    for parent in parents:
+        handle = os.open(parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -18,10 +18,13 @@ Image = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
 ORIGINAL_SIDE = 1024  # an overlay on the original is drawn at most this large
+INPUT_SIDE = 224  # an overlay on a smaller input is enlarged by a whole factor to at least this
 
 
 def overlay_on_input(image: Image, heat: Map, alpha: float) -> Image:
     """Blend a map (h, w) over the model's input (H, W, 3): more heat, more colour, up to `alpha`."""
+    factor = -(-INPUT_SIDE // min(image.shape[:2]))  # rounded up; nearest, so that pixels stay pixels
+    image = image.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = image.shape[:2]
     return _blend(image, _resized(_unit(heat), width, height), alpha)
 

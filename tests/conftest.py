@@ -1,0 +1,58 @@
+"""One local Ray for the session, the bundled archive, and the shared data where it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("CAMRAY_SHARED_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Start one local Ray: 2 CPUs, small object store."""
+    import ray
+
+    from camray.pipeline import _native_stderr_closed
+
+    with _native_stderr_closed():
+        ray.init(
+            address="local", num_cpus=2, object_store_memory=200 * 2**20,
+            include_dashboard=False, log_to_driver=False, logging_level="error",
+        )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The bundled archive and models."""
+    return ROOT / "demo"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real images and weights; they cannot be shipped, so their tests run only beside them."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no shared data at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture
+def explain(local_ray: None, tmp_path: Path) -> Callable[..., object]:
+    """Run `camray explain` in this process, on the session's Ray, and return its Outcome."""
+    from camray import config, run
+    from camray.progress import Reporter
+
+    def go(archive: Path | str, out: Path | str, model: Path | str, **settings: object) -> object:
+        named = {"archive.path": str(archive), "out": str(out), "model.name": str(model)}
+        named |= {name.replace("__", "."): value for name, value in settings.items()}
+        return run.explain(config.load(None, named), Reporter())
+
+    return go
