@@ -35,9 +35,17 @@ class ForwardStream(Protocol):
         """Pass over `count` bytes; return how many there were."""
 
 
+class _Buffered(io.BufferedReader):
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError as error:  # Arrow's word for what every other file calls an OSError
+            raise OSError(str(error)) from None
+
+
 def buffered(file: NativeFile) -> io.BufferedReader:
     """Put a read buffer before a file of any store; seeks inside the buffer are free."""
-    return io.BufferedReader(cast(io.RawIOBase, file), BUFFER_BYTES)
+    return _Buffered(cast(io.RawIOBase, file), BUFFER_BYTES)
 
 
 class PlainStream:

@@ -17,6 +17,7 @@ from camray.errors import ImageError
 from .makers import encoded, spec
 
 MAX = 100_000_000
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # pytest undoes the filter that decode sets
 
 
 def code_of(content, max_pixels=MAX):

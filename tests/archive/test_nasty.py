@@ -1,4 +1,4 @@
-"""59 difficult files, each with what must become of it and why. Needs the collection beside the repository."""
+"""59 difficult files, each with what must become of it and why. Needs the collection beside the checkout."""
 
 from pathlib import Path
 
@@ -16,7 +16,10 @@ from camray.records import Shard, Status
 from .makers import spec
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "data" / "nasty"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no collection of difficult files at {FOLDER}")
+pytestmark = [
+    pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no collection of difficult files at {FOLDER}"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # pytest undoes the filter that decode sets
+]
 
 E = ErrorCode
 OK = {  # name: (format, upright width, upright height)
