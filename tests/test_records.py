@@ -193,14 +193,20 @@ def test_record_schema_keeps_to_types_delta_has() -> None:
     assert {leaf for f in RECORD_SCHEMA for leaf in leaves(f.type)} <= allowed
 
 
+PROMISED = """
+run_id shard member index key content_sha256 status error_code error_stage error_message
+width height format crop_x0 crop_y0 crop_x1 crop_y1
+predicted_class predicted_label confidence margin entropy topk label_class label correct
+model weights_sha256 method target_layer target_kind target_class target_label
+heatmap heat_h heat_w heat_max heat_status
+heat_ring_mass heat_corner_mass heat_corner heat_entropy heat_gini
+heat_center_x heat_center_y heat_peak_x heat_peak_y heat_spread
+overlay_path overlay_offset overlay_size
+"""
+
+
 def test_the_design_promises_these_columns() -> None:
-    promised = """run_id shard member index key content_sha256 status error_code error_stage error_message width
-        height format crop_x0 crop_y0 crop_x1 crop_y1 predicted_class predicted_label confidence margin entropy
-        topk label_class label correct model weights_sha256 method target_layer target_kind target_class
-        target_label heatmap heat_h heat_w heat_max heat_status heat_ring_mass heat_corner_mass heat_corner
-        heat_entropy heat_gini heat_center_x heat_center_y heat_peak_x heat_peak_y heat_spread overlay_path
-        overlay_offset overlay_size""".split()
-    assert set(promised) <= set(RECORD_SCHEMA.names)
+    assert set(PROMISED.split()) <= set(RECORD_SCHEMA.names)
 
 
 def test_what_a_stage_gives_is_what_the_next_one_takes() -> None:

@@ -197,7 +197,7 @@ def _refuse_other_head(source: _Source) -> None:
 def _offline(name: str) -> Iterator[None]:
     """Allow cached weights only. The hub's own switch is read at its import, so it is turned here."""
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and cfg.url and not cfg.hf_hub_id:  # torch's cache, which has no switch
+    if cfg is not None and isinstance(cfg.url, str) and not cfg.hf_hub_id:  # torch's cache, which has no switch
         cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(cfg.url).path).name)
         if not cached.is_file():
             raise FileNotFoundError(cached)
