@@ -277,7 +277,9 @@ def test_addresses_and_control_characters_stay_out_of_messages(monkeypatch):
 
 
 def test_size_is_checked_before_decoding():
-    content = encoded(Image.new("1", (20_000, 10_000)))  # Pillow itself would refuse or warn
+    content = encoded(
+        Image.new("1", (20_000, 10_000)), compress_level=1
+    )  # Pillow itself would refuse or warn
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         code, message = code_of(content)

@@ -228,7 +228,7 @@ NAMES = st.tuples(
 ).map(lambda parts: f"{parts[0]}.{parts[1]}" if parts[1] else parts[0].replace(".", "_"))
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     members=st.lists(st.tuples(NAMES, st.binary(max_size=1500)), max_size=12),
     fmt=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
@@ -243,7 +243,7 @@ def test_every_member_has_exactly_its_row(tmp_path, members, fmt):
     assert (code == ErrorCode.SHARD_EMPTY) == (not members)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_is_silent(tmp_path, data):
     """Whatever byte is changed: the same images come out, or an error is raised."""
