@@ -2,19 +2,22 @@
 
 Files are grouped where they are first seen, 256 to a group, and the grouping is kept in a small Delta table
 (OUT/intake). A new file starts or joins a new group and never moves the others; a changed file gives its
-group a new revision, hence a new version, and the group is done again.
+group a new revision, hence a new version, and the group is done again. A file that is not listed, gone or
+left out by a filter, stays in its group: where the group has to be done it is left unread.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
+from camray.errors import IncompleteError
 from camray.records import LooseFile, Shard
 from camray.storage import Folder
 
@@ -41,6 +44,7 @@ class Group:
     number: int
     revision: int
     files: tuple[LooseFile, ...]
+    present: tuple[int, ...] | None = None  # positions of the files to read; None: all
 
     def shard(self, root: str) -> Shard:
         """Give the shard it is for the rest of the flow."""
@@ -52,6 +56,7 @@ class Group:
             version=hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest(),
             files=self.files,
             root=root,
+            selection=self.present,
         )
 
 
@@ -73,8 +78,8 @@ def group_files(
 ) -> Grouping:
     """Put listed files into groups: the remembered ones where possible, new ones for the rest.
 
-    A group is revised when a file of it changed. Files that are gone leave their group only when it has to
-    be done anyway: their rows stay in the table as long as nothing else asks for the group.
+    A group is revised when a file of it changed. Files that are not listed cost nothing where their group
+    is committed; where it is not, it is done without them.
     """
     now = {f.path: f for f in listed}
     seen: set[str] = set()
@@ -83,16 +88,18 @@ def group_files(
     gone = 0
     for group in remembered:
         seen.update(f.path for f in group.files)
-        present = tuple(now[f.path] for f in group.files if f.path in now)
+        present = tuple(i for i, f in enumerate(group.files) if f.path in now)
         missing = len(group.files) - len(present)
         gone += missing
-        unchanged = set(present) <= set(group.files)
-        if unchanged and (not missing or is_committed(group.shard(root))):
-            groups.append(group)
-        elif present:
-            revised = Group(group.number, group.revision + 1, present)
+        if any(now[group.files[i].path] != group.files[i] for i in present):
+            files = tuple(now[group.files[i].path] for i in present)
+            revised = Group(group.number, group.revision + 1, files)
             groups.append(revised)
             new.append(revised)
+        elif not missing or is_committed(group.shard(root)):
+            groups.append(group)
+        elif present:
+            groups.append(replace(group, present=present))
     fresh = [f for f in listed if f.path not in seen]
     first = max((g.number for g in remembered), default=-1) + 1
     for number, start in enumerate(range(0, len(fresh), GROUP_SIZE), first):
@@ -122,14 +129,38 @@ def recall(out: Folder, root: str) -> list[Group]:
 
 
 def remember(out: Folder, root: str, groups: Iterable[Group]) -> None:
-    """Append new groups and revisions, in one transaction."""
+    """Append new groups and revisions, in one transaction; groups that are remembered already are left out.
+
+    Raises:
+        IncompleteError: another run grouped files of this archive since `groups` was made.
+    """
+    due = list(groups)
+    if not due:
+        return
+    uri = out.child_uri(INTAKE)
+    if not DeltaTable.is_deltatable(uri):
+        DeltaTable.create(uri, _SCHEMA, mode="ignore")
+    table = DeltaTable(uri)  # what was written after this moment makes the append below fail
+    latest = {g.number: g for g in recall(out, root)}
+    due = [g for g in due if latest.get(g.number) != g]
+    if any(g.number in latest and g.revision <= latest[g.number].revision for g in due):
+        raise IncompleteError(_OVERTAKEN)
     rows = [
         (root, g.number, g.revision, position, f.path, f.size_bytes, f.version)
-        for g in groups
+        for g in due
         for position, f in enumerate(g.files)
     ]
-    if rows:
-        columns = [
-            pa.array(column, t) for column, t in zip(zip(*rows, strict=True), _SCHEMA.types, strict=True)
-        ]
-        write_deltalake(out.child_uri(INTAKE), pa.table(columns, schema=_SCHEMA), mode="append")
+    if not rows:
+        return
+    columns = [pa.array(column, t) for column, t in zip(zip(*rows, strict=True), _SCHEMA.types, strict=True)]
+    claim = Transaction(root, (table.transaction_version(root) or 0) + 1)
+    try:
+        write_deltalake(
+            table, pa.table(columns, schema=_SCHEMA), mode="append",
+            commit_properties=CommitProperties(app_transactions=[claim]),
+        )  # fmt: skip
+    except CommitFailedError:
+        raise IncompleteError(_OVERTAKEN) from None
+
+
+_OVERTAKEN = "another run grouped files of this archive at the same time; the same command resumes"
