@@ -24,7 +24,7 @@ class _Open:
         if self.end is None:
             return None
         files = self.end.chunks + (self.end.error_code is not None)
-        if len(self.receipts) < files:
+        if not all(i in self.receipts for i in range(files)):
             return None
         receipts = tuple(self.receipts[i] for i in range(files))
         found = account(receipts)

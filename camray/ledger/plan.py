@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from camray.ledger.sink import FOOTER_KEY
-from camray.ledger.table import PARTITION, TABLE, RecordFile, parse_name
-from camray.records import Receipt, Shard
+from camray.ledger.table import PARTITION, TABLE, RecordFile, is_committed, parse_name
+from camray.records import Receipt, Shard, account
 from camray.storage import Folder
+
+__all__ = ["Plan", "ShardTask", "is_committed", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,6 @@ class Plan:
         return sum(t.shard.size_bytes for t in self.tasks)
 
 
-def is_committed(shard: Shard, files: Sequence[RecordFile]) -> bool:
-    """Tell whether the table holds this content of the shard, or all of it where a part is asked for."""
-    whole = Shard(shard.uri, shard.format, shard.size_bytes, shard.version)
-    return any(f.content_key in (shard.content_key, whole.content_key) for f in files)
-
-
 def make_plan(
     out: Folder,
     explainer: str,
@@ -73,7 +69,10 @@ def make_plan(
 def _finished_chunks(
     out: Folder, explainer: str, shard_ids: set[str], known: set[str], chunk_size: int
 ) -> dict[str, dict[int, Receipt]]:
-    """Find whole, uncommitted record files of these shards, cut with the same chunk size."""
+    """Find uncommitted record files of these shards that hold a whole chunk of the same size.
+
+    A shorter chunk is done again: it may be the last of its shard, or end where a store failed.
+    """
     found: dict[str, dict[int, Receipt]] = {}
     folder = f"{PARTITION}={explainer}"
     for entry in out.entries(f"{TABLE}/{folder}"):
@@ -92,7 +91,7 @@ def _finished_chunks(
 
 
 def _receipt_in(out: Folder, path: str, size_bytes: int, chunk_size: int) -> Receipt | None:
-    """Read a file's own receipt from its footer; None where it is torn or cut differently."""
+    """Read a file's own receipt from its footer; None where it is torn, short or cut differently."""
     try:
         with out.open(f"{TABLE}/{path}") as file:
             metadata = pq.read_metadata(file)
@@ -102,4 +101,5 @@ def _receipt_in(out: Folder, path: str, size_bytes: int, chunk_size: int) -> Rec
     if note.get("chunk_size") != chunk_size or metadata.num_rows != note.get("rows"):
         return None
     counts = {k: note[k] for k in ("shard_id", "chunk", "rows", "ok", "skipped", "failed", "overlays")}
-    return Receipt(path=path, size_bytes=size_bytes, reused=True, **counts)
+    receipt = Receipt(path=path, size_bytes=size_bytes, reused=True, **counts)
+    return receipt if account([receipt]).members == chunk_size else None

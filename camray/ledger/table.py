@@ -8,17 +8,18 @@ same shard is refused by the table and then found to be done already.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
-from camray.errors import IncompleteError
+from camray.errors import IncompleteError, UsageError
 from camray.records import RECORD_SCHEMA, Accounting, Receipt, Shard
 from camray.storage import Folder
 
@@ -32,6 +33,9 @@ _CONFIGURATION = {
     "delta.logRetentionDuration": "interval 3650 days",
     "delta.checkpointInterval": "100",
 }
+
+
+_NO_PLACE = re.compile(r"[][^|\\]|%[0-9A-Fa-f]{2}")  # in a local path: deltalake panics, or looks elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +77,27 @@ def parse_name(path: str) -> tuple[str, str, int]:
     Raises:
         ValueError: the name is not one of ours.
     """
-    key, content, chunk, _attempt = path.rpartition("/")[2].removesuffix(".parquet").split("-")
+    name = path.rpartition("/")[2]
+    if not name.endswith(".parquet"):
+        raise ValueError(f"{name} is no record file")
+    key, content, chunk, _attempt = name.removesuffix(".parquet").split("-")
     return key, content, int(chunk)
+
+
+def is_committed(shard: Shard, files: Sequence[RecordFile]) -> bool:
+    """Tell whether the table holds this content of the shard, or all of it where a part is asked for."""
+    whole = replace(shard, selection=None)
+    return any(f.content_key in (shard.content_key, whole.content_key) for f in files)
 
 
 class Table:
     """The records of one OUT. Opens what is there; `create` makes it where it is not."""
 
     def __init__(self, out: Folder) -> None:
+        if out.is_local and (odd := _NO_PLACE.search(out.path)):
+            raise UsageError(
+                "OUT", f"{out.uri}: Delta Lake keeps no table under a name with {odd[0]}", "rename"
+            )
         self._uri = out.child_uri(TABLE)
         self._delta: DeltaTable | None = None
         self._current: dict[str, list[RecordFile]] | None = None  # committed files, as last seen
@@ -139,7 +156,7 @@ class Table:
             if self._current is None or attempt:  # a refused commit means that somebody else wrote
                 self._delta.update_incremental()
                 self._current = self.shards(explainer)
-            mine = [f for f in finished if not _is_committed(f.shard, self._current.get(f.shard.key, []))]
+            mine = [f for f in finished if not is_committed(f.shard, self._current.get(f.shard.key, []))]
             if not mine:
                 return []
             try:
@@ -193,10 +210,6 @@ class Table:
             return
         for entry in reversed(self._delta.history()):
             yield from json.loads(entry.get("camray", "{}")).get("shards", [])
-
-
-def _is_committed(shard: Shard, files: Sequence[RecordFile]) -> bool:
-    return any(f.content_key == shard.content_key for f in files)
 
 
 def _file_of(receipt: Receipt) -> RecordFile:
