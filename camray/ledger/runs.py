@@ -126,21 +126,18 @@ class Hold:
             "run_id": run_id,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "pid_space": _pid_space(),
             "process_started": process_start(os.getpid()),
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
     def __enter__(self) -> Self:
         self._write()
-        other = None if self._force else _live_other(self._out, self._run_id)
-        if other is not None:
-            self._out.delete(self._path)
-            raise OutputLockedError(
-                f"OUT: run {other['run_id']} on {other['host']} (process {other['pid']}, started "
-                f"{other['started_at']}) holds {self._out.uri}. Fix: wait for it, or --force if it is dead"
-            )
+        self._give_way(_live_other(self._out, self._run_id))
         self._owner["holds"] = True
         self._write()
+        # One that wrote after the first look and looked before the second write goes too: the earlier stays.
+        self._give_way(_live_other(self._out, self._run_id, only_earlier=True))
         self._thread.start()
         return self
 
@@ -151,6 +148,15 @@ class Hold:
         self._thread.join(timeout=HEARTBEAT_S)
         if self._out.exists(self._path):
             self._out.delete(self._path)
+
+    def _give_way(self, other: dict[str, Any] | None) -> None:
+        if other is None or self._force:
+            return
+        self._out.delete(self._path)
+        raise OutputLockedError(
+            f"OUT: run {other['run_id']} on {other['host']} (process {other['pid']}, started "
+            f"{other['started_at']}) holds {self._out.uri}. Fix: wait for it, or --force if it is dead"
+        )
 
     def _write(self) -> None:
         self._out.write(self._path, json.dumps(self._owner).encode())
@@ -163,7 +169,7 @@ class Hold:
                 continue  # a full or absent store stops the run elsewhere, with its name
 
 
-def _live_other(out: Folder, run_id: str) -> dict[str, Any] | None:
+def _live_other(out: Folder, run_id: str, only_earlier: bool = False) -> dict[str, Any] | None:
     """Find a fresh heartbeat of another run: one that holds OUT, or one that starts now and goes first."""
     beats = [e for e in out.entries(RUNS) if e.path.endswith("/heartbeat.json")]
     now_ns = max(int(e.version) for e in beats if e.path.startswith(run_id))
@@ -172,18 +178,27 @@ def _live_other(out: Folder, run_id: str) -> dict[str, Any] | None:
             continue
         try:
             owner: dict[str, Any] = json.loads(out.read(f"{RUNS}/{beat.path}"))
-        except (OSError, ValueError):
-            continue  # it ended between the listing and the reading
-        if (owner["holds"] or owner["run_id"] < run_id) and not _is_dead_here(owner):
-            return owner
+            counts = owner["run_id"] < run_id or (owner["holds"] and not only_earlier)
+            if counts and not _is_dead_here(owner):
+                return owner
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # it ended between the listing and the reading, or is no heartbeat of ours
     return None
 
 
 def _is_dead_here(owner: dict[str, Any]) -> bool:
     """Tell whether the owner ran on this machine and its process is gone (or its id was reused)."""
-    if owner.get("host") != socket.gethostname():
+    if (owner["host"], owner.get("pid_space")) != (socket.gethostname(), _pid_space()):
         return False
-    return process_start(int(owner["pid"])) != owner.get("process_started")
+    return bool(process_start(int(owner["pid"])) != owner["process_started"])
+
+
+def _pid_space() -> str | None:
+    """Name the set of process ids: containers can share a host name and still not see each other."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def process_start(pid: int) -> str | None:
