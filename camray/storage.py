@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from pyarrow import NativeFile
 from pyarrow import fs as pafs
@@ -56,8 +57,13 @@ class Folder:
         return f"{self.path.rstrip('/')}/{relative}" if relative else self.path
 
     def child_uri(self, relative: str) -> str:
-        """Join a relative path to the URI."""
-        return f"{self.uri.rstrip('/')}/{relative}" if relative else self.uri
+        """Join a relative path to the URI, quoted where the store's URIs are parsed; a query stays last."""
+        if not relative:
+            return self.uri
+        if self.is_local:
+            return f"{self.uri.rstrip('/')}/{relative}"
+        base, query, options = self.uri.partition("?")
+        return f"{base.rstrip('/')}/{quote(relative)}{query}{options}"
 
     def entries(self, relative: str = "", recursive: bool = True) -> Iterator[Entry]:
         """List files under a path, sorted by path; nothing where the path is not there."""
@@ -65,7 +71,7 @@ class Folder:
         selector = pafs.FileSelector(base, allow_not_found=True, recursive=recursive)
         infos = [i for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File]
         for info in sorted(infos, key=lambda i: i.path):
-            yield Entry(info.path[len(base) + 1 :], info.size, str(info.mtime_ns))
+            yield Entry(info.path.removeprefix(base).removeprefix("/"), info.size, str(info.mtime_ns))
 
     def folders(self, relative: str = "") -> list[str]:
         """List the names of the folders directly under a path, sorted."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from camray import cam
-from camray.config import Config, Explainer
+from camray.config import Config, Explainer, MethodConfig
 from camray.errors import ErrorCode, ImageError, ModelError, Stage, printable
 from camray.explain.models import LoadedModel, build, label_lookup, load_model
 from camray.explain.signals import heat_signals, heat_status
@@ -42,6 +42,7 @@ def resolve(config: Config) -> tuple[Explainer, LoadedModel]:
     layer = cam.find_target_layer(
         loaded.module, (len(spec.mean), spec.height, spec.width), config.method.layer
     )
+    _try_out(loaded, layer, config.method)
     explainer = Explainer(
         model=loaded.name,
         model_args=loaded.build_args,
@@ -58,6 +59,14 @@ def resolve(config: Config) -> tuple[Explainer, LoadedModel]:
         schema_version=SCHEMA_VERSION,
     )
     return explainer, loaded
+
+
+def _try_out(loaded: LoadedModel, layer: cam.TargetLayer, method: MethodConfig) -> None:
+    """Explain one grey image, so that a method that cannot work here is refused before anything runs."""
+    spec = loaded.input
+    grey = torch.zeros(1, len(spec.mean), spec.height, spec.width)
+    labels = torch.zeros(1, dtype=torch.int64)
+    cam.explain(loaded.module, grey, layer, method.name, targets=method.target, labels=labels)
 
 
 class BatchExplainer:
@@ -213,7 +222,7 @@ def _predictions(logits: Tensor, explainer: Explainer) -> list[Row]:
 def _heat(maps: Tensor) -> list[Row]:
     """Give the heatmap columns of maps (B, h, w), raw and signed; a nonfinite map is null."""
     statuses = heat_status(maps)
-    signals = heat_signals(maps.nan_to_num(0.0, 0.0, 0.0))
+    signals = heat_signals(maps)
     rows = []
     for i, (status, values) in enumerate(zip(statuses, maps.flatten(1).tolist(), strict=True)):
         usable = status != "nonfinite"

@@ -1,4 +1,4 @@
-"""The same images give the same records: packed as tar, zip, Parquet or loose, whatever the actors and batches."""
+"""The same images give the same records in every form of archive, whatever the actors and batches."""
 
 from __future__ import annotations
 

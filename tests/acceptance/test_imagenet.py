@@ -1,4 +1,4 @@
-"""Real photographs and a real ImageNet model: predictions, heatmaps and records against outside references."""
+"""Real photographs and a real ImageNet model: predictions and heatmaps against outside references."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_kill_then_resume(seed: int, archive: Path, demo: Path, tmp_path: Path) 
         assert on_disk <= in_table, "a finished chunk was not reused"
     assert sum(int(s["members"]) for s in committed_shards(open_out(str(out))[1]).values()) == len(EXPECTED)
     verify = subprocess.run(
-        [sys.executable, "-m", "camray.cli", "verify", str(out), "--json"], capture_output=True
+        [sys.executable, "-m", "camray.cli", "verify", str(out), "--json"], check=True, capture_output=True
     )
     assert json.loads(verify.stdout)["problems"] == []
     print(f"seed {seed}: {killed}, {len(before)} rows committed and {len(on_disk)} chunk files at the kill")
