@@ -37,8 +37,8 @@ def overlay_on_original(image: Image, heat: Map, geometry: Geometry, alpha: floa
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
     h, w = heat.shape
     # Pixel centre of the drawn image -> source -> input share -> map cell, as bilinear resizing would.
-    to_x = _axis(width, scale, geometry.crop_x0, geometry.crop_x1, w)
-    to_y = _axis(height, scale, geometry.crop_y0, geometry.crop_y1, h)
+    to_x = _axis(width, geometry.width, geometry.crop_x0, geometry.crop_x1, w)
+    to_y = _axis(height, geometry.height, geometry.crop_y0, geometry.crop_y1, h)
     grid_x, grid_y = np.meshgrid(to_x, to_y)
     unit = cv2.remap(_unit(heat), grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     seen = np.outer((to_y >= -0.5) & (to_y <= h - 0.5), (to_x >= -0.5) & (to_x <= w - 0.5))  # inside the crop
@@ -60,8 +60,8 @@ def overlay_path(explainer: str, shard_id: str, index: int, key: str) -> str:
     return f"overlays/{explainer}/{shard_id}/{index:06d}{'-' if slug else ''}{slug}.jpg"
 
 
-def _axis(pixels: int, scale: float, low: float, high: float, cells: int) -> NDArray[np.float32]:
-    source = (np.arange(pixels) + 0.5) / scale
+def _axis(pixels: int, length: int, low: float, high: float, cells: int) -> NDArray[np.float32]:
+    source = (np.arange(pixels) + 0.5) * length / pixels
     return ((source - low) / (high - low) * cells - 0.5).astype(np.float32)
 
 

@@ -1,0 +1,157 @@
+"""Pictures: the heat lies where the model looked, and file names are harmless."""
+
+import io
+import posixpath
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from camray.explain import overlays
+from camray.explain.overlays import encode_jpeg, overlay_on_input, overlay_on_original, overlay_path
+from camray.records import Geometry
+
+GREY = 128
+
+
+def grey(width: int, height: int) -> NDArray[np.uint8]:
+    return np.full((height, width, 3), GREY, np.uint8)
+
+
+def one_hot(h: int, w: int, row: int, column: int) -> NDArray[np.float32]:
+    heat = np.zeros((h, w), np.float32)
+    heat[row, column] = 1
+    return heat
+
+
+def hottest(picture: NDArray[np.uint8], plain: NDArray[np.uint8]) -> tuple[float, float]:
+    """Centre (x, y) in pixels of where the picture differs most from the plain one."""
+    change = np.abs(picture.astype(int) - plain.astype(int)).sum(2)
+    rows, columns = np.nonzero(change >= change.max() * 0.98)
+    return float(columns.mean() + 0.5), float(rows.mean() + 0.5)
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 5), (3, 3), (6, 2)])
+@pytest.mark.parametrize(("width", "height"), [(224, 224), (448, 224), (64, 64)])
+def test_hot_cell_lands_on_its_part_of_the_input(width: int, height: int, row: int, column: int) -> None:
+    picture = overlay_on_input(grey(width, height), one_hot(7, 7, row, column), 0.5)
+    shown_height, shown_width = picture.shape[:2]
+    assert shown_width / shown_height == width / height
+    assert min(picture.shape[:2]) >= 224
+    x, y = hottest(picture, grey(shown_width, shown_height))
+    # bilinear: a border cell's heat is flat out to the border, so its centre may lie half a cell outwards
+    assert x / shown_width == pytest.approx((column + 0.5) / 7, abs=0.5 / 7)
+    assert y / shown_height == pytest.approx((row + 0.5) / 7, abs=0.5 / 7)
+    if 0 < row < 6 and 0 < column < 6:
+        assert (x, y) == pytest.approx(
+            ((column + 0.5) / 7 * shown_width, (row + 0.5) / 7 * shown_height), abs=2
+        )
+
+
+GEOMETRIES = [
+    pytest.param(Geometry(400, 200, 100, 0, 300, 200), id="wide, centre crop"),
+    pytest.param(Geometry(200, 400, 0, 100, 200, 300), id="tall, centre crop"),
+    pytest.param(Geometry(300, 300, 18.75, 18.75, 281.25, 281.25), id="inner crop with fractions"),
+    pytest.param(Geometry(400, 200, 0, 0, 400, 200), id="squashed"),
+    pytest.param(Geometry(400, 200, 0, -100, 400, 300), id="padded above and below"),
+    pytest.param(Geometry(4000, 2000, 1000, 0, 3000, 2000), id="drawn smaller"),
+]
+
+
+@pytest.mark.parametrize("where", GEOMETRIES)
+@pytest.mark.parametrize(("row", "column"), [(3, 3), (2, 4), (4, 1)])
+def test_hot_cell_lands_on_its_place_in_the_original(where: Geometry, row: int, column: int) -> None:
+    image, cold = grey(where.width, where.height), np.zeros((7, 7), np.float32)
+    picture = overlay_on_original(image, one_hot(7, 7, row, column), where, 0.5)
+    plain = overlay_on_original(image, cold, where, 0.5)
+    scale = picture.shape[1] / where.width
+    x, y = hottest(picture, plain)
+    expected_x = where.crop_x0 + (column + 0.5) / 7 * (where.crop_x1 - where.crop_x0)
+    expected_y = where.crop_y0 + (row + 0.5) / 7 * (where.crop_y1 - where.crop_y0)
+    cell = min(where.crop_x1 - where.crop_x0, where.crop_y1 - where.crop_y0) / 7
+    assert (x / scale, y / scale) == pytest.approx((expected_x, expected_y), abs=max(2 / scale, cell * 0.06))
+
+
+def test_what_the_model_never_saw_is_dimmed_and_the_rest_is_not() -> None:
+    where = Geometry(400, 200, 100, 0, 300, 200)
+    picture = overlay_on_original(grey(400, 200), np.zeros((7, 7), np.float32), where, 0.5)
+    assert set(np.unique(picture[:, 100:300])) == {GREY}
+    assert set(np.unique(picture[:, :99])) == set(np.unique(picture[:, 301:])) == {GREY // 2 + 48}
+
+
+@pytest.mark.parametrize(("width", "height"), [(5000, 1), (1, 5000), (3000, 2), (1, 1)])
+def test_a_strip_is_drawn_whole(width: int, height: int) -> None:
+    """Where a side is rounded up to one pixel, the other side's scale is not its own."""
+    where = Geometry(width, height, 0, 0, width, height)
+    picture = overlay_on_original(grey(width, height), np.ones((3, 3), np.float32), where, 0.5)
+    assert max(picture.shape[:2]) <= overlays.ORIGINAL_SIDE
+    assert min(picture.shape[:2]) >= 1
+    assert (np.abs(picture.astype(int) - GREY).sum(2) > 60).all()  # all of it was seen and is hot
+
+
+def test_a_dead_or_negative_map_leaves_the_picture_alone() -> None:
+    for heat in (np.zeros((7, 7), np.float32), -np.ones((7, 7), np.float32)):
+        assert (overlay_on_input(grey(224, 224), heat, 0.5) == GREY).all()
+
+
+def test_alpha_is_the_strength() -> None:
+    heat = one_hot(7, 7, 3, 3)
+    assert (overlay_on_input(grey(224, 224), heat, 0.0) == GREY).all()
+    weak, strong = (
+        np.abs(overlay_on_input(grey(224, 224), heat, a).astype(int) - GREY).max() for a in (0.2, 1.0)
+    )
+    assert weak < strong
+
+
+def test_the_scale_of_the_map_does_not_matter() -> None:
+    heat = np.random.default_rng(0).random((7, 7)).astype(np.float32)
+    first, second = (overlay_on_input(grey(224, 224), heat * k, 0.5) for k in (1, 1e-6))
+    assert np.abs(first.astype(int) - second.astype(int)).max() <= 2
+
+
+def test_the_source_is_not_drawn_on() -> None:
+    image = grey(224, 224)
+    overlay_on_input(image, np.ones((7, 7), np.float32), 0.5)
+    overlay_on_original(image, np.ones((7, 7), np.float32), Geometry(224, 224, 0, 0, 224, 224), 0.5)
+    assert (image == GREY).all()
+
+
+def test_jpeg_keeps_the_order_of_the_colours() -> None:
+    red = np.zeros((32, 32, 3), np.uint8)
+    red[..., 0] = 220
+    with Image.open(io.BytesIO(encode_jpeg(red, 90))) as back:
+        assert back.format == "JPEG"
+        r, g, b = np.asarray(back.convert("RGB"))[16, 16].astype(int)
+    assert r > 200
+    assert max(g, b) < 20
+
+
+HOSTILE = [
+    "../../etc/passwd", "/abs/olute", "a\\..\\b", "con", "a\x00b", "a\nb", "\u202egpj", "." * 300, "ü" * 50,
+    "x" * 300, "", " ", "a b.c", "~", "$(rm)", "%2e%2e%2f", "CON.jpg", "-rf",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_names_are_harmless(key: str) -> None:
+    check_name(key)
+
+
+@given(st.text(st.characters(exclude_categories=[])))
+def test_any_name_is_harmless(key: str) -> None:
+    check_name(key)
+
+
+def check_name(key: str) -> None:
+    path = overlay_path("e1", "k-c", 7, key)
+    assert posixpath.normpath(path) == path
+    assert re.fullmatch(r"overlays/e1/k-c/000007(-[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?)?\.jpg", path)
+
+
+def test_names_differ_by_index_and_help_people() -> None:
+    assert overlay_path("e", "s", 0, "x") != overlay_path("e", "s", 1, "x")
+    assert overlay_path("e", "s", 12, "cats/Tabby 3") == "overlays/e/s/000012-tabby-3.jpg"
