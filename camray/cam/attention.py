@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from camray.cam.scene import Scene
-from camray.cam.split import hooks, plain, read_logits
+from camray.cam.split import call, hooks, plain, precision
 from camray.errors import ModelError
 
 _PLAIN = "use gradcam, or a plain vision transformer"
@@ -38,8 +38,7 @@ class _Watch(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
         if func is F.multi_head_attention_forward:
-            with self:  # look inside it as well
-                return func(*args, **kwargs)
+            return self._attend_in_heads(*args, **kwargs)
         out = func(*args, **kwargs)
         if func in (F.softmax, torch.softmax, Tensor.softmax) and self._is_attention(out):
             self.seen.append(out)
@@ -47,6 +46,22 @@ class _Watch(TorchFunctionMode):
 
     def _is_attention(self, p: Any) -> bool:
         return isinstance(p, Tensor) and p.ndim == 4 and p.shape[0] == self.batch and p.shape[2] == p.shape[3]
+
+    def _attend_in_heads(
+        self, query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, weight: Tensor | None,
+        bias: Tensor | None, bias_k: Tensor | None, bias_v: Tensor | None, add_zero_attn: bool,
+        dropout_p: float, out_weight: Tensor, out_bias: Tensor | None, **rest: Any,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        """Do the library's multi-head self-attention on (N, B, C), with the softmax kept."""
+        masked = rest.get("attn_mask") is not None or rest.get("key_padding_mask") is not None
+        if weight is None or bias_k is not None or add_zero_attn or masked or key.shape != query.shape:
+            raise ModelError(
+                "method", "this model's attention is masked or not of tokens to themselves", _PLAIN
+            )
+        packed = F.linear(query, weight, bias).reshape(*query.shape[:2], 3, heads, width // heads)
+        q, k, v = packed.permute(2, 1, 3, 0, 4)  # each (B, heads, N, d)
+        out = self._attend(q, k, v).permute(2, 0, 1, 3).flatten(2)
+        return F.linear(out, out_weight, out_bias), None
 
     def _attend(
         self,
@@ -83,7 +98,7 @@ def _attentions(scene: Scene, method: str, graph: bool) -> tuple[list[Tensor], T
         images = scene.inputs.clone().requires_grad_(graph)
         watch = _Watch(len(images))
         with watch:
-            scores = scene.aim.scores(read_logits(plain(scene.model)(images)))
+            scores = scene.aim.scores(call(scene.model, images))
     cells = scene.A.shape[2] * scene.A.shape[3]
     sizes = [p.shape[-1] for p in watch.seen if p.shape[-1] - cells in range(16)]
     if not sizes or scene.layer.layout != "tokens":
@@ -157,7 +172,7 @@ def legrad(scene: Scene) -> Tensor:
         raise ModelError(
             "method", f"legrad found {len(attentions)} attentions in {len(names)} blocks", _PLAIN
         )
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), precision():
         scores = [scene.aim.scores(project(outputs[n].mean(1))) for n in names]  # per block (B, K)
     maps: list[Tensor] = []
     for k in range(scores[0].shape[1]):

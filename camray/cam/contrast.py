@@ -13,7 +13,7 @@ from camray.cam import gradients
 from camray.cam.gradients import SPACE, weigh
 from camray.cam.scene import Scene
 from camray.cam.split import run_split
-from camray.errors import UsageError
+from camray.errors import ModelError, UsageError
 
 BASES = {
     "gradcam": gradients.gradcam,
@@ -45,13 +45,19 @@ def shapleycam(scene: Scene) -> Tensor:
             (gradient,) = torch.autograd.grad(score.sum(), raw, create_graph=True)
             product = None
             if gradient.requires_grad:
-                (product,) = torch.autograd.grad(
-                    gradient, raw, raw.detach(), retain_graph=True, allow_unused=True
-                )
+                product = _hessian_product(gradient, raw)
             second = 0.0 if product is None else scene.layer.to_maps(product).float()
             first = scene.layer.to_maps(gradient.detach()).float()
             maps.append(weigh((first - 0.5 * second).mean(SPACE), scene.A))
     return torch.stack(maps, 1)
+
+
+def _hessian_product(gradient: Tensor, raw: Tensor) -> Tensor | None:
+    try:
+        found = torch.autograd.grad(gradient, raw, raw.detach(), retain_graph=True, allow_unused=True)
+    except RuntimeError as error:  # hardsigmoid and hardswish have no second derivative in the library
+        raise ModelError("method", f"shapleycam needs second derivatives: {error}", "use gradcam") from None
+    return found[0]
 
 
 def finercam(

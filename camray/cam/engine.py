@@ -7,7 +7,6 @@ Flows in: a model, images (B, 3, H, W) as the model wants them, layers, methods,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +21,7 @@ from camray.cam.layers import find_target_layers, refuse_bad_weights
 from camray.cam.layout import TargetLayer
 from camray.cam.registry import Method, parse_method
 from camray.cam.scene import Scene
-from camray.cam.split import Split, as_found, run_split
+from camray.cam.split import Split, as_found, model_precision, run_split
 from camray.cam.targets import TargetRule
 from camray.errors import ModelError, UsageError
 
@@ -66,7 +65,7 @@ def explain(
     if labels is not None and len(labels) != len(inputs):
         raise UsageError("labels", f"{len(labels)} for {len(inputs)} images", "give one per image")
     notes = _notes(wanted, rules)
-    with as_found(model), _precision(inputs, autocast):
+    with as_found(model), model_precision(inputs.device.type, autocast):
         try:
             return _explain(model, inputs, places, wanted, rules, labels, chunk, notes)
         except torch.OutOfMemoryError:
@@ -241,7 +240,3 @@ def _places(
     if len({layer.name for layer in out}) < len(out):
         raise UsageError("layers", "one layer is asked for twice", "name each layer once")
     return out
-
-
-def _precision(inputs: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    return torch.autocast(inputs.device.type, dtype) if dtype else nullcontext()

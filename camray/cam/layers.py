@@ -79,6 +79,8 @@ def find_target_layers(
 
 def _checked(model: nn.Module, infos: Mapping[str, LayerInfo], name: str) -> TargetLayer:
     name = resolve_name(model, name, _works(infos))
+    if name not in infos:
+        raise ModelError("layer", f"{name} never runs", _works(infos))
     info = infos[name]
     if info.problem or info.layer is None:
         raise ModelError("layer", f"{name} cannot be explained: {info.problem}", _works(infos))

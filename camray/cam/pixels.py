@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from camray.cam.finish import normalise, resize
 from camray.cam.gradients import gradcam
 from camray.cam.scene import Scene
-from camray.cam.split import hooks, plain, read_logits
+from camray.cam.split import call, hooks, plain
 from camray.errors import ModelError, UsageError
 
 
@@ -39,7 +39,7 @@ def fullgrad(scene: Scene) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         images = scene.inputs.clone().requires_grad_()
         with hooks(model, {name: _keep(outputs, name) for name in biases}):
-            scores = scene.aim.scores(read_logits(model(images)))  # (B, K)
+            scores = scene.aim.scores(call(model, images))  # (B, K)
         names = list(outputs)
         maps: list[Tensor] = []
         for score in scores.unbind(1):
@@ -128,7 +128,7 @@ def guided_gradients(scene: Scene) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         images = scene.inputs.clone().requires_grad_()
         with _Guided() as guide:
-            scores = scene.aim.scores(read_logits(model(images)))
+            scores = scene.aim.scores(call(model, images))
         if not guide.count:
             raise ModelError(
                 "method", "guided backpropagation needs ReLUs; this model has none", "use gradcam"
@@ -167,7 +167,7 @@ def captum_attribution(scene: Scene, name: str = "", **options: Any) -> Tensor:
 
         def score(images: Tensor, column: int = k) -> Tensor:
             rows = torch.arange(len(images), device=images.device) % batch  # captum stacks whole batches
-            return scene.aim.scores(read_logits(model(images)), rows)[:, column]
+            return scene.aim.scores(call(model, images), rows)[:, column]
 
         with torch.inference_mode(False), torch.enable_grad():
             maps.append(kind(score).attribute(scene.inputs.clone(), **options).detach().sum(1).float())

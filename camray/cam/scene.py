@@ -5,7 +5,6 @@ Flows in: one batch after its forward. Flows out: nothing of its own; methods re
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camray.cam.layout import TargetLayer
-from camray.cam.split import Split, plain, read_logits
+from camray.cam.split import Split, call
 from camray.cam.tail import Tail, make_tail
 from camray.cam.targets import Aim
 
@@ -51,7 +50,4 @@ class Scene:
     def forward(self, images: Tensor, rows: Tensor) -> Tensor:
         """Scores (n, K) of altered images; row i was image rows[i]."""
         with torch.inference_mode(False), torch.no_grad():
-            return self.aim.scores(read_logits(plain(self.model)(images)), rows)
-
-
-Scorer = Callable[[Tensor, Tensor], Tensor]
+            return self.aim.scores(call(self.model, images), rows)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,41 @@ import torch
 from torch import Tensor, nn
 
 from camray.cam.layout import TargetLayer
+from camray.cam.rows import SkipZeroRows
 from camray.errors import ModelError
 
 FP16_SCALE = 1024.0  # keeps gradients of a mean over 7*7 cells above fp16's smallest normal, 6e-5
+
+
+_PRECISION: ContextVar[tuple[str, torch.dtype] | None] = ContextVar("precision", default=None)
+
+
+@contextmanager
+def model_precision(device: str, dtype: torch.dtype | None) -> Iterator[None]:
+    """Let the model run under autocast to `dtype` (or as the caller's autocast says), and only it.
+
+    Everything else in the body is float32: a matrix product of a method must not be rounded to bf16.
+    """
+    if dtype is None and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    token = _PRECISION.set((device, dtype) if dtype else None)
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        _PRECISION.reset(token)
+
+
+def precision() -> AbstractContextManager[object]:
+    """Autocast, where the model runs under it: to be entered around calls of the model or parts of it."""
+    chosen = _PRECISION.get()
+    return torch.autocast(*chosen) if chosen else nullcontext()
+
+
+def call(model: nn.Module, images: Tensor) -> Tensor:
+    """Run the model as it is to be run: logits (B, classes)."""
+    with precision():
+        return read_logits(plain(model)(images))
 
 
 @dataclass(frozen=True)
@@ -140,7 +173,12 @@ def run_split(
     behind the layer cannot overwrite A. Layers further on keep their place in the same graph.
     """
     model = plain(model)
+    known = dict(model.named_modules())
+    for layer in layers:
+        if layer.name not in known:
+            raise ModelError("layer", f"there is no {layer.name!r} in this model", "see its layers")
     raw: dict[str, Tensor] = {}
+    skip = SkipZeroRows()
 
     def catch(name: str) -> Callable[..., Any]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -152,6 +190,7 @@ def run_split(
             if not differentiate:
                 raw[name] = tensor.clone()
                 return None
+            skip.active = True
             torch.set_grad_enabled(True)  # undone by the no_grad() block around the forward
             leaf = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
             raw[name] = leaf
@@ -161,8 +200,12 @@ def run_split(
 
     with torch.inference_mode(False), torch.no_grad():
         images = inputs.clone() if inputs.is_inference() else inputs
-        with hooks(model, {layer.name: catch(layer.name) for layer in layers}):
-            logits = read_logits(model(images))
+        tokens = differentiate and any(layer.prefix for layer in layers)
+        with (
+            hooks(model, {layer.name: catch(layer.name) for layer in layers}),
+            skip if tokens else nullcontext(),
+        ):
+            logits = call(model, images)
     for layer in layers:
         if layer.name not in raw:
             raise ModelError("layer", f"{layer.name} never runs", "see the layers of this model")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from camray.cam.layout import TargetLayer
-from camray.cam.split import first_tensor, hooks, plain, read_logits, with_first
+from camray.cam.split import call, first_tensor, hooks, plain, with_first
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Tail:
             self.inputs[rows] if self.needs_inputs else stand_in(self.inputs, len(rows), len(self.inputs))
         )
         with stubbed(self.model, stubs):
-            return read_logits(self.model(inputs))
+            return call(self.model, inputs)
 
     def _stub(self, name: str, calls: Sequence[Any], rows: Tensor) -> Callable[..., Any]:
         queue, batch = list(calls), len(self.inputs)
@@ -160,7 +160,7 @@ def _record(
 
     names = [n for n, _ in model.named_modules() if n and (only is None or n in only or n == layer.name)]
     with hooks(model, {n: catch(n) for n in names if not n.startswith(layer.name + ".")}):
-        logits = read_logits(model(inputs))
+        logits = call(model, inputs)
     return finished, result[0], logits
 
 

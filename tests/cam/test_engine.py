@@ -1,0 +1,320 @@
+"""What holds for any explanation: independence, modes, one pass with many answers, nothing left behind."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import timm
+import torch
+from cam_zoo import build, images, relative
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from camray.cam import METHODS, TargetLayer, engine, explain, find_target_layer
+from camray.cam.ablation import is_affine, sees_only_mean
+from camray.cam.tail import make_tail
+
+LAYER = TargetLayer("stages.2")
+SMALL = "convnext_atto"
+ELSEWHERE = ("cam", "refinecam", "captum", "rollout", "chefer", "legrad", "guidedbackprop", "guided-gradcam")
+EVERY = [m for m in METHODS if m not in ELSEWHERE and m not in ("iscam", "sscam", "scorecam")]
+EVERY += ["scorecam(channels=6)", "iscam(channels=2,samples=2)", "sscam(channels=2,samples=2)"]
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    made = timm.create_model(SMALL, num_classes=10).eval()
+    nn.init.normal_(made.get_classifier().weight, std=0.3)
+    return made
+
+
+@pytest.fixture(scope="module")
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    made = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64, depth=3).eval()
+    nn.init.normal_(made.head.weight, std=0.3)
+    return made
+
+
+def state(model: nn.Module) -> list[Any]:
+    flags = [(p.requires_grad, p.grad is None, p._version) for p in model.parameters()]
+    modules = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in m.__dict__)
+               for m in model.modules()]  # fmt: skip
+    return [flags, modules, torch.is_grad_enabled()]
+
+
+@settings(max_examples=6, deadline=None)
+@given(order=st.permutations(range(4)), size=st.integers(1, 4))
+def test_no_map_depends_on_batch_order_or_neighbours(order: list[int], size: int) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(SMALL, num_classes=10).eval()
+    nn.init.normal_(model.get_classifier().weight, std=0.3)
+    x = images(64, 4)
+    whole = explain(model, x, LAYER, EVERY, "class:2")
+    rows = order[:size]
+    part = explain(model, x[rows], LAYER, EVERY, "class:2")
+    for key, maps in whole.maps.items():
+        # rounding of sums that cancel (XGrad-CAM, HiRes-CAM behind a LayerNorm) is the only difference
+        gross = 1e-3 if key[0] in ("xgradcam", "hirescam", "shapleycam", "smoothgradcam++", "dff") else 2e-5
+        if key[0] == "hirescam":
+            assert (part.maps[key] - maps[rows]).abs().max() < 1e-4
+        else:
+            assert relative(part.maps[key], maps[rows]) < gross, key
+
+
+def test_no_map_depends_on_the_other_methods_layers_or_targets(model: nn.Module) -> None:
+    x = images(64, 2)
+    other = find_target_layer(model, (3, 64, 64))
+    many = explain(model, x, [LAYER, other], EVERY, ["class:2", "top:3"])
+    for method in ("gradcam", "layercam", "finercam", "ablationcam", "eigencam", "shapleycam"):
+        alone = explain(model, x, LAYER, method, "class:2" if METHODS[method].per_class else "predicted")
+        both = many.maps[method, LAYER.name][:, :1]
+        assert relative(both, alone.maps[method, LAYER.name]) < 1e-5, method
+
+
+def test_threads_do_not_change_results(model: nn.Module) -> None:
+    x, before = images(64, 2), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = explain(model, x, LAYER, ["gradcam", "eigencam"]).maps
+        torch.set_num_threads(2)
+        two = explain(model, x, LAYER, ["gradcam", "eigencam"]).maps
+    finally:
+        torch.set_num_threads(before)
+    assert all(relative(two[k], one[k]) < 1e-5 for k in one)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("caller", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_callers_and_frozen_models(model: nn.Module, frozen: bool, caller: Any) -> None:
+    truth = explain(model, images(64, 2), LAYER, "gradcam").maps["gradcam", LAYER.name]
+    mine = copy.deepcopy(model).requires_grad_(not frozen)
+    with caller():
+        x = images(64, 2).clone()  # an inference tensor under inference_mode
+        found = explain(mine, x, LAYER, EVERY)
+    assert relative(found.maps["gradcam", LAYER.name], truth) < 1e-6
+    assert not found.maps["gradcam", LAYER.name].requires_grad
+
+
+def test_the_model_is_left_exactly_as_found(model: nn.Module) -> None:
+    mine = copy.deepcopy(model).train()
+    mine.stem.eval()
+    next(mine.parameters()).requires_grad_(False)
+    mine.head.register_forward_hook(lambda *_: None)
+    before = state(mine)
+    explain(mine, images(64, 2), LAYER, EVERY, "top:2")
+    assert state(mine) == before
+    with pytest.raises(RuntimeError):
+        explain(mine, torch.randn(1, 5, 64, 64), LAYER, "gradcam")
+    with pytest.raises(Exception, match="no 'nowhere'"):
+        explain(mine, images(64, 2), TargetLayer("nowhere"), "gradcam")
+    assert state(mine) == before
+
+
+def test_training_mode_gives_the_results_of_evaluation() -> None:
+    model, x = build("regnety_002"), images(64, 3)
+    truth = explain(model, x, "s3", "gradcam").maps["gradcam", "s3"]
+    try:
+        found = explain(model.train(), x, "s3", "gradcam").maps["gradcam", "s3"]
+    finally:
+        model.eval()
+    assert torch.equal(found, truth)
+
+
+def test_an_inplace_relu_behind_the_layer_does_not_reach_the_activations() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(4, 3)).eval()  # fmt: skip
+    x = torch.randn(2, 3, 8, 8)
+    a = model[0](x).detach().requires_grad_()
+    score = model[4](a.relu().mean((2, 3)))[:, 1].sum()
+    (g,) = torch.autograd.grad(score, a)
+    truth = (g.mean((2, 3), keepdim=True) * a).sum(1).detach()
+    found = explain(model, x, "0", ["gradcam", "eigencam"], "class:1").maps["gradcam", "0"][:, 0]
+    assert torch.allclose(found, truth, atol=1e-6)
+    assert float(truth.min()) < 0
+
+
+def test_one_pass_equals_many(model: nn.Module, vit: nn.Module) -> None:
+    for net, names in ((model, ["stages.1", "stages.3"]), (vit, ["blocks.0.norm1", "blocks.2.norm1"])):
+        x = images(64, 2)
+        both = explain(net, x, names, ["gradcam", "layercam"], ["top:3", "class:1"])
+        for name in names:
+            for k in range(4):
+                one = explain(net, x, name, "gradcam", both.classes[:, k])
+                assert relative(both.maps["gradcam", name][:, k], one.maps["gradcam", name][:, 0]) < 1e-5
+
+
+def test_skipped_rows_change_no_gradient(vit: nn.Module) -> None:
+    """The class token's backward leaves out tokens without gradient: compare with the plain one."""
+    x = images(64, 2)
+    found = explain(vit, x, "blocks.1.norm1", ["gradcam", "layercam"], "top:3")
+    store: list[Tensor] = []
+    hook = vit.blocks[1].norm1.register_forward_hook(lambda _m, _i, out: store.append(out))
+    logits = vit(x)
+    hook.remove()
+    for k in range(3):
+        (g,) = torch.autograd.grad(
+            logits.gather(1, found.classes[:, k : k + 1]).sum(), store[0], retain_graph=True
+        )
+        grid = lambda t: t[:, 1:].transpose(1, 2).reshape(2, -1, 4, 4)  # noqa: E731
+        truth = (grid(g).mean((2, 3), keepdim=True) * grid(store[0])).sum(1).detach()
+        assert relative(found.maps["gradcam", "blocks.1.norm1"][:, k], truth) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_near_full_precision(model: nn.Module, vit: nn.Module, dtype: torch.dtype) -> None:
+    for net, layer in ((model, LAYER), (vit, find_target_layer(vit, (3, 64, 64)))):
+        x = images(64, 2)
+        truth = explain(net, x, layer, ["gradcam", "ablationcam"], "class:1").maps["gradcam", layer.name]
+        found = explain(net, x, layer, ["gradcam", "ablationcam"], "class:1", autocast=dtype)
+        maps = found.maps["gradcam", layer.name]
+        assert maps.dtype == found.logits.dtype == torch.float32
+        cosine = torch.cosine_similarity(maps.flatten(1), truth.flatten(1))
+        assert float(cosine.min()) > 0.99
+        assert bool(maps.isfinite().all())
+
+
+def test_channels_last_and_compiled_models(model: nn.Module) -> None:
+    x = images(64, 2)
+    truth = explain(model, x, LAYER, "gradcam").maps["gradcam", LAYER.name]
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    found = explain(last, x.to(memory_format=torch.channels_last), LAYER, "gradcam").maps[
+        "gradcam", LAYER.name
+    ]
+    assert relative(found, truth) < 1e-5
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    assert relative(explain(compiled, x, LAYER, "gradcam").maps["gradcam", LAYER.name], truth) < 1e-6
+
+
+def test_no_graph_before_the_layer(model: nn.Module) -> None:
+    kept: list[int] = []
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(t: Tensor) -> Tensor:
+        if t.untyped_storage().data_ptr() not in weights:
+            kept.append(t.nbytes)
+        return t
+
+    x, sizes = images(64, 2), {}
+    places = {n: find_target_layer(model, (3, 64, 64), n) for n in ("stages.0", "stages.3")}
+    for name, place in places.items():
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            explain(model, x, place, "gradcam")
+        sizes[name] = sum(kept)
+    kept.clear()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model(x)
+    assert sizes["stages.3"] < 0.02 * sum(kept)
+    assert sizes["stages.0"] > sizes["stages.3"]
+
+
+def test_running_out_of_memory_halves_the_batch(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, seen, inner = images(64, 5), [], engine._explain
+    asked = ["gradcam", "eigencam"]
+    truth = explain(model, x, LAYER, asked, torch.arange(5))
+
+    def tight(*args: Any) -> Any:
+        seen.append(len(args[1]))
+        if len(args[1]) > 2:
+            raise torch.OutOfMemoryError
+        return inner(*args)
+
+    monkeypatch.setattr(engine, "_explain", tight)
+    found = explain(model, x, LAYER, asked, torch.arange(5))
+    assert seen == [5, 2, 3, 1, 2]
+    assert torch.equal(found.classes, truth.classes)
+    assert all(relative(found.maps[k], truth.maps[k]) < 1e-5 for k in truth.maps)
+    monkeypatch.setattr(engine, "_explain", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError))
+    with pytest.raises(torch.OutOfMemoryError):
+        explain(model, x, LAYER, asked)
+
+
+def test_threads_may_share_a_frozen_model(model: nn.Module) -> None:
+    mine = copy.deepcopy(model).requires_grad_(False)
+    batches = [images(64, 2, seed=s) for s in range(4)]
+    truth = [explain(mine, x, LAYER, "gradcam").maps["gradcam", LAYER.name] for x in batches]
+    found: dict[int, Tensor] = {}
+
+    def work(i: int) -> None:
+        found[i] = explain(mine, batches[i], LAYER, "gradcam").maps["gradcam", LAYER.name]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert all(torch.equal(found[i], truth[i]) for i in range(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "affine", "mean_only"),
+    [("regnety_002", "s4", True, True), ("convnext_tiny", "stages.3", False, True),
+     ("mobilenetv3_small_100", "blocks.5", False, True), ("vgg16_bn", "features.42", False, False),
+     ("regnety_002", "s3", False, False), ("vit_small_patch16_224", "blocks.11.norm1", False, False)],
+)  # fmt: skip
+def test_heads_are_recognised(name: str, layer: str, affine: bool, mean_only: bool) -> None:
+    net = build(name)
+    tail = make_tail(net, images(64, 2), find_target_layer(net, (3, 64, 64), layer))
+    assert (is_affine(tail), sees_only_mean(tail)) == (affine, mean_only)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("regnety_002", "s4"), ("convnext_tiny", "stages.3"), ("vgg16_bn", "features.42"),
+     ("regnety_002", "s3.b1.conv3"),
+     ("vit_small_patch16_224", "blocks.11.norm1"), ("swin_tiny_patch4_window7_224", "layers.3.blocks.0")],
+)  # fmt: skip
+def test_ablation_equals_running_the_whole_model(name: str, layer: str) -> None:
+    """All three ways (closed form, mean, tail) against a hook that blanks a channel in a full forward."""
+    net, x = build(name).requires_grad_(False), images(64, 2)
+    place = find_target_layer(net, (3, 64, 64), layer)
+    found = explain(net, x, place, "ablationcam", "class:1")
+    shown = []
+    for channel in (0, 3, 11):
+
+        def blank(_m: nn.Module, _i: Any, out: Tensor, c: int = channel) -> Tensor:
+            out = out.clone()
+            out.select(place.channel_dim, c).zero_()
+            return out
+
+        hook = net.get_submodule(place.name).register_forward_hook(blank)
+        shown.append((channel, net(x)[:, 1]))
+        hook.remove()
+    grabbed: list[Tensor] = []
+    hook = net.get_submodule(place.name).register_forward_hook(lambda _m, _i, out: grabbed.append(out))
+    full = net(x)[:, 1]
+    hook.remove()
+    A = place.to_maps(grabbed[0])
+    from camray.cam.ablation import _ablated_scores
+    from camray.cam.scene import Scene
+    from camray.cam.split import run_split
+    from camray.cam.targets import Aim, TargetRule
+
+    split = run_split(net, x, [place])
+    scene = Scene(net, x, place, split, Aim.settle((TargetRule.parse("1"),), split.logits, None))
+    scores = _ablated_scores(scene)
+    for channel, truth in shown:
+        assert torch.allclose(scores[:, channel, 0], truth, rtol=1e-4, atol=1e-5)
+    weights = (full[:, None] - scores[:, :, 0]) / full[:, None]
+    truth = torch.einsum("bc,bchw->bhw", weights, A)
+    # the truth subtracts scores that differ in the fourth digit; the closed form does not
+    assert relative(found.maps["ablationcam", place.name][:, 0], truth) < 1e-3
+
+
+def test_a_replay_leaves_out_what_comes_before() -> None:
+    net = build("regnety_002")
+    tail = make_tail(net, images(64, 3), find_target_layer(net, (3, 64, 64), "s4"))
+    assert not tail.needed
+    assert not tail.needs_inputs
+    assert {"stem", "s1", "s2", "s3"} <= set(tail.outputs)
+    inner = make_tail(net, images(64, 3), find_target_layer(net, (3, 64, 64), "s3.b2.conv1"))
+    assert inner.needed  # the shortcut around the layer
+    raw = net.s4(net.s3(net.s2(net.s1(net.stem(images(64, 3))))))
+    rows = torch.tensor([2, 0, 2, 1])
+    assert torch.allclose(tail.replay(raw[rows], rows), net(images(64, 3))[rows], atol=1e-4)
