@@ -103,10 +103,11 @@ def label_lookup(class_names: tuple[str, ...]) -> dict[str, int]:
     lookup: dict[str, int] = {}
     info = ImageNetInfo() if class_names == imagenet_names() else None
     for index, name in enumerate(class_names):
-        for word in (name, name.partition(",")[0]):
-            lookup.setdefault(word, index)
+        lookup.setdefault(name, index)
         if info is not None:
             lookup[info.index_to_label_name(index)] = index
+    for index, name in enumerate(class_names):
+        lookup.setdefault(name.partition(",")[0], index)
     return lookup
 
 
@@ -144,21 +145,20 @@ def _local_folder(folder: Path, config: ModelConfig) -> _Source:
     """Read a folder in timm's own layout: config.json and model.safetensors or pytorch_model.bin."""
     try:
         described = json.loads((folder / "config.json").read_text("utf-8"))
-        name = described["architecture"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        cfg = dict(described.get("pretrained_cfg") or {})
+        args = {"model_name": str(described["architecture"]), **(described.get("model_args") or {})}
+        classes = config.num_classes or described.get("num_classes") or cfg.get("num_classes")
+        if classes:
+            args["num_classes"] = int(classes)
+        names = tuple(str(n) for n in described.get("label_names") or cfg.get("label_names") or ())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError("--model", f"{folder}/config.json: {error!r}", "give a timm model folder") from None
     weights = config.checkpoint or next(
         (str(folder / f) for f in ("model.safetensors", "pytorch_model.bin") if (folder / f).is_file()), None
     )
     if weights is None:
         raise ModelError("--model", f"{folder} holds no model.safetensors", "add it, or --checkpoint FILE")
-    cfg = described.get("pretrained_cfg", {})
-    classes = config.num_classes or described.get("num_classes") or cfg.get("num_classes")
-    args = {"model_name": name, **described.get("model_args", {})}
-    if classes:
-        args["num_classes"] = int(classes)
-    names = described.get("label_names") or cfg.get("label_names") or ()
-    return _Source(name, args, _checkpoint(weights), tuple(str(n) for n in names), cfg)
+    return _Source(args["model_name"], args, _checkpoint(weights), names, cfg)
 
 
 def _checkpoint(path: str) -> Path:
@@ -197,7 +197,7 @@ def _refuse_other_head(source: _Source) -> None:
 def _offline(name: str) -> Iterator[None]:
     """Allow cached weights only. The hub's own switch is read at its import, so it is turned here."""
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and isinstance(cfg.url, str) and not cfg.hf_hub_id:  # torch's cache, which has no switch
+    if cfg is not None and isinstance(cfg.url, str) and not cfg.hf_hub_id:  # torch's cache has no switch
         cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(cfg.url).path).name)
         if not cached.is_file():
             raise FileNotFoundError(cached)
@@ -214,7 +214,8 @@ def _load_weights(module: nn.Module, path: Path) -> None:
             warnings.simplefilter("ignore")
             state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - every loader raises its own types on a damaged file
-        reason = "is a whole pickled model or damaged" if "eights only" in str(error) else "cannot be read"
+        pickled = "weights_only" in str(error).lower().replace(" ", "_")
+        reason = "is a whole pickled model or damaged" if pickled else "cannot be read"
         detail = printable(str(error).partition("\n")[0], 160)
         raise ModelError(
             "--checkpoint",
@@ -226,6 +227,9 @@ def _load_weights(module: nn.Module, path: Path) -> None:
 
 
 def _refuse_misfit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    odd = [k for k, v in state.items() if not isinstance(v, Tensor)]
+    if odd:
+        raise ModelError("--checkpoint", f"{path.name}: {odd[0]} is no tensor", "give a state_dict alone")
     own = module.state_dict()
     shapes = [k for k in own if k in state and tuple(own[k].shape) != tuple(state[k].shape)]
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
@@ -252,6 +256,8 @@ def _refuse_nonfinite(module: nn.Module) -> None:
 def _count_classes(module: nn.Module, spec: InputSpec) -> int:
     with torch.inference_mode():
         output = module(torch.zeros(1, len(spec.mean), spec.height, spec.width))
+    if getattr(module, "num_classes", None) == 0:
+        raise ModelError("--model", "it has no head: its output is features", "give a classifier")
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] < 2:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ModelError("--model", f"its output is {shape}, not (images, classes)", "give a classifier")
@@ -268,7 +274,7 @@ def _class_names(
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError("--class-names", f"{config.class_names}: {error}") from None
         names = tuple(line.strip() for line in lines if line.strip())
-    if names and len(names) != num_classes:
+    if (names or config.class_names) and len(names) != num_classes:
         raise ModelError("--class-names", f"{len(names)} names for {num_classes} classes", "one name a line")
     if not names and num_classes == IMAGENET_CLASSES and config.num_classes is None:
         return imagenet_names()
