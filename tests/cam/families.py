@@ -22,9 +22,10 @@ from camray.errors import UsageError
 
 TABLE = Path(__file__).with_name("families.csv")
 FIELDS = ("module", "model", "side", "layer", "layout", "prefix", "map", "gradcam", "eigencam")
-SMALL = tuple(
-    "zepto atto femto pico nano xxs xxt xs tiny mini _t0 _s0 _m0 _b0 18 small lite _050 _002 26 _s _t".split()
-)
+SMALL = [
+    "zepto", "atto", "femto", "pico", "nano", "xxs", "xxt", "xs", "tiny", "mini", "_t0", "_s0", "_m0", "_b0",
+    "18", "small", "lite", "_050", "_002", "26", "_s", "_t",
+]  # fmt: skip
 
 
 def rank(name: str) -> int:
@@ -32,10 +33,11 @@ def rank(name: str) -> int:
     return next((i for i, sign in enumerate(SMALL) if sign in name), len(SMALL))
 
 
-def members() -> dict[str, str]:
+def members(modules: list[str]) -> dict[str, str]:
     """The member of each module with the fewest parameters among a dozen that look small."""
     chosen: dict[str, str] = {}
-    for module, names in sorted(_module_to_models.items()):
+    for module in modules:
+        names = _module_to_models[module]
         ranked = sorted(names, key=lambda n: (rank(n), len(n), n))
         sizes = {}
         for name in ranked[:6]:
@@ -89,9 +91,7 @@ def describe(module: str, name: str) -> dict[str, str]:
 def main() -> None:
     torch.set_num_threads(1)
     done: list[dict[str, str]] = []
-    for module, name in members().items():
-        if len(sys.argv) > 1 and module not in sys.argv[1:]:
-            continue
+    for module, name in members(sys.argv[1:] or sorted(_module_to_models)).items():
         try:
             done.append(describe(module, name))
         except Exception as error:  # noqa: BLE001 - a crash is a row to look at, not the end of the table

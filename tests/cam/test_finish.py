@@ -1,0 +1,76 @@
+"""Pictures: normalising, resizing, colouring and blending against OpenCV and the peer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cam_zoo import build, images, relative
+
+from camray.cam import blend, colour, explain, find_target_layer, finish, fuse, normalise, resize
+from camray.cam.smooth import aug_smooth
+from camray.errors import UsageError
+
+
+def test_normalise_by_hand() -> None:
+    maps = torch.tensor([[[-1.0, 1.0], [3.0, 5.0]], [[-1.0, -2.0], [-3.0, -4.0]]])
+    assert torch.allclose(normalise(maps)[0], torch.tensor([[0.0, 0.2], [0.6, 1.0]]), atol=1e-6)
+    assert float(normalise(maps)[1].abs().max()) == 0  # nothing speaks for the class: blank, not stretched
+    assert torch.allclose(normalise(maps, signed=True)[0, 0], torch.tensor([-0.2, 0.2]))
+
+
+@pytest.mark.parametrize(
+    ("small", "large"), [((7, 7), (224, 224)), ((14, 10), (100, 64)), ((56, 56), (20, 31))]
+)
+def test_resize_is_opencv_linear(small: tuple[int, int], large: tuple[int, int]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    maps = torch.rand(2, 3, *small)
+    found = resize(maps, large)
+    for i in range(2):
+        truth = cv2.resize(maps[i, 1].numpy(), large[::-1])
+        assert float((found[i, 1] - torch.from_numpy(truth)).abs().max()) < 5e-6
+
+
+def test_jet_is_opencv_jet_within_two_levels() -> None:
+    cv2 = pytest.importorskip("cv2")
+    ramp = torch.linspace(0, 1, 256)[None]
+    truth = cv2.applyColorMap((ramp.numpy() * 255).round().astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
+    assert int((colour(ramp).int() - torch.from_numpy(truth.copy()).int()).abs().max()) <= 2
+
+
+def test_blend_by_hand() -> None:
+    image = torch.full((1, 1, 2, 3), 100, dtype=torch.uint8)
+    maps = torch.tensor([[[0.0, 1.0]]])
+    assert torch.equal(blend(image, maps, 0.0), image)
+    mixed = blend(image, maps, 0.25, "grey")
+    assert mixed[0, 0, 0].tolist() == [75, 75, 75]
+    assert mixed[0, 0, 1].tolist() == [139, 139, 139]  # 75 + 255 / 4
+    with pytest.raises(UsageError):
+        blend(image.float(), maps)
+
+
+def test_finished_and_fused_maps_equal_the_peer() -> None:
+    pgc = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is a development extra")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, x = build("regnety_002").requires_grad_(True), images(64, 2)
+    found = explain(model, x, ["s3", "s4"], "layercam", "class:3")
+    for names in (["s4"], ["s3", "s4"]):
+        cam = pgc.LayerCAM(model, [model.get_submodule(n) for n in names])
+        truth = torch.from_numpy(cam(x, [ClassifierOutputTarget(3)] * 2))
+        cam.activations_and_grads.release()
+        maps = [found.maps["layercam", n][:, 0] for n in names]
+        mine = finish(maps[0], (64, 64)) if len(maps) == 1 else fuse(maps, (64, 64))
+        assert relative(mine, truth) < 1e-5
+
+
+def test_augmentation_smoothing_equals_the_peer() -> None:
+    pgc = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is a development extra")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, x = build("regnety_002").requires_grad_(True), images(64, 2)
+    cam = pgc.GradCAM(model, [model.s3])
+    truth = torch.from_numpy(cam(x, [ClassifierOutputTarget(3)] * 2, aug_smooth=True))
+    cam.activations_and_grads.release()
+    layer = find_target_layer(model, (3, 64, 64), "s3")
+    assert relative(aug_smooth(model, x, layer, "gradcam", "class:3")[:, 0], truth) < 1e-5
