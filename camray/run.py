@@ -138,26 +138,24 @@ def describe_plan(ready: Prepared) -> dict[str, str | int]:
     """Say what would run, how much of it, and why the rest would not."""
     e, plan = ready.explainer, ready.plan
     images = _known_members(plan)
-    return {
+    gone_files = ready.grouping.gone if ready.grouping else 0
+    facts: dict[str, str | int] = {
         "archive": ready.config.archive.path,
         "explainer": f"{e.id} ({e.model}, {e.method} at {e.target_layer}, target {e.target})",
         "shards_to_do": len(plan.tasks),
         "images_to_do": images if images is not None else "known once the shards are read",
         "bytes_to_read": plan.size_bytes,
-        "already_committed": f"{plan.committed} shards, skipped: same content, same explainer",
-        "changed": f"{plan.changed} of the shards to do hold older content in OUT, replaced at commit",
-        "resumed": f"{plan.resumed} of the shards to do have finished chunks on disk, reused",
-        "gone": f"{plan.gone} committed shards, {_gone_files(ready)} files no longer listed; their rows stay",
-        "left_out": _left_out(ready.listing),
+        "committed_shards": f"{plan.committed:,}, skipped: same content, same explainer",
     }
-
-
-def _gone_files(ready: Prepared) -> int:
-    return ready.grouping.gone if ready.grouping else 0
-
-
-def _left_out(listing: Listing) -> str:
-    return ", ".join(f"{n} {why}" for why, n in sorted(listing.left_out.items())) or "nothing"
+    if plan.changed:
+        facts["changed"] = f"{plan.changed:,} of the shards to do replace older content in OUT"
+    if plan.resumed:
+        facts["resumed"] = f"{plan.resumed:,} of the shards to do have finished chunks on disk, reused"
+    if plan.gone or gone_files:
+        facts["gone"] = f"{plan.gone:,} shards, {gone_files:,} files no longer listed; their rows stay"
+    if ready.listing.left_out:
+        facts["left_out"] = ", ".join(f"{n:,} {why}" for why, n in sorted(ready.listing.left_out.items()))
+    return facts
 
 
 def _work(ready: Prepared, report: RunReport, reporter: Reporter) -> Outcome:
