@@ -19,7 +19,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
-from camray.errors import IncompleteError, UsageError
+from camray.errors import IncompleteError, UsageError, printable
 from camray.records import RECORD_SCHEMA, Accounting, Receipt, Shard
 from camray.storage import Folder
 
@@ -135,10 +135,20 @@ class Table:
                 yield RecordFile(path, size, rows)
 
     def shards(self, explainer: str) -> dict[str, list[RecordFile]]:
-        """Group the committed files of one explainer by shard key."""
+        """Group the committed files of one explainer by shard key.
+
+        Raises:
+            UsageError: the table holds files that camray did not write, a compaction's for example.
+        """
         found: dict[str, list[RecordFile]] = defaultdict(list)
         for file in self.files(explainer):
-            found[file.shard_key].append(file)
+            try:
+                found[file.shard_key].append(file)
+            except ValueError:
+                problem = (
+                    f"its table holds {printable(file.path)}, which camray did not write (a compaction?)"
+                )
+                raise UsageError("OUT", problem, "restore the table's version before that") from None
         return dict(found)
 
     def commit(self, explainer: str, run_id: str, finished: Sequence[ShardCommit]) -> list[ShardCommit]:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from camray.errors import ExitCode, printable
+from camray.errors import ExitCode, UsageError, printable
 from camray.ledger.table import TABLE, RecordFile, Table
 from camray.records import RECORD_SCHEMA, Status
 from camray.review.status import committed_shards, open_out
@@ -27,7 +27,11 @@ def find_problems(out: Folder, table: Table) -> Iterator[str]:
         if not out.exists(f"explainers/{explainer}.json"):
             yield f"explainers/{explainer}.json is missing"
         overlays = _overlays(out, explainer)
-        shards = table.shards(explainer)
+        try:
+            shards = table.shards(explainer)
+        except UsageError as error:
+            yield str(error)
+            continue
         for key, statement in sorted((k, s) for (e, k), s in said.items() if e == explainer):
             files = shards.pop(key, [])
             yield from _check_shard(out, statement, files, overlays)
@@ -64,10 +68,10 @@ def _check_shard(
     for file in files:
         try:
             rows = _read(out, file)
-        except (OSError, pa.ArrowInvalid) as error:
+        except Exception as error:  # noqa: BLE001 - damage makes readers raise whatever they like
             yield f"{where}: {file.path}: {printable(str(error), 160)}"
             return
-        for row in rows.select(_COLUMNS).to_pylist():
+        for row in rows:
             if row["member"] is None:
                 continue
             counts[row["status"]] += 1
@@ -94,11 +98,11 @@ def _check_row(where: str, row: dict[str, Any], overlays: dict[str, int]) -> Ite
     path = row["overlay_path"]
     if path is not None and overlays.get(path, 0) == 0:
         yield f"{where}: overlay of {row['member']} is missing or empty: {path}"
-    if row["heatmap"] is not None and len(row["heatmap"]) != row["heat_h"] * row["heat_w"]:
+    if row["heatmap"] is not None and len(row["heatmap"]) != (row["heat_h"] or 0) * (row["heat_w"] or 0):
         yield f"{where}: heatmap of {row['member']} has {len(row['heatmap'])} values"
 
 
-def _read(out: Folder, file: RecordFile) -> pa.Table:
+def _read(out: Folder, file: RecordFile) -> list[dict[str, Any]]:
     """Read a whole record file, page checksums verified; its schema, size and rows must be as committed."""
     with out.open(f"{TABLE}/{file.path}") as source:
         if source.size() != file.size_bytes:
@@ -108,7 +112,9 @@ def _read(out: Folder, file: RecordFile) -> pa.Table:
         raise pa.ArrowInvalid(f"{table.num_rows} rows, committed with {file.rows}")
     if not table.schema.equals(RECORD_SCHEMA):
         raise pa.ArrowInvalid("its columns are not those of the record schema")
-    return table
+    table.validate(full=True)
+    rows: list[dict[str, Any]] = table.select(_COLUMNS).to_pylist()
+    return rows
 
 
 def _overlays(out: Folder, explainer: str) -> dict[str, int]:
