@@ -134,7 +134,8 @@ def run_waves(
     settings.enable_progress_bars = False  # progress is told from receipts
     settings.print_on_execution_start = False
     settings.target_max_block_size = 64 * 2**20  # one or two chunks: bounded memory, timely receipts
-    attempts = ray.remote(num_cpus=0)(Attempts).remote()
+    # It may lose its counts when its own worker dies; it must not take the run with it.
+    attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
     for start in range(0, len(tasks), WAVE_SHARDS):
         wave = tasks[start : start + WAVE_SHARDS]
         dataset = _graph(wave, config, explainer, weights, run_id, pool, Guard(attempts))

@@ -25,6 +25,7 @@ from camray.review.status import committed_shards, open_out
 
 pytestmark = pytest.mark.faults
 
+FIRST_SEED = int(os.environ.get("CAMRAY_KILL_FIRST_SEED", "0"))
 SEEDS = int(os.environ.get("CAMRAY_KILL_SEEDS", "20"))
 SHARDS, MEMBERS, CHUNK = 6, 40, 8
 
@@ -90,7 +91,7 @@ def whole_files(out: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", range(FIRST_SEED, SEEDS))
 def test_kill_then_resume(seed: int, archive: Path, demo: Path, tmp_path: Path) -> None:
     chance, out = random.Random(seed), tmp_path / "out"
     process = start(archive, out, demo)
