@@ -22,7 +22,8 @@ _SETTINGS = {
     "class_names": "model.class_names", "download": "model.download",
     "method": "method.name", "target": "method.target", "layer": "method.layer",
     "overlays": "overlay.policy", "overlay_sample": "overlay.sample_per_chunk", "overlay_on": "overlay.on",
-    "overlay_alpha": "overlay.alpha",
+    "overlay_alpha": "overlay.alpha", "overlay_gamma": "overlay.gamma", "overlay_picture": "overlay.picture",
+    "colormap": "overlay.colormap", "caption": "overlay.caption",
     "device": "run.device", "actors": "run.actors", "batch_size": "run.batch_size",
     "chunk_size": "run.chunk_size", "top_k": "run.top_k", "max_failed": "run.max_failed",
     "allow_empty": "run.allow_empty", "force": "run.force",
@@ -123,7 +124,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     _add_model_options(parser)
     method = parser.add_argument_group("method")
     method.add_argument("--method", metavar="NAME", help="class activation map method (gradcam)")
-    method.add_argument("--target", metavar="T", help="predicted (default), label, or a class index")
+    method.add_argument(
+        "--target", metavar="T", help="predicted (default), label, class index, top:5, above:0.5 ..."
+    )
     method.add_argument("--layer", metavar="NAME", help="target layer; default: chosen for the model")
     method.add_argument("--top-k", type=int, metavar="K", help="predictions kept per image (5)")
     which = parser.add_argument_group("which images")
@@ -144,6 +147,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     pictures.add_argument(
         "--overlay-alpha", type=float, metavar="A", help="strength of the colours, 0..1 (0.5)"
     )
+    pictures.add_argument("--overlay-gamma", type=float, metavar="G", help="colours grow as heat ** G (0.5)")
+    pictures.add_argument("--overlay-picture", choices=("blend", "triple"), help="triple: image, map, blend")
+    pictures.add_argument("--colormap", metavar="NAME", help="turbo (default), jet, viridis, inferno, ...")
+    pictures.add_argument("--caption", action="store_true", help="write label and score under the picture")
     work = parser.add_argument_group("how")
     work.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the model runs (auto)")
     work.add_argument("--actors", type=int, metavar="N", help="model copies; default: one a GPU, or by CPUs")

@@ -54,7 +54,7 @@ class MethodConfig:
     """Which explanation."""
 
     name: str = "gradcam"
-    target: str = "predicted"  # predicted | label | a class index
+    target: str = "predicted"  # predicted | label | a class index | top:5 | above:0.5 | ..., see cam.targets
     layer: str | None = None  # None: chosen for the model
 
 
@@ -65,7 +65,11 @@ class OverlayConfig:
     policy: Literal["none", "sample", "flagged", "all"] = "sample"
     sample_per_chunk: int = 16
     on: Literal["input", "original"] = "input"
+    picture: Literal["blend", "triple"] = "blend"  # triple: image, map and blend side by side
+    colormap: Literal["turbo", "jet", "viridis", "inferno", "magma", "hot", "bone"] = "turbo"
     alpha: float = 0.5
+    gamma: float = 0.5  # weight of the colours = alpha * heat ** gamma
+    caption: bool = False  # write label and score under the picture
     quality: int = 90
 
 
@@ -218,7 +222,7 @@ def _coerced(name: str, value: Any, annotation: str) -> Any:
     choices = re.findall(r"'([^']*)'", annotation) if "Literal" in annotation else []
     if value in choices:
         return value
-    if annotation.startswith("str") and name == "method.target" and isinstance(value, int):
+    if name == "method.target" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     wanted = {"bool": bool, "int": int, "float": (int, float), "str": str}
     kind = next((k for k in wanted if annotation.startswith(k)), "")
@@ -240,6 +244,7 @@ def _check(config: Config) -> None:
         ("--top-k", r.top_k, 1, 1000),
         ("--num-classes", config.model.num_classes, 1, None),
         ("--overlay-alpha", o.alpha, 0, 1),
+        ("--overlay-gamma", o.gamma, 0.01, 10),
         ("overlay.quality", o.quality, 1, 100),
         ("--overlay-sample", o.sample_per_chunk, 0, None),
         ("--max-pixels", a.max_pixels, 1, None),
@@ -251,6 +256,3 @@ def _check(config: Config) -> None:
             raise UsageError(name, f"{value} is out of range", f"give a value {span}")
     if a.limit is not None and a.sample is not None:
         raise UsageError("--sample", "given together with --limit", "give one of the two")
-    target = config.method.target
-    if target not in ("predicted", "label") and not target.isdecimal():
-        raise UsageError("--target", f"{target!r} is neither predicted, label nor a class index", "")

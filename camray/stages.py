@@ -191,16 +191,30 @@ class Sink:
             names = ("width", "height", "crop_x0", "crop_y0", "crop_x1", "crop_y1")
             where = Geometry(*(image[name].as_py() for name in names))
             source = upright(image["content"].as_py(), self._max_pixels)
-            picture = overlays.overlay_on_original(source, heat, where, self._overlay.alpha)
+            picture = overlays.overlay_on_original(source, heat, where, self._overlay)
         else:
             view = np.frombuffer(image["pixels"].as_buffer(), np.uint8)
             view = view.reshape(self._spec.height, self._spec.width, 3)
-            picture = overlays.overlay_on_input(view, heat, self._overlay.alpha)
+            picture = overlays.overlay_on_input(view, heat, self._overlay)
+        if self._overlay.caption:
+            picture = overlays.with_caption(picture, _caption(image))
         return overlays.encode_jpeg(picture, self._overlay.quality)
 
     def _overlay_path(self, chunk: Chunk, image: pa.StructScalar) -> str:
         key = key_of(image["member"].as_py())
-        return overlays.overlay_path(self._explainer, chunk.shard_id, image["index"].as_py(), key)
+        class_id, label = image["target_class"].as_py(), image["target_label"].as_py()
+        target = f"{class_id} {label}" if label else f"class {class_id}"
+        return overlays.overlay_path(self._explainer, chunk.shard_id, image["index"].as_py(), key, target)
+
+
+def _caption(image: pa.StructScalar) -> str:
+    """Say what the model said, and which class the map explains where that is another one."""
+    predicted, target = image["predicted_class"].as_py(), image["target_class"].as_py()
+    said = image["predicted_label"].as_py() or f"class {predicted}"
+    text = f"{said} {image['confidence'].as_py():.1%}"
+    if target != predicted:
+        text += f" · map of {image['target_label'].as_py() or f'class {target}'}"
+    return text
 
 
 def _note_row(chunk: Chunk, kind: ChunkKind, note: str) -> pa.Table:

@@ -45,39 +45,51 @@ class ExplainActor:
             return dataclasses.replace(chunk, images=None).to_row(EXPLAINED)
         started = time.perf_counter()
         images = self._guard.run(Stage.EXPLAIN, chunk, self._explainer)
-        images = choose_overlays(images, chunk.shard_id, self._overlay)
+        assert chunk.images is not None
+        images = choose_overlays(images, chunk.images, chunk.shard_id, self._overlay)
         note = add_seconds(chunk.note, Stage.EXPLAIN, time.perf_counter() - started)
         return dataclasses.replace(chunk, images=images, note=note).to_row(EXPLAINED)
 
 
-def choose_overlays(images: pa.StructArray, shard_id: str, overlay: OverlayConfig) -> pa.StructArray:
-    """Mark the images that get a picture, and drop the pixels of all others before they travel on.
+def choose_overlays(
+    images: pa.StructArray, decoded: pa.StructArray, shard_id: str, overlay: OverlayConfig
+) -> pa.StructArray:
+    """Mark the images that get a picture, and let the pixels (or bytes) of these alone travel on.
 
     A sample is the `sample_per_chunk` images of the chunk whose hashed index is lowest: the same images on
     every run, whatever the order of work.
     """
+    chosen = _chosen(images, shard_id, overlay)
+    indices = images.field("index").to_pylist()
+    drawable = [status in ("ok", "dead") for status in images.field("heat_status").to_pylist()]
+    due = [index in chosen and can for index, can in zip(indices, drawable, strict=True)]
+    kept = "content" if overlay.on == "original" else "pixels"
+    source = {index: i for i, index in enumerate(decoded.field("index").to_pylist())}
+    values = decoded.field(kept)
+    columns: dict[str, Any] = {f.name: images.field(f.name) for f in EXPLAINED}
+    columns |= {"overlay": due, "pixels": None, "content": None}
+    columns[kept] = values.take(
+        pa.array([source[i] if d else None for i, d in zip(indices, due, strict=True)])
+    )
+    return struct_array(columns, EXPLAINED)
+
+
+def _chosen(images: pa.StructArray, shard_id: str, overlay: OverlayConfig) -> set[int]:
+    """Give the indices of the images that the policy asks a picture of."""
     from camray.explain.explainer import is_flagged
 
     if overlay.policy == "none":
-        chosen: set[int] = set()
-    else:
-        names = ("index", "status", "correct", "heat_status", "margin")
-        columns = {name: images.field(name).to_pylist() for name in names}
-        rows = [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        ok = [r for r in rows if r["status"] == Status.OK and r["heat_status"] != "nonfinite"]
-        if overlay.policy == "flagged":
-            ok = [r for r in ok if is_flagged(r)]
-        elif overlay.policy == "sample":
-            ok = sorted(ok, key=lambda r: _rank(shard_id, r["index"]))[: overlay.sample_per_chunk]
-        chosen = {r["index"] for r in ok}
-    due = [i in chosen for i in images.field("index").to_pylist()]
-    kept = "content" if overlay.on == "original" else "pixels"
-    columns_out: dict[str, Any] = {f.name: images.field(f.name) for f in EXPLAINED}
-    columns_out |= {"overlay": due, "pixels": None, "content": None}
-    columns_out[kept] = [
-        value.as_py() if d else None for value, d in zip(images.field(kept), due, strict=True)
-    ]
-    return struct_array(columns_out, EXPLAINED)
+        return set()
+    names = ("index", "status", "correct", "heat_status", "margin")
+    columns = [images.field(name).to_pylist() for name in names]
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    ok = [r for r in rows if r["status"] == Status.OK]
+    if overlay.policy == "flagged":
+        ok = [r for r in ok if is_flagged(r)]
+    indices = {r["index"] for r in ok}
+    if overlay.policy == "sample":
+        indices = set(sorted(indices, key=lambda i: _rank(shard_id, i))[: overlay.sample_per_chunk])
+    return indices
 
 
 def _rank(shard_id: str, index: int) -> bytes:

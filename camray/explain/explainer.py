@@ -33,11 +33,7 @@ def resolve(config: Config) -> tuple[Explainer, LoadedModel]:
     """
     loaded = load_model(config.model)
     target = config.method.target
-    if target.isdecimal() and int(target) >= loaded.num_classes:
-        raise ModelError(
-            "--target", f"class {target} of a model with {loaded.num_classes} classes",
-            f"give 0..{loaded.num_classes - 1}",
-        )  # fmt: skip
+    _check_target(cam.TargetRule.parse(target), loaded.num_classes)
     spec = loaded.input
     layer = cam.find_target_layer(
         loaded.module, (len(spec.mean), spec.height, spec.width), config.method.layer
@@ -59,6 +55,17 @@ def resolve(config: Config) -> tuple[Explainer, LoadedModel]:
         schema_version=SCHEMA_VERSION,
     )
     return explainer, loaded
+
+
+def _check_target(rule: cam.TargetRule, num_classes: int) -> None:
+    """Refuse a class that the model does not have."""
+    asked = [*rule.classes, *([rule.against] if rule.score == "vs" else [])]
+    for class_id in asked:
+        if class_id >= num_classes:
+            raise ModelError(
+                "--target", f"class {class_id} of a model with {num_classes} classes",
+                f"give 0..{num_classes - 1}",
+            )  # fmt: skip
 
 
 def _try_out(loaded: LoadedModel, layer: cam.TargetLayer, method: MethodConfig) -> None:
@@ -89,7 +96,10 @@ class BatchExplainer:
         self._std = torch.tensor(explainer.input.std, device=self.device)[:, None, None]
 
     def __call__(self, images: pa.StructArray) -> pa.StructArray:
-        """Explain every decoded item, in batches; failed and skipped items pass through."""
+        """Explain every decoded item, in batches: one item per image and target, without pixels.
+
+        Failed and skipped items pass through, once each.
+        """
         columns = {name: images.field(name).to_pylist() for name in _PASSED}
         rows: list[Row] = [
             dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
@@ -98,53 +108,56 @@ class BatchExplainer:
             row["label_class"] = self._label_class(row)
         pixels = images.field("pixels")
         ready = [i for i, row in enumerate(rows) if row["status"] == Status.OK and self._has_target(row)]
+        found: dict[int, list[Row]] = {}
         for start in range(0, len(ready), self.batch_size):
             batch = ready[start : start + self.batch_size]
             views = np.stack([self._view(pixels[i]) for i in batch])
-            self._explain_or_split([rows[i] for i in batch], views)
-        merged = {name: [row.get(name) for row in rows] for name in _FILLED}
-        merged |= {"pixels": pixels, "content": images.field("content")}
-        return struct_array(merged, EXPLAINED)
+            found |= zip(batch, self._explain_or_split([rows[i] for i in batch], views), strict=True)
+        out = [row | result for i, row in enumerate(rows) for result in found.get(i) or [{}]]
+        return struct_array({name: [row.get(name) for row in out] for name in _FILLED}, EXPLAINED)
 
     def _view(self, pixels: pa.LargeBinaryScalar) -> np.ndarray[Any, np.dtype[np.uint8]]:
         spec = self.explainer.input
         return np.frombuffer(pixels.as_buffer(), np.uint8).reshape(spec.height, spec.width, 3)
 
-    def _explain_or_split(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> None:
+    def _explain_or_split(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
         """Explain a batch; where the model fails on it, image by image, so that one cannot harm others."""
         try:
-            found = self._explain(rows, views)
+            return self._explain(rows, views)
         except RuntimeError as error:
             if len(rows) == 1:
-                _fail(rows[0], ImageError(ErrorCode.MODEL_FAILED, printable(str(error))))
-                return
-            for i in range(len(rows)):
-                self._explain_or_split(rows[i : i + 1], views[i : i + 1])
-            return
-        for row, result in zip(rows, found, strict=True):
-            row.update(result)
+                return [[_failure(ImageError(ErrorCode.MODEL_FAILED, printable(str(error))))]]
+            return [
+                result
+                for i in range(len(rows))
+                for result in self._explain_or_split(rows[i : i + 1], views[i : i + 1])
+            ]
 
-    def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[Row]:
-        """Give the new columns of each row of a batch of views, uint8 (B, H, W, 3)."""
+    def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
+        """Give the new columns of a batch of views, uint8 (B, H, W, 3): for each image, one row a target."""
         x = torch.from_numpy(views).to(self.device).permute(0, 3, 1, 2)  # (B, 3, H, W)
         x = (x.float() / 255 - self._mean) / self._std
         found = cam.explain(self.module, x, self._layer, self.explainer.method, targets=self._targets(rows))
         logits = found.logits.double()  # (B, classes)
-        maps = found.maps[self.explainer.method, self._layer.name][:, 0]  # (B, h, w)
+        maps = found.maps[self.explainer.method, self._layer.name]  # (B, K, h, w)
         predictions = _predictions(logits, self.explainer)
-        heat = _heat(maps)
+        heat = _heat(maps.flatten(0, 1))  # B * K rows
+        count = maps.shape[1]
         finite = logits.isfinite().all(1).tolist()
-        classes = found.classes[:, 0].tolist()
-        out: list[Row] = []
-        for i, row in enumerate(rows):
+        out: list[list[Row]] = []
+        for i, (row, classes) in enumerate(zip(rows, found.classes[:, :count].tolist(), strict=True)):
             if not finite[i]:
-                _fail(row, ImageError(ErrorCode.NONFINITE_OUTPUT, "the model's logits are not finite"))
-                out.append({})
+                error = ImageError(ErrorCode.NONFINITE_OUTPUT, "the model's logits are not finite")
+                out.append([_failure(error)])
                 continue
-            result = predictions[i] | heat[i] | self._target_columns(classes[i])
-            label = row["label_class"]
-            result["correct"] = None if label is None else label == result["predicted_class"]
-            out.append(result)
+            common = predictions[i] | {"correct": _correct(row, predictions[i])}
+            explained = [
+                common | heat[i * count + k] | self._target_columns(class_id)
+                for k, class_id in enumerate(classes)
+                if class_id >= 0
+            ]
+            absent = self._target_columns(None) | {"heat_status": "no_target"}
+            out.append(explained or [common | absent])
         return out
 
     def _targets(self, rows: Sequence[Row]) -> str | Tensor:
@@ -152,14 +165,14 @@ class BatchExplainer:
             return torch.tensor([row["label_class"] for row in rows])
         return self.explainer.target
 
-    def _target_columns(self, class_id: int) -> Row:
+    def _target_columns(self, class_id: int | None) -> Row:
         target = self.explainer.target
         return {
             "method": self.explainer.method,
             "target_layer": self.explainer.target_layer,
-            "target_kind": "class" if target.isdecimal() else target,
+            "target_kind": "class" if target.isdecimal() else target.partition(":")[0],
             "target_class": class_id,
-            "target_label": self.explainer.label_of(class_id),
+            "target_label": None if class_id is None else self.explainer.label_of(class_id),
         }
 
     def _label_class(self, row: Row) -> int | None:
@@ -172,7 +185,7 @@ class BatchExplainer:
     def _has_target(self, row: Row) -> bool:
         if self.explainer.target == "label" and row["label_class"] is None:
             said = f"label {row['label']!r} is no class of the model" if row["label"] else "no label"
-            _fail(row, ImageError(ErrorCode.BAD_TARGET, printable(said)))
+            row |= _failure(ImageError(ErrorCode.BAD_TARGET, printable(said)))
             return False
         return True
 
@@ -186,8 +199,14 @@ def is_flagged(row: Row) -> bool:
     return row["correct"] is False or row["heat_status"] != "ok" or (row["margin"] or 0.0) < LOW_MARGIN
 
 
-def _fail(row: Row, error: ImageError) -> None:
-    row |= {
+def _correct(row: Row, prediction: Row) -> bool | None:
+    """Compare prediction and label; None where the archive names no class of the model."""
+    label = row["label_class"]
+    return None if label is None else bool(label == prediction["predicted_class"])
+
+
+def _failure(error: ImageError) -> Row:
+    return {
         "status": str(Status.FAILED),
         "error_code": str(error.code),
         "error_stage": str(Stage.EXPLAIN),

@@ -11,7 +11,10 @@ from functools import cache
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
 
+from camray.config import OverlayConfig
 from camray.records import Geometry
 
 Image = NDArray[np.uint8]
@@ -21,16 +24,16 @@ ORIGINAL_SIDE = 1024  # an overlay on the original is drawn at most this large
 INPUT_SIDE = 224  # an overlay on a smaller input is enlarged by a whole factor to at least this
 
 
-def overlay_on_input(image: Image, heat: Map, alpha: float) -> Image:
-    """Blend a map (h, w) over the model's input (H, W, 3): more heat, more colour, up to `alpha`."""
+def overlay_on_input(image: Image, heat: Map, style: OverlayConfig) -> Image:
+    """Draw a map (h, w) over the model's input (H, W, 3)."""
     factor = -(-INPUT_SIDE // min(image.shape[:2]))  # rounded up; nearest, so that pixels stay pixels
     image = image.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = image.shape[:2]
-    return _blend(image, _resized(_unit(heat), width, height), alpha)
+    return _drawn(image, _resized(_unit(heat), width, height), style)
 
 
-def overlay_on_original(image: Image, heat: Map, geometry: Geometry, alpha: float) -> Image:
-    """Blend a map over the upright original; what the model never saw is dimmed, not stretched over."""
+def overlay_on_original(image: Image, heat: Map, geometry: Geometry, style: OverlayConfig) -> Image:
+    """Draw a map over the upright original; what the model never saw is dimmed, not stretched over."""
     scale = min(1.0, ORIGINAL_SIDE / max(geometry.width, geometry.height))
     width, height = max(1, round(geometry.width * scale)), max(1, round(geometry.height * scale))
     if (width, height) != (geometry.width, geometry.height):
@@ -42,8 +45,21 @@ def overlay_on_original(image: Image, heat: Map, geometry: Geometry, alpha: floa
     grid_x, grid_y = np.meshgrid(to_x, to_y)
     unit = cv2.remap(_unit(heat), grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     seen = np.outer((to_y >= -0.5) & (to_y <= h - 0.5), (to_x >= -0.5) & (to_x <= w - 0.5))  # inside the crop
-    drawn = _blend(image, np.where(seen, unit, 0).astype(np.float32), alpha)
-    return np.where(seen[..., None], drawn, image // 2 + 48).astype(np.uint8)
+    image = np.where(seen[..., None], image, image // 2 + 48).astype(np.uint8)
+    return _drawn(image, np.where(seen, unit, 0).astype(np.float32), style)
+
+
+def with_caption(image: Image, text: str) -> Image:
+    """Write one line under the picture, on a white strip, shortened to its width."""
+    size = max(12, image.shape[1] // 20)
+    font = ImageFont.load_default(size=size)
+    canvas = PillowImage.new("RGB", (image.shape[1], image.shape[0] + 2 * size), "white")
+    canvas.paste(PillowImage.fromarray(image))
+    draw = ImageDraw.Draw(canvas)
+    while len(text) > 1 and draw.textlength(text, font=font) > image.shape[1] - size:
+        text = text[:-2] + "…"
+    draw.text((size // 2, image.shape[0] + size // 3), text, fill="black", font=font)
+    return np.asarray(canvas, np.uint8)
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
@@ -54,10 +70,17 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
     return bytes(data)
 
 
-def overlay_path(explainer: str, shard_id: str, index: int, key: str) -> str:
-    """Name an overlay: safe whatever the member is called, unique by shard content and index."""
-    slug = re.sub(r"[^a-z0-9]+", "-", key.rpartition("/")[2].lower())[:40].strip("-")
-    return f"overlays/{explainer}/{shard_id}/{index:06d}{'-' if slug else ''}{slug}.jpg"
+def overlay_path(explainer: str, shard_id: str, index: int, key: str, target: str) -> str:
+    """Name an overlay after its image and the class explained: safe and bounded whatever these are called.
+
+    Unique by shard content, index and target; two targets whose names slug alike differ in `target`'s class.
+    """
+    name = "-".join(part for part in (_slug(key.rpartition("/")[2], 40), _slug(target, 30)) if part)
+    return f"overlays/{explainer}/{shard_id}/{index:06d}{'-' if name else ''}{name}.jpg"
+
+
+def _slug(text: str, limit: int) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:limit].strip("-")
 
 
 def _axis(pixels: int, length: int, low: float, high: float, cells: int) -> NDArray[np.float32]:
@@ -76,15 +99,20 @@ def _resized(heat: Map, width: int, height: int) -> Map:
     return cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32)
 
 
-def _blend(image: Image, unit: Map, alpha: float) -> Image:
-    """Mix in the colour map with weight alpha * heat, so that cold regions keep the image's own colours."""
-    colours = _colour_table()[np.clip(unit * 255, 0, 255).astype(np.uint8)]  # (H, W, 3)
-    weight = (alpha * np.sqrt(np.clip(unit, 0, 1)))[..., None]
-    return np.round(image * (1 - weight) + colours * weight).astype(np.uint8)
+def _drawn(image: Image, unit: Map, style: OverlayConfig) -> Image:
+    """Give the blend, or image, map and blend side by side."""
+    colours = _colour_table(style.colormap)[np.clip(unit * 255, 0, 255).astype(np.uint8)]  # (H, W, 3)
+    # Cold regions keep the image's own colours: the weight falls with the heat, slower for gamma < 1.
+    weight = (style.alpha * np.clip(unit, 0, 1) ** style.gamma)[..., None]
+    blend = np.round(image * (1 - weight) + colours * weight).astype(np.uint8)
+    if style.picture == "blend":
+        return blend
+    return np.concatenate([image, colours.astype(np.uint8), blend], axis=1)
 
 
 @cache
-def _colour_table() -> NDArray[np.float32]:
-    """RGB of OpenCV's TURBO colour map: (256, 3)."""
+def _colour_table(name: str) -> NDArray[np.float32]:
+    """RGB of one of OpenCV's colour maps: (256, 3)."""
     ramp = np.arange(256, dtype=np.uint8)[:, None]
-    return cv2.applyColorMap(ramp, cv2.COLORMAP_TURBO)[:, 0, ::-1].astype(np.float32)
+    table = cv2.applyColorMap(ramp, getattr(cv2, f"COLORMAP_{name.upper()}"))
+    return table[:, 0, ::-1].astype(np.float32)

@@ -49,18 +49,16 @@ def write_records(
 
 
 def _counts(records: pa.Table) -> dict[str, Any]:
-    statuses: Counter[str] = Counter()
-    failed: Counter[str] = Counter()
-    rows = zip(*(records.column(c).to_pylist() for c in ("member", "status", "error_code")), strict=True)
-    for member, status, code in rows:
-        if member is not None:
-            statuses[status] += 1
-            if status == Status.FAILED:
-                failed[code] += 1
+    """Count members, not rows: an image explained for several classes is one member."""
+    rows = zip(
+        *(records.column(c).to_pylist() for c in ("member", "index", "status", "error_code")), strict=True
+    )
+    members = {index: (status, code) for member, index, status, code in rows if member is not None}
+    statuses = Counter(status for status, _ in members.values())
     overlays = records.num_rows - records.column("overlay_path").null_count
     return {
         "ok": statuses[Status.OK],
         "skipped": statuses[Status.SKIPPED],
-        "failed": dict(failed),
+        "failed": dict(Counter(code for status, code in members.values() if status == Status.FAILED)),
         "overlays": overlays,
     }

@@ -16,7 +16,8 @@ from camray.records import RECORD_SCHEMA, Status
 from camray.review.status import committed_shards, open_out
 from camray.storage import Folder
 
-_COLUMNS = ["member", "index", "status", "error_code", "overlay_path", "heatmap", "heat_h", "heat_w"]
+_COLUMNS = ["member", "index", "status", "error_code", "target_class"]
+_COLUMNS += ["overlay_path", "heatmap", "heat_h", "heat_w"]
 
 
 def find_problems(out: Folder, table: Table) -> Iterator[str]:
@@ -62,9 +63,8 @@ def _check_shard(
     if not files:
         yield f"{where}: its record files are not in the table"
         return
-    counts: Counter[str] = Counter()
-    failed: Counter[str] = Counter()
-    seen: Counter[int] = Counter()
+    members: dict[int, tuple[str, str | None]] = {}
+    seen: Counter[tuple[int, int | None]] = Counter()
     for file in files:
         try:
             rows = _read(out, file)
@@ -74,14 +74,14 @@ def _check_shard(
         for row in rows:
             if row["member"] is None:
                 continue
-            counts[row["status"]] += 1
-            seen[row["index"]] += 1
-            if row["status"] == Status.FAILED:
-                failed[row["error_code"]] += 1
+            members[row["index"]] = row["status"], row["error_code"]
+            seen[row["index"], row["target_class"]] += 1
             yield from _check_row(where, row, overlays)
     repeated = sum(n - 1 for n in seen.values())
     if repeated:
-        yield f"{where}: {repeated} members have more than one row"
+        yield f"{where}: {repeated} members have more than one row for the same class"
+    counts = Counter(status for status, _ in members.values())
+    failed = Counter(code for status, code in members.values() if status == Status.FAILED)
     expected = {
         Status.OK: said["ok"],
         Status.SKIPPED: said["skipped"],

@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from camray.config import OverlayConfig
 from camray.explain import overlays
-from camray.explain.overlays import encode_jpeg, overlay_on_input, overlay_on_original, overlay_path
+from camray.explain.overlays import (
+    encode_jpeg,
+    overlay_on_input,
+    overlay_on_original,
+    overlay_path,
+    with_caption,
+)
 from camray.records import Geometry
 
 GREY = 128
+STYLE = OverlayConfig()
 
 
 def grey(width: int, height: int) -> NDArray[np.uint8]:
@@ -38,7 +46,7 @@ def hottest(picture: NDArray[np.uint8], plain: NDArray[np.uint8]) -> tuple[float
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 5), (3, 3), (6, 2)])
 @pytest.mark.parametrize(("width", "height"), [(224, 224), (448, 224), (64, 64)])
 def test_hot_cell_lands_on_its_part_of_the_input(width: int, height: int, row: int, column: int) -> None:
-    picture = overlay_on_input(grey(width, height), one_hot(7, 7, row, column), 0.5)
+    picture = overlay_on_input(grey(width, height), one_hot(7, 7, row, column), STYLE)
     shown_height, shown_width = picture.shape[:2]
     assert shown_width / shown_height == width / height
     assert min(picture.shape[:2]) >= 224
@@ -66,8 +74,8 @@ GEOMETRIES = [
 @pytest.mark.parametrize(("row", "column"), [(3, 3), (2, 4), (4, 1)])
 def test_hot_cell_lands_on_its_place_in_the_original(where: Geometry, row: int, column: int) -> None:
     image, cold = grey(where.width, where.height), np.zeros((7, 7), np.float32)
-    picture = overlay_on_original(image, one_hot(7, 7, row, column), where, 0.5)
-    plain = overlay_on_original(image, cold, where, 0.5)
+    picture = overlay_on_original(image, one_hot(7, 7, row, column), where, STYLE)
+    plain = overlay_on_original(image, cold, where, STYLE)
     scale = picture.shape[1] / where.width
     x, y = hottest(picture, plain)
     expected_x = where.crop_x0 + (column + 0.5) / 7 * (where.crop_x1 - where.crop_x0)
@@ -78,7 +86,7 @@ def test_hot_cell_lands_on_its_place_in_the_original(where: Geometry, row: int, 
 
 def test_what_the_model_never_saw_is_dimmed_and_the_rest_is_not() -> None:
     where = Geometry(400, 200, 100, 0, 300, 200)
-    picture = overlay_on_original(grey(400, 200), np.zeros((7, 7), np.float32), where, 0.5)
+    picture = overlay_on_original(grey(400, 200), np.zeros((7, 7), np.float32), where, STYLE)
     assert set(np.unique(picture[:, 100:300])) == {GREY}
     assert set(np.unique(picture[:, :99])) == set(np.unique(picture[:, 301:])) == {GREY // 2 + 48}
 
@@ -87,7 +95,7 @@ def test_what_the_model_never_saw_is_dimmed_and_the_rest_is_not() -> None:
 def test_a_strip_is_drawn_whole(width: int, height: int) -> None:
     """Where a side is rounded up to one pixel, the other side's scale is not its own."""
     where = Geometry(width, height, 0, 0, width, height)
-    picture = overlay_on_original(grey(width, height), np.ones((3, 3), np.float32), where, 0.5)
+    picture = overlay_on_original(grey(width, height), np.ones((3, 3), np.float32), where, STYLE)
     assert max(picture.shape[:2]) <= overlays.ORIGINAL_SIDE
     assert min(picture.shape[:2]) >= 1
     assert (np.abs(picture.astype(int) - GREY).sum(2) > 60).all()  # all of it was seen and is hot
@@ -95,28 +103,29 @@ def test_a_strip_is_drawn_whole(width: int, height: int) -> None:
 
 def test_a_dead_or_negative_map_leaves_the_picture_alone() -> None:
     for heat in (np.zeros((7, 7), np.float32), -np.ones((7, 7), np.float32)):
-        assert (overlay_on_input(grey(224, 224), heat, 0.5) == GREY).all()
+        assert (overlay_on_input(grey(224, 224), heat, STYLE) == GREY).all()
 
 
 def test_alpha_is_the_strength() -> None:
     heat = one_hot(7, 7, 3, 3)
-    assert (overlay_on_input(grey(224, 224), heat, 0.0) == GREY).all()
+    assert (overlay_on_input(grey(224, 224), heat, OverlayConfig(alpha=0.0)) == GREY).all()
     weak, strong = (
-        np.abs(overlay_on_input(grey(224, 224), heat, a).astype(int) - GREY).max() for a in (0.2, 1.0)
+        np.abs(overlay_on_input(grey(224, 224), heat, OverlayConfig(alpha=a)).astype(int) - GREY).max()
+        for a in (0.2, 1.0)
     )
     assert weak < strong
 
 
 def test_the_scale_of_the_map_does_not_matter() -> None:
     heat = np.random.default_rng(0).random((7, 7)).astype(np.float32)
-    first, second = (overlay_on_input(grey(224, 224), heat * k, 0.5) for k in (1, 1e-6))
+    first, second = (overlay_on_input(grey(224, 224), heat * k, STYLE) for k in (1, 1e-6))
     assert np.abs(first.astype(int) - second.astype(int)).max() <= 2
 
 
 def test_the_source_is_not_drawn_on() -> None:
     image = grey(224, 224)
-    overlay_on_input(image, np.ones((7, 7), np.float32), 0.5)
-    overlay_on_original(image, np.ones((7, 7), np.float32), Geometry(224, 224, 0, 0, 224, 224), 0.5)
+    overlay_on_input(image, np.ones((7, 7), np.float32), STYLE)
+    overlay_on_original(image, np.ones((7, 7), np.float32), Geometry(224, 224, 0, 0, 224, 224), STYLE)
     assert (image == GREY).all()
 
 
@@ -147,11 +156,43 @@ def test_any_name_is_harmless(key: str) -> None:
 
 
 def check_name(key: str) -> None:
-    path = overlay_path("e1", "k-c", 7, key)
-    assert posixpath.normpath(path) == path
-    assert re.fullmatch(r"overlays/e1/k-c/000007(-[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?)?\.jpg", path)
+    for path in (overlay_path("e1", "k-c", 7, key, "3 tabby cat"), overlay_path("e1", "k-c", 7, "x", key)):
+        assert posixpath.normpath(path) == path
+        assert re.fullmatch(r"overlays/e1/k-c/000007(-[a-z0-9]([a-z0-9-]{0,69}[a-z0-9])?)?\.jpg", path)
 
 
 def test_names_differ_by_index_and_help_people() -> None:
-    assert overlay_path("e", "s", 0, "x") != overlay_path("e", "s", 1, "x")
-    assert overlay_path("e", "s", 12, "cats/Tabby 3") == "overlays/e/s/000012-tabby-3.jpg"
+    assert overlay_path("e", "s", 0, "x", "3") != overlay_path("e", "s", 1, "x", "3")
+    assert (
+        overlay_path("e", "s", 12, "cats/Tabby 3", "4 Big cat") == "overlays/e/s/000012-tabby-3-4-big-cat.jpg"
+    )
+
+
+def test_the_triple_shows_image_map_and_blend() -> None:
+    heat = one_hot(7, 7, 3, 3)
+    triple = overlay_on_input(grey(224, 224), heat, OverlayConfig(picture="triple", colormap="bone"))
+    assert triple.shape == (224, 672, 3)
+    image, colours, blend = np.split(triple, 3, axis=1)
+    assert (image == GREY).all()
+    assert (blend == overlay_on_input(grey(224, 224), heat, OverlayConfig(colormap="bone"))).all()
+    assert (colours[0, 0] == 0).all()  # bone runs from black
+    assert (colours[112, 112] > 200).all()  # to white
+
+
+def test_gamma_spreads_or_narrows_the_colours() -> None:
+    heat = np.linspace(0, 1, 49, dtype=np.float32).reshape(7, 7)
+    wide, narrow = (
+        np.abs(overlay_on_input(grey(224, 224), heat, OverlayConfig(gamma=g)).astype(int) - GREY).sum()
+        for g in (0.3, 3.0)
+    )
+    assert wide > 1.5 * narrow
+
+
+def test_a_caption_stands_under_the_picture() -> None:
+    picture = grey(224, 224)
+    captioned = with_caption(picture, "tabby cat 97.3% " + "very " * 100 + "long")
+    assert captioned.shape[0] > 224
+    assert captioned.shape[1] == 224
+    assert (captioned[:224] == GREY).all()
+    assert (captioned[224:] < 100).any()  # ink
+    assert (captioned[224:, -4:] == 255).all()  # shortened before the edge

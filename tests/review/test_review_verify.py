@@ -139,13 +139,16 @@ def test_a_member_with_two_rows(out: Folder) -> None:
     twice = pa.concat_tables([rows(0, 3), rows(2, 1)])
     receipt = write_chunk(out, shard("d"), 0, twice)
     commit(out, "d", (receipt,), account([receipt]))
-    assert problems(out) == ["shard /data/d.tar: 1 members have more than one row"]
+    assert problems(out) == ["shard /data/d.tar: 1 members have more than one row for the same class"]
 
 
 def test_a_row_in_the_wrong_file_shows_in_both_counts(out: Folder) -> None:
     receipts = (write_chunk(out, shard("d"), 0, rows(0, 2)), write_chunk(out, shard("d"), 1, rows(1, 2)))
     commit(out, "d", receipts, account(receipts))
-    assert problems(out) == ["shard /data/d.tar: 1 members have more than one row"]
+    assert problems(out) == [
+        "shard /data/d.tar: 1 members have more than one row for the same class",
+        "shard /data/d.tar: 3 rows are ok, the commit says 4",
+    ]
 
 
 def test_failures_under_another_code(out: Folder) -> None:
