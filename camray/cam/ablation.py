@@ -1,8 +1,9 @@
 """Ablation-CAM, exact for all channels, without running the network in front of the layer.
 
-Flows in: the scene. Flows out: raw maps (B, K, h, w). Three ways to the same numbers, found out
+Flows in: the scene. Flows out: raw maps (B, K, h, w). Four ways to the same numbers, found out
 numerically: a head that is affine in the layer needs no run at all; a head that sees the layer only
-through its spatial mean is replayed on 1 x 1 maps; any other is replayed behind the layer.
+through its spatial mean is replayed on 1 x 1 maps; the class token of a ViT has algebra of its own;
+any other is replayed behind the layer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from camray.cam import class_token
 from camray.cam.scene import Scene
 from camray.cam.tail import Tail
 
@@ -33,6 +35,9 @@ def ablationcam(scene: Scene) -> Tensor:
 
 def _ablated_scores(scene: Scene) -> Tensor:
     """Scores with each channel zero, (B, C, K)."""
+    quick = class_token.ablated_scores(scene)
+    if quick is not None:
+        return quick
     tail, before = scene.tail, scene.scores.detach()
     raw = scene.split.raw[scene.layer.name].detach()
     if sees_only_mean(tail):

@@ -28,6 +28,9 @@ SMALL = [
 ]  # fmt: skip
 
 
+LARGE = 150  # million parameters; beyond it the probe needs more memory than a laptop has
+
+
 def rank(name: str) -> int:
     """How early the first sign of smallness comes in the list."""
     return next((i for i, sign in enumerate(SMALL) if sign in name), len(SMALL))
@@ -65,6 +68,10 @@ def build(name: str) -> tuple[nn.Module, int]:
 def describe(module: str, name: str) -> dict[str, str]:
     """One row of the table; a refusal is written into the columns it concerns."""
     row = dict.fromkeys(FIELDS, "") | {"module": module, "model": name}
+    with torch.device("meta"):
+        millions = sum(p.numel() for p in timm.create_model(name).parameters()) // 10**6
+    if millions > LARGE:
+        return row | {"layer": f"not run: {millions} million parameters"}
     model, side = build(name)
     for attempt in dict.fromkeys((side, model.pretrained_cfg.get("input_size", (3, 224, 224))[-1])):
         try:
