@@ -212,6 +212,9 @@ def explained(count: int, **columns: Any) -> pa.StructArray:
         "heat_h": [2] * count,
         "heat_w": [2] * count,
         "heat_status": ["ok"] * count,
+        "predicted_class": [1] * count,
+        "target_class": [1] * count,
+        "confidence": [0.5] * count,
         "overlay": [False] * count,
         "pixels": [None] * count,
     }
@@ -235,6 +238,7 @@ def test_sink_writes_rows_and_gives_their_receipt(sink: Callable[..., Sink], tmp
         status=["ok", "failed", "skipped"],
         error_code=[None, "empty_file", None],
         heatmap=[[1.0], None, None],
+        confidence=[0.5, None, None],
     )
     row = Chunk("k-c", 2, ChunkKind.DATA, '{"read": 0.5}', items).to_row(EXPLAINED)
     out = Chunk.from_row(sink()(row))
@@ -252,7 +256,7 @@ def test_sink_writes_rows_and_gives_their_receipt(sink: Callable[..., Sink], tmp
     assert {(r["run_id"], r["model"], r["weights_sha256"], r["shard"]) for r in rows} == {
         ("r1", "m", "w", "/data/a.tar")
     }
-    assert [r["confidence"] for r in rows] == [None] * 3
+    assert [r["confidence"] for r in rows] == [0.5, None, None]
     assert not (tmp_path / "overlays").exists()
 
 
@@ -278,6 +282,21 @@ def test_sink_draws_the_overlays_that_are_due(sink: Callable[..., Sink], tmp_pat
     top_left, bottom_right = shown[5, 5], shown[-5, -5]
     assert np.ptp(top_left) < 12  # no heat: still grey
     assert np.ptp(bottom_right) > 40  # hot: coloured
+
+
+def test_each_explained_class_of_an_image_has_its_own_picture(
+    sink: Callable[..., Sink], tmp_path: Path
+) -> None:
+    grey = np.full((16, 16, 3), 128, np.uint8).tobytes()
+    items = explained(
+        2, index=[0, 0], member=["a.png"] * 2, overlay=[True] * 2, pixels=[grey] * 2, target_class=[1, 2]
+    )
+    out = Chunk.from_row(
+        sink(OverlayConfig(caption=True))(Chunk("k-c", 0, ChunkKind.DATA, "", items).to_row(EXPLAINED))
+    )
+    receipt = Receipt.from_json(out.note)
+    assert (receipt.rows, receipt.ok, receipt.overlays) == (2, 1, 2)
+    assert len(list(tmp_path.glob("overlays/**/*.jpg"))) == 2
 
 
 def test_an_overlay_on_the_original_needs_its_bytes_only(sink: Callable[..., Sink], tmp_path: Path) -> None:

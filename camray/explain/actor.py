@@ -15,6 +15,9 @@ from camray.errors import Stage
 from camray.records import EXPLAINED, Chunk, ChunkKind, Status, add_seconds, struct_array
 
 
+_DRAWABLE = ("ok", "dead")  # heat statuses of maps that are there
+
+
 class ExplainActor:
     """Loads the model once, then explains chunk after chunk. `weights` is an object reference."""
 
@@ -61,16 +64,15 @@ def choose_overlays(
     """
     chosen = _chosen(images, shard_id, overlay)
     indices = images.field("index").to_pylist()
-    drawable = [status in ("ok", "dead") for status in images.field("heat_status").to_pylist()]
+    drawable = [status in _DRAWABLE for status in images.field("heat_status").to_pylist()]
     due = [index in chosen and can for index, can in zip(indices, drawable, strict=True)]
     kept = "content" if overlay.on == "original" else "pixels"
     source = {index: i for i, index in enumerate(decoded.field("index").to_pylist())}
     values = decoded.field(kept)
     columns: dict[str, Any] = {f.name: images.field(f.name) for f in EXPLAINED}
     columns |= {"overlay": due, "pixels": None, "content": None}
-    columns[kept] = values.take(
-        pa.array([source[i] if d else None for i, d in zip(indices, due, strict=True)])
-    )
+    places = [source[i] if d else None for i, d in zip(indices, due, strict=True)]
+    columns[kept] = values.take(pa.array(places, pa.int64()))
     return struct_array(columns, EXPLAINED)
 
 
@@ -83,7 +85,7 @@ def _chosen(images: pa.StructArray, shard_id: str, overlay: OverlayConfig) -> se
     names = ("index", "status", "correct", "heat_status", "margin")
     columns = [images.field(name).to_pylist() for name in names]
     rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-    ok = [r for r in rows if r["status"] == Status.OK]
+    ok = [r for r in rows if r["status"] == Status.OK and r["heat_status"] in _DRAWABLE]
     if overlay.policy == "flagged":
         ok = [r for r in ok if is_flagged(r)]
     indices = {r["index"] for r in ok}

@@ -91,6 +91,7 @@ class BatchExplainer:
         self._layer = cam.TargetLayer(
             explainer.target_layer, **{**explainer.layout, "grid": tuple(grid) if grid else None}
         )
+        self._aims_at_label = cam.TargetRule.parse(explainer.target).select == "label"
         self._lookup = label_lookup(explainer.class_names)
         self._mean = torch.tensor(explainer.input.mean, device=self.device)[:, None, None]
         self._std = torch.tensor(explainer.input.std, device=self.device)[:, None, None]
@@ -137,7 +138,9 @@ class BatchExplainer:
         """Give the new columns of a batch of views, uint8 (B, H, W, 3): for each image, one row a target."""
         x = torch.from_numpy(views).to(self.device).permute(0, 3, 1, 2)  # (B, 3, H, W)
         x = (x.float() / 255 - self._mean) / self._std
-        found = cam.explain(self.module, x, self._layer, self.explainer.method, targets=self._targets(rows))
+        found = cam.explain(
+            self.module, x, self._layer, self.explainer.method, self.explainer.target, self._labels(rows)
+        )
         logits = found.logits.double()  # (B, classes)
         maps = found.maps[self.explainer.method, self._layer.name]  # (B, K, h, w)
         predictions = _predictions(logits, self.explainer)
@@ -160,10 +163,8 @@ class BatchExplainer:
             out.append(explained or [common | absent])
         return out
 
-    def _targets(self, rows: Sequence[Row]) -> str | Tensor:
-        if self.explainer.target == "label":
-            return torch.tensor([row["label_class"] for row in rows])
-        return self.explainer.target
+    def _labels(self, rows: Sequence[Row]) -> Tensor | None:
+        return torch.tensor([row["label_class"] for row in rows]) if self._aims_at_label else None
 
     def _target_columns(self, class_id: int | None) -> Row:
         target = self.explainer.target
@@ -183,7 +184,7 @@ class BatchExplainer:
         return known if known is not None and 0 <= known < self.explainer.num_classes else None
 
     def _has_target(self, row: Row) -> bool:
-        if self.explainer.target == "label" and row["label_class"] is None:
+        if self._aims_at_label and row["label_class"] is None:
             said = f"label {row['label']!r} is no class of the model" if row["label"] else "no label"
             row |= _failure(ImageError(ErrorCode.BAD_TARGET, printable(said)))
             return False

@@ -91,15 +91,17 @@ def group_files(
         present = tuple(i for i, f in enumerate(group.files) if f.path in now)
         missing = len(group.files) - len(present)
         gone += missing
-        if any(now[group.files[i].path] != group.files[i] for i in present):
+        if any(_facts(now[group.files[i].path]) != _facts(group.files[i]) for i in present):
             files = tuple(now[group.files[i].path] for i in present)
             revised = Group(group.number, group.revision + 1, files)
             groups.append(revised)
             new.append(revised)
-        elif not missing or is_committed(group.shard(root)):
-            groups.append(group)
+            continue
+        same = replace(group, files=tuple(now.get(f.path, f) for f in group.files))  # as listed today
+        if not missing or is_committed(same.shard(root)):
+            groups.append(same)
         elif present:
-            groups.append(replace(group, present=present))
+            groups.append(replace(same, present=present))
     fresh = [f for f in listed if f.path not in seen]
     first = max((g.number for g in remembered), default=-1) + 1
     for number, start in enumerate(range(0, len(fresh), GROUP_SIZE), first):
@@ -107,6 +109,11 @@ def group_files(
         groups.append(group)
         new.append(group)
     return Grouping(root, tuple(groups), tuple(new), gone)
+
+
+def _facts(file: LooseFile) -> tuple[str, int, str]:
+    """Give what is remembered of a file; the version tells all that can change."""
+    return file.path, file.size_bytes, file.version
 
 
 def recall(out: Folder, root: str) -> list[Group]:
@@ -142,7 +149,7 @@ def remember(out: Folder, root: str, groups: Iterable[Group]) -> None:
         DeltaTable.create(uri, _SCHEMA, mode="ignore")
     table = DeltaTable(uri)  # what was written after this moment makes the append below fail
     latest = {g.number: g for g in recall(out, root)}
-    due = [g for g in due if latest.get(g.number) != g]
+    due = [g for g in due if g.number not in latest or not _is_same(g, latest[g.number])]
     if any(g.number in latest and g.revision <= latest[g.number].revision for g in due):
         raise IncompleteError(_OVERTAKEN)
     rows = [
@@ -161,6 +168,11 @@ def remember(out: Folder, root: str, groups: Iterable[Group]) -> None:
         )  # fmt: skip
     except CommitFailedError:
         raise IncompleteError(_OVERTAKEN) from None
+
+
+def _is_same(one: Group, other: Group) -> bool:
+    facts = ([_facts(f) for f in g.files] for g in (one, other))
+    return one.revision == other.revision and next(facts) == next(facts)
 
 
 _OVERTAKEN = "another run grouped files of this archive at the same time; the same command resumes"

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from camray import cam
 from camray.config import Config, MethodConfig, ModelConfig, OverlayConfig, RunConfig
-from camray.errors import ModelError
+from camray.errors import ModelError, UsageError
 from camray.explain import explainer as explainer_module
 from camray.explain.actor import choose_overlays
 from camray.explain.explainer import BatchExplainer, is_flagged, resolve
@@ -251,7 +251,6 @@ def test_a_slice_of_a_longer_chunk_is_explained_as_itself(
     for i in range(4):
         (alone,) = rows_of(clean(whole[i : i + 1]))
         assert alone["index"] == i
-        assert alone["pixels"] == together[i]["pixels"]
         assert_same(alone, together[i])
 
 
@@ -423,9 +422,51 @@ def test_the_same_settings_are_the_same_explainer(both: dict[str, BatchExplainer
     assert len({first.id, both[MODELS[1]].explainer.id, asked.id}) == 3
 
 
-def test_a_class_that_the_model_does_not_have() -> None:
-    with pytest.raises(ModelError, match="--target: class 6 of a model with 6 classes"):
-        resolve(config(target="6"))
+@pytest.mark.parametrize(
+    "target", ["6", "class:6", "class:1,9", "class:1@vs:6", "dog", "-1", "", "top", "top:x", "above", "1@vs"]
+)
+def test_a_target_that_cannot_be_is_refused_before_the_run(target: str) -> None:
+    with pytest.raises(UsageError, match="target"):
+        resolve(config(target=target))
+
+
+def test_several_targets_are_several_rows_of_one_member(
+    clean: BatchExplainer, pixels: np.ndarray[Any, Any]
+) -> None:
+    rows = rows_of(retargeted(clean, target="top:3")(decoded(pixels[:3])))
+    assert [r["index"] for r in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for i in range(3):
+        mine = rows[3 * i : 3 * i + 3]
+        assert [r["target_class"] for r in mine] == [t["class_id"] for t in mine[0]["topk"]][:3]
+        for row in mine:
+            (single,) = rows_of(
+                retargeted(clean, target=str(row["target_class"]))(decoded(pixels[i : i + 1]))
+            )
+            assert row["heatmap"] == pytest.approx(single["heatmap"], abs=1e-5)
+            assert row["predicted_class"] == single["predicted_class"]
+
+
+def test_an_image_without_any_class_above_the_bar_keeps_its_row(
+    clean: BatchExplainer, pixels: np.ndarray[Any, Any]
+) -> None:
+    rows = rows_of(retargeted(clean, target="above:0.9999")(decoded(pixels[:6])))
+    assert {r["index"] for r in rows} == set(range(6))
+    for row in rows:
+        assert row["status"] == "ok"
+        assert (
+            (row["heatmap"] is None) == (row["target_class"] is None) == (row["heat_status"] == "no_target")
+        )
+        assert row["confidence"] is not None
+    alone = [rows_of(retargeted(clean, target="above:0.9999")(decoded(pixels[i : i + 1]))) for i in range(6)]
+    assert [r["target_class"] for r in rows] == [r["target_class"] for one in alone for r in one]
+
+
+@pytest.mark.parametrize("target", ["label@softmax", "-label"])
+def test_every_way_to_aim_at_the_label_uses_the_label(
+    clean: BatchExplainer, pixels: np.ndarray[Any, Any], target: str
+) -> None:
+    rows = rows_of(retargeted(clean, target=target)(decoded(pixels[:3], label=["ring", None, "star"])))
+    assert [(r["status"], r["target_class"]) for r in rows] == [("ok", 4), ("failed", None), ("ok", 5)]
 
 
 def test_a_layer_that_the_model_does_not_have() -> None:
@@ -445,13 +486,16 @@ def test_the_explainer_survives_json_for_the_actor(clean: BatchExplainer) -> Non
 
 def chosen(policy: str, images: Rows, **options: Any) -> list[int]:
     columns = {k: [r.get(k) for r in images] for k in images[0]}
-    size = len(images)
-    array = struct_array({**columns, "pixels": [b"p"] * size, "content": [b"c"] * size}, EXPLAINED)
-    out = choose_overlays(array, "s", OverlayConfig(policy, **options)).to_pylist()  # type: ignore[arg-type]
-    kept = "content" if options.get("on") == "original" else "pixels"
-    dropped = "pixels" if kept == "content" else "content"
+    indices = sorted({r["index"] for r in images})
+    source = struct_array(
+        {"index": indices, "pixels": [b"p%d" % i for i in indices], "content": [b"c%d" % i for i in indices]},
+        DECODED,
+    )
+    explained = struct_array(columns, EXPLAINED)
+    out = choose_overlays(explained, source, "s", OverlayConfig(policy, **options)).to_pylist()  # type: ignore[arg-type]
+    kept, dropped = ("content", "pixels") if options.get("on") == "original" else ("pixels", "content")
     for row in out:
-        assert (row[kept] is not None) == row["overlay"]
+        assert row[kept] == (b"%c%d" % (ord(kept[0]), row["index"]) if row["overlay"] else None)
         assert row[dropped] is None
     return [r["index"] for r in out if r["overlay"]]
 
@@ -475,6 +519,17 @@ def test_policies() -> None:
     assert chosen("sample", images, sample_per_chunk=0) == []
     assert chosen("sample", images, sample_per_chunk=99) == [0, 1, 2, 3, 6]
     assert chosen("all", images, on="original") == [0, 1, 2, 3, 6]
+
+
+def test_nothing_to_draw_is_no_error() -> None:
+    assert chosen("none", [image(0)]) == chosen("all", [image(0, status="failed", heat_status=None)]) == []
+
+
+def test_every_class_of_a_sampled_image_is_drawn() -> None:
+    images = [image(i // 3) for i in range(30)]
+    picked = chosen("sample", images, sample_per_chunk=2)
+    assert len(picked) == 6
+    assert len(set(picked)) == 2
 
 
 def test_the_sample_depends_on_the_images_not_on_their_order() -> None:

@@ -148,6 +148,22 @@ def test_odd_names_come_back_as_they_were(night: Night) -> None:
     assert night.run(files(*odd)) == []
 
 
+@pytest.mark.skipif(not hasattr(LooseFile, "note"), reason="files carry no notes")
+def test_what_a_list_says_of_a_file_comes_from_the_list_every_night(night: Night) -> None:
+    """Only path, size and version are remembered; the version names the note."""
+
+    def listed(note: str) -> list[LooseFile]:
+        return [replace(f, note=note, version=f"1+{note}") for f in files("a", "b")]  # type: ignore[call-arg]
+
+    night.run(listed("cat"))
+    grouping, due = night.plan(listed("cat"))
+    assert (due, grouping.new) == ([], ())
+    assert grouping.groups[0].files == tuple(listed("cat"))
+    remember(night.out, ROOT, group_files(ROOT, listed("cat"), [], lambda _: False).new)  # no conflict
+    (changed,) = night.run(listed("dog"))
+    assert changed.files == tuple(listed("dog"))
+
+
 def test_two_runs_that_planned_at_once_do_not_double_a_file(night: Night) -> None:
     """Both looked before either wrote (planning comes before the hold). The later one is told to go again."""
     listed = files("a", "b")

@@ -82,6 +82,8 @@ def test_the_row_of_a_broken_shard_is_no_chunk_of_one_image(out: Folder) -> None
 def test_chunks_cut_with_another_size_are_not_taken_over(out: Folder) -> None:
     write_chunk(out, shard(), 0)
     assert planned(out, [shard()], chunk_size=8).resumed == 0
+    write_chunk(out, shard(), 1, rows(8, 4), chunk_size=8)  # as long as a chunk of four, but not the second
+    assert sorted(planned(out, [shard()]).tasks[0].finished) == [0]
     assert planned(out, [shard()], chunk_size=4).resumed == 1
 
 

@@ -30,6 +30,16 @@ def test_the_receipt_counts_by_status_and_code(out: Folder) -> None:
     assert (receipt.shard_id, receipt.chunk, receipt.reused) == (shard().id, 3, False)
 
 
+def test_an_image_explained_for_several_classes_is_one_member(out: Folder) -> None:
+    receipt = write_chunk(
+        out,
+        shard(),
+        0,
+        rows(0, 4, index=[0, 0, 0, 1], status=["ok", "ok", "ok", "skipped"], target_class=[1, 2, 3, None]),
+    )
+    assert (receipt.rows, receipt.ok, receipt.skipped) == (4, 1, 1)
+
+
 def test_the_row_of_the_shard_itself_is_no_member(out: Folder) -> None:
     receipt = write_chunk(out, shard(), 0, shard_error_row("shard_empty"))
     assert (receipt.rows, receipt.ok, receipt.skipped, receipt.failed) == (1, 0, 0, {})

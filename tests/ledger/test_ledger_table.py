@@ -78,6 +78,13 @@ def test_a_repeated_commit_is_harmless(out: Folder) -> None:
     assert runs_seen(out) == [(i, "r1") for i in range(6)]
 
 
+def test_each_commit_of_a_shard_is_numbered(out: Folder) -> None:
+    """Whoever else writes with this number is refused by Delta itself."""
+    for version in ("v1", "v2"):
+        committed(out, shard(version=version), run_id=version)
+    assert DeltaTable(out.child_uri("records")).transaction_version(f"{E1}/{shard().key}") == 2
+
+
 def test_a_stale_table_object_does_not_double_a_shard(out: Folder) -> None:
     """Both looked at the table before either wrote: the second must find out at its commit."""
     first, second = opened(out), opened(out)

@@ -151,6 +151,12 @@ def test_a_row_in_the_wrong_file_shows_in_both_counts(out: Folder) -> None:
     ]
 
 
+def test_one_row_for_each_class_of_a_member_is_no_problem(out: Folder) -> None:
+    receipt = write_chunk(out, shard("d"), 0, rows(0, 2, index=[0, 0], target_class=[1, 2]))
+    commit(out, "d", (receipt,), account([receipt]))
+    assert problems(out) == []
+
+
 def test_failures_under_another_code(out: Folder) -> None:
     receipt = write_chunk(out, shard("d"), 0, rows(0, 1, status=["failed"], error_code=["empty_file"]))
     commit(out, "d", (receipt,), Accounting(failed={"bad_target": 1}))
