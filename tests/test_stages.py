@@ -111,13 +111,14 @@ def test_a_finished_chunk_passes_without_its_images(tmp_path: Path) -> None:
 
 
 def test_a_selection_is_cut_into_chunks_of_its_own(tmp_path: Path) -> None:
-    shard = tar_shard(tmp_path / "a.tar", images(9), selection=(1, 4, 5, 8))
-    receipt = Receipt(shard.id, 0, "p", 1, 2, 2, 0, {}, reused=True)
-    plain, resumed = read(ShardTask(shard), 2), read(ShardTask(shard, {0: receipt}), 2)
-    assert [names(c) for c in plain[:-1]] == [["001.png", "004.png"], ["005.png", "008.png"]]
-    assert [c.kind for c in resumed] == [ChunkKind.DONE, ChunkKind.DATA, ChunkKind.END]
-    assert resumed[1].images.equals(plain[1].images)
-    assert None not in resumed[1].images.field("content").to_pylist()
+    """Chunks count the chosen members, not their indices: 2 and 3 are chunk 0 here."""
+    shard = tar_shard(tmp_path / "a.tar", images(9), selection=(2, 3, 5, 8))
+    receipt = Receipt(shard.id, 1, "p", 1, 2, 2, 0, {}, reused=True)
+    plain, resumed = read(ShardTask(shard), 2), read(ShardTask(shard, {1: receipt}), 2)
+    assert [names(c) for c in plain[:-1]] == [["002.png", "003.png"], ["005.png", "008.png"]]
+    assert [c.kind for c in resumed] == [ChunkKind.DATA, ChunkKind.DONE, ChunkKind.END]
+    assert resumed[0].images.equals(plain[0].images)
+    assert None not in resumed[0].images.field("content").to_pylist()
 
 
 def test_a_torn_shard_keeps_what_was_read_and_says_so(tmp_path: Path) -> None:
