@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import sys
@@ -19,7 +20,11 @@ _SETTINGS = {
     "limit": "archive.limit", "sample": "archive.sample", "seed": "archive.seed",
     "image_column": "archive.image_column", "max_pixels": "archive.max_pixels",
     "model": "model.name", "checkpoint": "model.checkpoint", "num_classes": "model.num_classes",
-    "class_names": "model.class_names", "download": "model.download",
+    "class_names": "model.class_names", "download": "model.download", "model_arg": "model.args",
+    "trust_pickle": "model.trust_pickle", "partial": "model.partial", "activation": "model.activation",
+    "input_size": "preprocess.input_size", "resize": "preprocess.resize",
+    "crop_pct": "preprocess.crop_pct", "crop_mode": "preprocess.crop_mode",
+    "interpolation": "preprocess.interpolation", "mean": "preprocess.mean", "std": "preprocess.std",
     "method": "method.name", "target": "method.target", "layer": "method.layer",
     "overlays": "overlay.policy", "overlay_sample": "overlay.sample_per_chunk", "overlay_on": "overlay.on",
     "overlay_alpha": "overlay.alpha", "overlay_gamma": "overlay.gamma", "overlay_picture": "overlay.picture",
@@ -103,16 +108,62 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Pairs(argparse.Action):
+    """Collect NAME=VALUE options; a value is a Python literal, or else text."""
+
+    def __call__(self, _parser: Any, names: argparse.Namespace, value: Any, _option: Any = None) -> None:
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.isidentifier():
+            raise argparse.ArgumentError(self, f"{value!r} is not NAME=VALUE")
+        try:
+            found = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            found = text
+        setattr(names, self.dest, getattr(names, self.dest, {}) | {key: found})
+
+
+def sizes(text: str) -> list[int]:
+    """Read `256` or `256x320`, height and width."""
+    return [int(part) for part in text.lower().split("x")]
+
+
+def numbers(text: str) -> list[float]:
+    """Read `0.5` or `0.5,0.5,0.5`."""
+    return [float(part) for part in text.split(",")]
+
+
+_MODEL_HELP = (
+    "timm name, folder with config.json, torchvision:NAME, path/to/file.py:Class, package.module:factory, "
+    "or hf-hub:OWNER/NAME (fetched)"
+)
+
+
 def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
     group = parser.add_argument_group("model")
     if positional:
-        group.add_argument("model", metavar="MODEL", help="timm name, or local folder with config.json")
+        group.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     else:
-        group.add_argument("--model", metavar="NAME", help="timm name, or local folder with config.json")
+        group.add_argument("--model", metavar="NAME", help=_MODEL_HELP)
+    group.add_argument(
+        "--model-arg", action=_Pairs, metavar="NAME=VALUE", help="argument of the model (repeatable)"
+    )
     group.add_argument("--checkpoint", metavar="FILE", help=".safetensors, or .pth with a state_dict")
-    group.add_argument("--num-classes", type=int, metavar="N", help="size of the head, if not the default")
-    group.add_argument("--class-names", metavar="FILE", help="class names, one a line")
+    group.add_argument("--trust-pickle", action="store_true", help="run a pickled checkpoint as a program")
+    group.add_argument("--partial", action="store_true", help="go on with the weights that fit")
+    group.add_argument("--num-classes", type=int, metavar="N", help="size of the head; default: as weights")
+    group.add_argument("--class-names", metavar="FILE", help="class names: txt, csv, json, or imagenet")
+    group.add_argument(
+        "--activation", choices=("auto", "softmax", "sigmoid"), help="how outputs become scores (auto)"
+    )
     group.add_argument("--download", action="store_true", help="fetch pretrained weights from the hub")
+    how = parser.add_argument_group("preprocessing (default: as the model says)")
+    how.add_argument("--input-size", type=sizes, metavar="N", help="side of the input, or HxW")
+    how.add_argument("--resize", type=sizes, metavar="N", help="shorter side before the crop, or HxW")
+    how.add_argument("--crop-pct", type=float, metavar="F", help="instead: input as a share of the resize")
+    how.add_argument("--crop-mode", choices=("center", "squash", "border"), help="how the aspect is handled")
+    how.add_argument("--interpolation", choices=("bicubic", "bilinear", "nearest", "lanczos"))
+    how.add_argument("--mean", type=numbers, metavar="M", help="of channels in 0..1: one number, or R,G,B")
+    how.add_argument("--std", type=numbers, metavar="S", help="of channels in 0..1: one number, or R,G,B")
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:

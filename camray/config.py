@@ -33,20 +33,40 @@ class ArchiveConfig:
     limit: int | None = None
     sample: int | None = None
     seed: int = 0
-    image_column: str | None = None  # Parquet; None: the one column that holds images
+    image_column: str | None = None  # Parquet: the images; a list: the paths. None: found by name and type
+    label_column: str | None = None  # Parquet and lists; None: found by name
+    bbox: Literal["xywh", "xyxy"] = "xywh"  # what four numbers called bbox are: corner and size, or edges
+    captions: bool = False  # .txt files beside the images are captions, never labels
     max_member_bytes: int = 256 * 2**20
     max_pixels: int = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Which classifier. Without `checkpoint`, timm's pretrained weights from the local cache."""
+    """Which classifier. Without `checkpoint`, pretrained weights from the local cache."""
 
-    name: str = ""
+    name: str = ""  # see explain.sources
+    args: dict[str, Any] = field(default_factory=dict)  # of the architecture, or of the user's own class
     checkpoint: str | None = None
-    num_classes: int | None = None
-    class_names: str | None = None  # a text file, one name a line
+    trust_pickle: bool = False  # open a checkpoint that runs code
+    partial: bool = False  # go on with the weights that fit
+    num_classes: int | None = None  # None: as in the checkpoint
+    class_names: str | None = None  # a file (txt, csv, json), or "imagenet"
+    activation: Literal["auto", "softmax", "sigmoid"] = "auto"  # how logits become scores
     download: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessConfig:
+    """How images become the model's input; None: as the model says. A size: one, or height and width."""
+
+    input_size: tuple[int, ...] | None = None
+    resize: tuple[int, ...] | None = None
+    crop_pct: float | None = None  # instead of resize: resize = floor(input_size / crop_pct)
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] | None = None
+    mean: tuple[float, ...] | None = None  # of channels scaled to 0..1
+    std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +114,7 @@ class Config:
     out: str = ""
     archive: ArchiveConfig = field(default_factory=ArchiveConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     overlay: OverlayConfig = field(default_factory=OverlayConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -135,6 +156,7 @@ class Explainer:
     top_k: int
     max_pixels: int
     schema_version: int
+    activation: str = "softmax"  # how logits become scores
 
     @property
     def id(self) -> str:
@@ -195,6 +217,8 @@ def _replaced(config: Config, name: str, value: Any, origin: str) -> Config:
         fix = f"did you mean {near[0]}?" if near else "see `camray explain --help`"
         raise UsageError(f"{origin} {name}", "no such setting", fix)
     change: dict[str, Any] = {leaf or name: _coerced(name, value, _annotation(owner, leaf or name))}
+    if isinstance(change.get(leaf), dict):  # a table: options add to the file's
+        change[leaf] = getattr(owner, leaf) | change[leaf]
     if dot:
         change = {section: dataclasses.replace(owner, **change)}
     return dataclasses.replace(config, **change)
@@ -217,10 +241,12 @@ def _coerced(name: str, value: Any, annotation: str) -> Any:
     """Check a value against the field's annotation; integers pass as floats, lists as tuples."""
     if value is None and "None" in annotation:
         return None
+    if "tuple[int" in annotation or "tuple[float" in annotation:
+        return _numbers(name, value, int if "int" in annotation else float)
     if "tuple" in annotation and isinstance(value, list | tuple):
         return tuple(str(v) for v in value)
     choices = re.findall(r"'([^']*)'", annotation) if "Literal" in annotation else []
-    if value in choices:
+    if value in choices or (annotation.startswith("dict") and isinstance(value, dict)):
         return value
     if name == "method.target" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -232,10 +258,24 @@ def _coerced(name: str, value: Any, annotation: str) -> Any:
     raise UsageError(name, f"{value!r} is not {expected}")
 
 
+def _numbers(name: str, value: Any, kind: type) -> tuple[Any, ...]:
+    """Read one number or a list of them."""
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    wanted = int if kind is int else (int, float)
+    if not values or any(isinstance(v, bool) or not isinstance(v, wanted) for v in values):
+        raise UsageError(name, f"{value!r} is not one {kind.__name__} or a list of them")
+    return tuple(kind(v) for v in values)
+
+
 def _check(config: Config) -> None:
     """Refuse values out of range, each by name."""
-    a, r, o = config.archive, config.run, config.overlay
+    a, r, o, p = config.archive, config.run, config.overlay, config.preprocess
     for name, value, low, high in (
+        *(("--input-size", n, 1, 8192) for n in p.input_size or ()),
+        *(("--resize", n, 1, 16384) for n in p.resize or ()),
+        ("--crop-pct", p.crop_pct, 0.01, 1),
+        *(("--mean", n, -1e6, 1e6) for n in p.mean or ()),
+        *(("--std", n, 1e-6, 1e6) for n in p.std or ()),
         ("--limit", a.limit, 1, None),
         ("--sample", a.sample, 1, None),
         ("--actors", r.actors, 1, None),
@@ -256,3 +296,8 @@ def _check(config: Config) -> None:
             raise UsageError(name, f"{value} is out of range", f"give a value {span}")
     if a.limit is not None and a.sample is not None:
         raise UsageError("--sample", "given together with --limit", "give one of the two")
+    if p.resize is not None and p.crop_pct is not None:
+        raise UsageError("--crop-pct", "given together with --resize", "give one of the two")
+    for name, sizes in (("--input-size", p.input_size), ("--resize", p.resize)):
+        if sizes is not None and len(sizes) > 2:
+            raise UsageError(name, f"{len(sizes)} numbers", "give one, or HEIGHTxWIDTH")

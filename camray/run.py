@@ -91,7 +91,7 @@ def prepare(config: Config) -> Prepared:
         )
     from camray.explain.explainer import resolve  # torch: late, so that bad options are told at once
 
-    explainer, model = resolve(config)
+    explainer, model = resolve(config, _top_folders(listing))
     table = Table(out)
     committed = table.shards(explainer.id)
     chosen = select(listing, config.archive)
@@ -147,6 +147,8 @@ def describe_plan(ready: Prepared) -> dict[str, str | int]:
         "bytes_to_read": plan.size_bytes,
         "committed_shards": f"{plan.committed:,}, skipped: same content, same explainer",
     }
+    if ready.model.notes:
+        facts["notes"] = "; ".join(ready.model.notes)
     if plan.changed:
         facts["changed"] = f"{plan.changed:,} of the shards to do replace older content in OUT"
     if plan.resumed:
@@ -254,6 +256,11 @@ def _chosen_groups(grouping: Grouping, listing: Listing, chosen: Listing) -> lis
     return shards
 
 
+def _top_folders(listing: Listing) -> set[str]:
+    """Give the folders that loose images lie in, right below the archive: they often name the classes."""
+    return {top for top, slash, _ in (f.path.partition("/") for f in listing.files) if slash}
+
+
 def _known_members(plan: Plan) -> int | None:
     """Count the members where the listing tells (loose files, selections)."""
     total = 0
@@ -275,6 +282,8 @@ def _judge(total: Accounting, max_failed: float) -> ExitCode:
 
 def _announce(ready: Prepared, reporter: Reporter) -> None:
     e, plan = ready.explainer, ready.plan
+    for note in ready.model.notes:
+        reporter.say(note)
     reporter.say(
         f"explainer {e.id}: {e.model}, {e.method} at {e.target_layer}, target {e.target}, "
         f"input {e.input.width}x{e.input.height}, weights {e.weights_sha256[:12]}",

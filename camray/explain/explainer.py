@@ -6,7 +6,7 @@ raw layer-resolution heatmaps, signals. An image that fails becomes a failed ite
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from camray import cam
-from camray.config import Config, Explainer, MethodConfig
+from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ImageError, ModelError, Stage, printable
-from camray.explain.models import LoadedModel, build, label_lookup, load_model
+from camray.explain.labels import label_lookup, target_by_index
+from camray.explain.models import LoadedModel, build, load_model
+from camray.explain.outputs import class_scores, score_entropy
+from camray.explain.preprocessing import to_input
 from camray.explain.signals import heat_signals, heat_status
 from camray.records import DECODED, EXPLAINED, SCHEMA_VERSION, Status, struct_array
 
@@ -25,20 +28,22 @@ Row = dict[str, Any]
 LOW_MARGIN = 0.1  # below this difference of the two best softmax values a prediction is flagged
 
 
-def resolve(config: Config) -> tuple[Explainer, LoadedModel]:
+def resolve(config: Config, folders: Iterable[str] = ()) -> tuple[Explainer, LoadedModel]:
     """Load the model, choose and probe the target layer, and name the result: the explainer.
+
+    `folders`: the archive's top folders, which may name the classes.
 
     Raises:
         ModelError: a model, checkpoint, layer or class that cannot work.
     """
-    loaded = load_model(config.model)
-    target = config.method.target
+    loaded = load_model(config.model, config.preprocess, folders)
+    target = target_by_index(config.method.target, loaded.class_names)
     _check_target(cam.TargetRule.parse(target), loaded.num_classes)
     spec = loaded.input
     layer = cam.find_target_layer(
         loaded.module, (len(spec.mean), spec.height, spec.width), config.method.layer
     )
-    _try_out(loaded, layer, config.method)
+    _try_out(loaded, layer, config.method.name, target)
     explainer = Explainer(
         model=loaded.name,
         model_args=loaded.build_args,
@@ -53,6 +58,7 @@ def resolve(config: Config) -> tuple[Explainer, LoadedModel]:
         top_k=min(config.run.top_k, loaded.num_classes),
         max_pixels=config.archive.max_pixels,
         schema_version=SCHEMA_VERSION,
+        activation=loaded.activation,
     )
     return explainer, loaded
 
@@ -68,12 +74,12 @@ def _check_target(rule: cam.TargetRule, num_classes: int) -> None:
             )  # fmt: skip
 
 
-def _try_out(loaded: LoadedModel, layer: cam.TargetLayer, method: MethodConfig) -> None:
+def _try_out(loaded: LoadedModel, layer: cam.TargetLayer, method: str, target: str) -> None:
     """Explain one grey image, so that a method that cannot work here is refused before anything runs."""
     spec = loaded.input
     grey = torch.zeros(1, len(spec.mean), spec.height, spec.width)
     labels = torch.zeros(1, dtype=torch.int64)
-    cam.explain(loaded.module, grey, layer, method.name, targets=method.target, labels=labels)
+    cam.explain(loaded.module, grey, layer, method, targets=target, labels=labels)
 
 
 class BatchExplainer:
@@ -93,8 +99,8 @@ class BatchExplainer:
         )
         self._aims_at_label = cam.TargetRule.parse(explainer.target).select == "label"
         self._lookup = label_lookup(explainer.class_names)
-        self._mean = torch.tensor(explainer.input.mean, device=self.device)[:, None, None]
-        self._std = torch.tensor(explainer.input.std, device=self.device)[:, None, None]
+        self._mean = torch.tensor(explainer.input.mean, device=self.device)
+        self._std = torch.tensor(explainer.input.std, device=self.device)
 
     def __call__(self, images: pa.StructArray) -> pa.StructArray:
         """Explain every decoded item, in batches: one item per image and target, without pixels.
@@ -136,8 +142,7 @@ class BatchExplainer:
 
     def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
         """Give the new columns of a batch of views, uint8 (B, H, W, 3): for each image, one row a target."""
-        x = torch.from_numpy(views).to(self.device).permute(0, 3, 1, 2)  # (B, 3, H, W)
-        x = (x.float() / 255 - self._mean) / self._std
+        x = to_input(torch.from_numpy(views).to(self.device), self._mean, self._std)  # (B, C, H, W)
         found = cam.explain(
             self.module, x, self._layer, self.explainer.method, self.explainer.target, self._labels(rows)
         )
@@ -216,10 +221,10 @@ def _failure(error: ImageError) -> Row:
 
 
 def _predictions(logits: Tensor, explainer: Explainer) -> list[Row]:
-    """Give predictions of logits (B, classes): softmax scores, top k, margin, entropy in 0..1."""
-    p = logits.softmax(1)
+    """Give predictions of logits (B, outputs): scores, top k, margin, entropy in 0..1."""
+    p = class_scores(logits, explainer.activation)  # (B, classes)
     top = p.topk(max(2, explainer.top_k), dim=1)
-    entropy = -(p * p.clamp(min=1e-300).log()).sum(1) / np.log(explainer.num_classes)
+    entropy = score_entropy(p, explainer.activation)
     rows = []
     for scores, ids, h in zip(top.values.tolist(), top.indices.tolist(), entropy.tolist(), strict=True):
         topk = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,9 @@ from camray.explain.models import load_model
 
 def print_layers(config: Config, show_all: bool, as_json: bool) -> ExitCode:
     """List the layers of a model; a named layer is checked first and refused with a reason."""
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.preprocess)
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
     spec = loaded.input
     size = (len(spec.mean), spec.height, spec.width)
     if config.method.layer is not None:

@@ -27,6 +27,7 @@ from camray.errors import ModelError, UsageError
 from camray.explain import explainer as explainer_module
 from camray.explain.actor import choose_overlays
 from camray.explain.explainer import BatchExplainer, is_flagged, resolve
+from camray.explain.models import build
 from camray.records import DECODED, EXPLAINED, struct_array
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
@@ -176,7 +177,7 @@ def test_heatmaps_are_those_of_the_reference_package(
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     rows = rows_of(retargeted(made, target=target)(decoded(pixels)))
-    module = timm.create_model(**made.explainer.model_args).eval()
+    module = build(made.explainer.model_args).eval()
     module.load_state_dict(made.module.state_dict())
     x = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 255
     spec = made.explainer.input

@@ -15,14 +15,9 @@ from timm.data import create_transform, resolve_data_config
 
 from camray.config import ModelConfig
 from camray.errors import ModelError
-from camray.explain.models import (
-    IMAGENET_CLASSES,
-    imagenet_names,
-    input_spec,
-    label_lookup,
-    load_model,
-    state_sha256,
-)
+from camray.explain.labels import IMAGENET_CLASSES, imagenet_names, label_lookup
+from camray.explain.models import load_model, state_sha256
+from camray.explain.preprocessing import input_spec, timm_defaults
 
 CLEAN = Path(__file__).resolve().parents[2] / "demo/models/hans64-clean"
 SHAPES = ("disk", "square", "triangle", "cross", "ring", "star")
@@ -106,19 +101,18 @@ def test_checkpoints_as_trainers_write_them(
 def test_a_head_of_another_size_comes_with_its_number(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     small = state | {"fc.weight": state["fc.weight"][:3].clone(), "fc.bias": state["fc.bias"][:3].clone()}
     save_file(small, tmp_path / "w.safetensors")
-    given = {"name": "test_resnet", "checkpoint": tmp_path / "w.safetensors"}
-    assert "--num-classes 3" in refusal(**given)
-    found = load_model(
-        ModelConfig(name="test_resnet", checkpoint=str(tmp_path / "w.safetensors"), num_classes=3)
-    )
-    assert (found.num_classes, found.class_names) == (3, ())
+    given = {"name": "test_resnet", "checkpoint": str(tmp_path / "w.safetensors")}
+    assert "is (3,), the model has (7,). Fix: --num-classes 3" in refusal(**given, num_classes=7)
+    for found in (load_model(ModelConfig(**given)), load_model(ModelConfig(**given, num_classes=3))):
+        assert (found.num_classes, found.class_names) == (3, ())
+        assert torch.equal(found.module.state_dict()["fc.weight"], small["fc.weight"])
 
 
 def test_the_recipe_is_timms_own() -> None:
     for name in ("resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_100"):
         module = timm.create_model(name, pretrained=False)
         cfg = resolve_data_config({}, model=module)
-        spec = input_spec(module)
+        spec = input_spec(timm_defaults(module))
         steps = create_transform(**cfg, is_training=False).transforms
         size = steps[0].size
         assert max(spec.resize) == (size if isinstance(size, int) else max(size))
@@ -207,11 +201,11 @@ def test_the_weights_of_another_architecture(tmp_path: Path) -> None:
 
 def test_missing_and_unexpected_weights(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     save_file({k: v for k, v in state.items() if k != "conv1.0.weight"}, tmp_path / "a.safetensors")
-    assert "1 weights missing, 0 unexpected (conv1.0.weight)" in refusal(
+    assert "1 weights missing, 0 unexpected (missing conv1.0.weight)" in refusal(
         name=CLEAN, checkpoint=tmp_path / "a.safetensors"
     )
     save_file(state | {"odd": torch.zeros(1)}, tmp_path / "b.safetensors")
-    assert "0 weights missing, 1 unexpected (odd)" in refusal(
+    assert "0 weights missing, 1 unexpected (unexpected odd)" in refusal(
         name=CLEAN, checkpoint=tmp_path / "b.safetensors"
     )
 

@@ -1,0 +1,186 @@
+"""Names of classes: from a file, timm's tables or class folders; and a class found by its name.
+
+txt      one name a line, in class order ("n01440764 tench, Tinca tinca" loses the id)
+csv      a column of names (name, label, class ...), in order of a column index where there is one
+json     a list; {"0": "tench"}; {"0": ["n01440764", "tench"]}; {"tench": 0}; {"n01440764": "tench"}
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from timm.data import ImageNetInfo
+
+from camray.errors import ModelError, printable
+
+IMAGENET_CLASSES = 1000
+_TABLES = ("imagenet", "imagenet-12k", "imagenet-21k", "imagenet-21k-miil", "imagenet-22k")
+_WNID = re.compile(r"n\d{8}")
+_NAME_COLUMNS = ("name", "label", "class", "class_name", "label_name", "category", "description")
+_INDEX_COLUMNS = ("index", "class_id", "idx", "id", "label_id", "class_index")
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "images"}
+
+
+def read_class_names(written: str, num_classes: int) -> tuple[str, ...]:
+    """Read the names from a file, or from timm's table of that name; their number must be that of the head.
+
+    Raises:
+        ModelError: no such file, no names in it, or another number of them.
+    """
+    path = Path(written).expanduser()
+    if written in _TABLES and not path.exists():
+        info = ImageNetInfo(written)
+        names = tuple(info.index_to_description(i) for i in range(info.num_classes()))
+    else:
+        names = _from_file(path, written)
+    if len(names) != num_classes:
+        raise ModelError(
+            "--class-names", f"{len(names)} names for {num_classes} classes",
+            "give one name for each class, in the order of the head",
+        )  # fmt: skip
+    return names
+
+
+def names_of_folders(folders: Iterable[str], num_classes: int) -> tuple[str, ...]:
+    """Take sorted top folders as class names where there are as many as classes, and they are no splits."""
+    names = tuple(sorted(set(folders)))
+    fits = len(names) == num_classes and not {n.lower() for n in names} & _SPLITS
+    return names if fits else ()
+
+
+@cache
+def imagenet_names() -> tuple[str, ...]:
+    """Name the 1000 classes of ImageNet, from timm's own table."""
+    info = ImageNetInfo()
+    return tuple(info.index_to_description(i) for i in range(IMAGENET_CLASSES))
+
+
+def label_lookup(class_names: tuple[str, ...]) -> dict[str, int]:
+    """Map what an archive may call a class to its index: full name, first synonym, WordNet id."""
+    lookup: dict[str, int] = {}
+    info = ImageNetInfo() if _is_imagenet(class_names) else None
+    for index, name in enumerate(class_names):
+        lookup.setdefault(name, index)
+        if info is not None:
+            lookup[info.index_to_label_name(index)] = index
+    for index, name in enumerate(class_names):
+        lookup.setdefault(name.partition(",")[0], index)
+    return lookup
+
+
+def target_by_index(target: str, class_names: tuple[str, ...]) -> str:
+    """Turn a class given by its name into its index; any other target stays as it is.
+
+    Raises:
+        ModelError: a name that several classes have.
+    """
+    if target.isdecimal() or target in ("predicted", "label") or not class_names:
+        return target
+    exact = [i for i, name in enumerate(class_names) if name == target]
+    loose = [i for i, name in enumerate(class_names) if name.partition(",")[0].lower() == target.lower()]
+    found = exact or loose
+    if len(found) > 1:
+        raise ModelError(
+            "--target", f"{len(found)} classes are named {printable(target)!r}",
+            f"give an index: {', '.join(str(i) for i in found[:5])}",
+        )  # fmt: skip
+    if found:
+        return str(found[0])
+    wnid = label_lookup(class_names).get(target)
+    return target if wnid is None else str(wnid)
+
+
+def _is_imagenet(names: tuple[str, ...]) -> bool:
+    """Tell ImageNet's classes, in its order, whichever of the usual tables wrote their names."""
+    if len(names) != IMAGENET_CLASSES:
+        return False
+    pairs = zip(names, imagenet_names(), strict=True)
+    return sum(_first(a) == _first(b) for a, b in pairs) > 0.8 * IMAGENET_CLASSES
+
+
+def _first(name: str) -> str:
+    return name.partition(",")[0].replace("_", " ").strip().lower()
+
+
+def _from_file(path: Path, written: str) -> tuple[str, ...]:
+    try:
+        text = path.read_text("utf-8-sig")
+        kind = path.suffix.lower()
+        if kind == ".json":
+            names = _from_json(json.loads(text))
+        elif kind in (".csv", ".tsv"):
+            names = _from_rows(list(csv.reader(text.splitlines(), delimiter="\t" if kind == ".tsv" else ",")))
+        else:
+            names = _from_lines(text.splitlines())
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ModelError(
+            "--class-names", printable(f"{written}: {why}"),
+            f"give a txt, csv or json of names, or {', '.join(_TABLES[:2])} ...",
+        ) from None  # fmt: skip
+    return names
+
+
+def _from_lines(lines: list[str]) -> tuple[str, ...]:
+    kept = [line.strip() for line in lines if line.strip()]
+    if kept and all(_WNID.match(line) and " " in line for line in kept):
+        return tuple(line.partition(" ")[2].strip() for line in kept)
+    return tuple(kept)
+
+
+def _from_rows(rows: list[list[str]]) -> tuple[str, ...]:
+    rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    if not rows:
+        return ()
+    header = [cell.lower() for cell in rows[0]]
+    name = next((header.index(c) for c in _NAME_COLUMNS if c in header), None)
+    index = next((header.index(c) for c in _INDEX_COLUMNS if c in header), None)
+    if name is None:
+        if len(rows[0]) > 2:
+            raise ValueError(f"no column is named {', '.join(_NAME_COLUMNS[:3])}")
+        numbers = [column for column in range(len(rows[0])) if all(r[column].isdecimal() for r in rows)]
+        index = numbers[0] if numbers and len(rows[0]) == 2 else None
+        name = 1 - index if index is not None else len(rows[0]) - 1
+    else:
+        rows = rows[1:]
+    if any(len(row) <= max(name, index or 0) for row in rows):
+        raise ValueError("a line has too few cells")
+    if index is None:
+        return tuple(row[name] for row in rows)
+    return _in_order({row[index]: row[name] for row in rows}, len(rows))
+
+
+def _from_json(tree: Any) -> tuple[str, ...]:
+    if isinstance(tree, list):
+        return tuple(_name(item) for item in tree)
+    if not isinstance(tree, dict):
+        raise ValueError("it is neither a list nor a dict")
+    keys, values = list(tree), list(tree.values())
+    if all(isinstance(v, int) and not isinstance(v, bool) for v in values):  # class_to_idx
+        return _in_order({str(v): k for k, v in tree.items()}, len(tree))
+    if keys and all(_WNID.fullmatch(k) for k in keys):
+        return tuple(_name(tree[k]) for k in sorted(keys))
+    return _in_order({k: _name(v) for k, v in tree.items()}, len(tree))
+
+
+def _in_order(by_index: dict[str, str], count: int) -> tuple[str, ...]:
+    """Sort by index; indices must be 0..count-1."""
+    missing = [i for i in range(count) if str(i) not in by_index]
+    if missing:
+        raise ValueError(f"{count} names, but none for class {missing[0]}: indices must run 0..{count - 1}")
+    return tuple(by_index[str(i)] for i in range(count))
+
+
+def _name(value: Any) -> str:
+    """Take a name, or the last of [wnid, name]."""
+    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        return str(value[-1])
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no name")
+    return value

@@ -1,0 +1,151 @@
+"""Weights made to fit a model: names undone, head sized, every difference listed.
+
+Flows in: the tensors of a checkpoint and a bare model. Flows out: tensors by the model's own names, and in
+words what was done to them. What does not fit is refused by name, unless the user asked for a partial load.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from camray.errors import ModelError
+
+_COUNTER = "num_batches_tracked"  # of batch norm: only training reads it, old files lack it
+_AVERAGED = "n_averaged"  # a count that torch's AveragedModel adds
+_OLD_DENSENET = re.compile(r"\.(norm|relu|conv)\.([12])\.")  # torchvision's files of 2017
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Tensors by the model's names; what was done; what the model keeps of its random start."""
+
+    state: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+    random: tuple[str, ...] = ()
+
+
+def rename(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Give the tensors the model's own names, where wrappers or other authors changed them."""
+    own, notes = module.state_dict(), list[str]()
+    state = {k: v for k, v in state.items() if k != _AVERAGED}
+    prefix = _prefix(own, state)
+    if prefix:
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+        notes.append(f"prefix {prefix!r} of the weights' names undone")
+    if own.keys() - state.keys():
+        for said, candidate in _rewritten(module, state):
+            if len(own.keys() - candidate.keys()) < len(own.keys() - state.keys()):
+                state = candidate
+                notes.append(said)
+    return dict(state), notes
+
+
+def head_size(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """Read the size of the head from the weights, where nothing but the head's first axis differs."""
+    own = module.state_dict()
+    pairs = [(own[k].shape, v.shape) for k, v in state.items() if k in own and own[k].shape != v.shape]
+    sizes = {(have[:1], want[:1]) for want, have in pairs if have[1:] == want[1:] and len(have)}
+    alike = len(sizes) == 1 and all(have[1:] == want[1:] and len(have) for want, have in pairs)
+    return int(next(iter(sizes))[0][0]) if alike else None
+
+
+def fit(module: nn.Module, state: Mapping[str, Tensor], file: str, partial: bool = False) -> Fitted:
+    """Check the tensors against the model.
+
+    Raises:
+        ModelError: other shapes, missing or unexpected weights, and no `partial`.
+    """
+    own = module.state_dict()
+    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    missing = [k for k in own if k not in state and not k.endswith(_COUNTER)]
+    unexpected = [k for k in state if k not in own and not k.endswith(_COUNTER)]
+    if not partial:
+        _refuse(own, state, shapes, missing, unexpected, file)
+    notes = []
+    fitting = {k: v for k, v in state.items() if k in own and k not in shapes}
+    if not any(k in own for k in fitting):
+        raise ModelError("--checkpoint", f"{file}: not one weight fits the model", "give another --model")
+    random = (*missing, *shapes)
+    if random:
+        share = f"{len(random)} of {len(own)} weights are random, not from {file}"
+        notes.append(f"WARNING: --partial: {share}: {_some(random)}")
+    if unexpected:
+        notes.append(f"--partial: {len(unexpected)} weights of {file} have no place: {_some(unexpected)}")
+    half = sorted({str(v.dtype).removeprefix("torch.") for v in fitting.values() if v.itemsize < 4
+                   and v.is_floating_point()})  # fmt: skip
+    if half:
+        notes.append(f"weights of {file} are {', '.join(half)}; computed with as float32")
+    return Fitted(fitting, tuple(notes), random)
+
+
+def _refuse(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], shapes: Sequence[str],
+    missing: Sequence[str], unexpected: Sequence[str], file: str,
+) -> None:  # fmt: skip
+    if shapes:
+        key = shapes[-1]  # the classifier comes last
+        have, want = tuple(state[key].shape), tuple(own[key].shape)
+        fix = f"--num-classes {have[0]}" if have[1:] == want[1:] else "give the model this file belongs to"
+        raise ModelError("--checkpoint", f"{file}: {key} is {have}, the model has {want}", fix)
+    if missing or unexpected:
+        listed = [f"missing {_some(missing)}"] * bool(missing)
+        listed += [f"unexpected {_some(unexpected)}"] * bool(unexpected)
+        raise ModelError(
+            "--checkpoint",
+            f"{file}: {len(missing)} weights missing, {len(unexpected)} unexpected ({'; '.join(listed)})",
+            "give the --model this file belongs to, or --partial to go on with what fits",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
+def _prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Find the prefix under which most of the model's names are; empty where they are as they should be."""
+    votes: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        votes.update(".".join([*parts[:i], ""]) if i else "" for i in range(len(parts))
+                     if ".".join(parts[i:]) in own)  # fmt: skip
+    best = max(votes, key=lambda p: (votes[p], -len(p)), default="")
+    return best if votes[best] > votes[""] else ""
+
+
+def _rewritten(module: nn.Module, state: Mapping[str, Tensor]) -> list[tuple[str, dict[str, Tensor]]]:
+    """Give the tensors as other authors' names are known to read."""
+    found = []
+    if any(_OLD_DENSENET.search(k) for k in state):
+        renamed = {_OLD_DENSENET.sub(r".\1\2.", k): v for k, v in state.items()}
+        found.append(("names of torchvision's first DenseNets rewritten", renamed))
+    translate = getattr(sys.modules.get(type(module).__module__), "checkpoint_filter_fn", None)
+    if translate is not None:
+        try:
+            made = translate(dict(state), module)
+            found.append(("names of the original authors rewritten, as timm does", dict(made)))
+        except Exception:  # noqa: BLE001, S110 - not the authors' format: then the names speak for themselves
+            pass
+    head = _wrapped_head(module, state)
+    return found + ([head] if head else [])
+
+
+def _wrapped_head(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]] | None:
+    """Take `fc.1.weight` as `fc.weight`: a head in a Sequential, behind dropout that is not there at rest."""
+    own = module.state_dict()
+    missing = {k for k in own if k not in state}
+    heads = {k.rpartition(".")[0] for k in missing}
+    if len(heads) != 1:
+        return None
+    head = heads.pop()
+    inner = {k.rpartition(".")[0] for k in state if k not in own}
+    match = re.fullmatch(re.escape(head) + r"\.\d+", next(iter(inner), "")) if len(inner) == 1 else None
+    if match is None:
+        return None
+    renamed = {k.replace(f"{match[0]}.", f"{head}.") if k not in own else k: v for k, v in state.items()}
+    return f"head {match[0]!r} taken as {head!r}", renamed
