@@ -197,6 +197,8 @@ def _describe(
         problem = f"it runs {runs} times in one forward"
     elif output is None:
         problem = "it returns no tensor that depends on the image"
+    elif shape[0] != 1:  # TNT and window attention fold patches or windows into the batch
+        problem = f"its first dimension, {shape[0]}, counts parts of an image, not images"
     elif layer is None:
         problem = f"its output {shape} is no spatial map of a {size[0]} x {size[1]} image"
     else:

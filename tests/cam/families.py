@@ -60,7 +60,16 @@ def build(name: str) -> tuple[nn.Module, int]:
     for module in model.modules():
         if isinstance(module, nn.Linear) and not bool(module.weight.any()):
             nn.init.normal_(module.weight, std=0.05)
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)) and not bool(module.weight.any()):
+            nn.init.ones_(module.weight)  # residual branches that start switched off
     cfg = model.pretrained_cfg
+    if name.startswith("levit"):  # with statistics of nothing its signal fades and attention is uniform
+        for module in model.modules():
+            if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
+                module.momentum = None
+                module.reset_running_stats()
+        model.train()(torch.randn(8, 3, 224, 224))
+        model.eval()
     side = cfg.get("input_size", (3, 224, 224))[-1]
     return model, side if cfg.get("fixed_input_size") or side < 128 else 128
 

@@ -135,6 +135,24 @@ def test_running_twice_or_never_is_refused_without_a_probe() -> None:
             explain(Net(), images(16, 2), TargetLayer(name), "gradcam")
 
 
+def test_parts_of_an_image_are_not_taken_for_images() -> None:
+    """A layer that sees 4 x 4 patches as a batch (TNT, window attention) has maps of patches, not images."""
+
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.patches = nn.Conv2d(3, 4, 3, padding=1)
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+            return self.head(self.patches(parts).mean((2, 3))).view(len(x), -1, 5).mean(1)
+
+    with pytest.raises(ModelError, match="counts parts of an image"):
+        find_target_layer(Folded(), (3, 16, 16), "patches")
+
+
 def test_names_may_count_from_the_end_and_be_patterns() -> None:
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
     net = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
