@@ -44,8 +44,8 @@ _SIGNS = (  # (first bytes, what such a file is, what to do)
 # Harmless Python objects that trainers store beside the weights: numbers of NumPy, options, paths.
 _SAFE: list[Any] = [
     argparse.Namespace, np.dtype, np.ndarray,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
+    *((getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")  # type: ignore[attr-defined]
+      for name in ("scalar", "_reconstruct") for core in ("core", "_core")),
     *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?", "S", "U")},
 ]  # fmt: skip
 
@@ -123,9 +123,12 @@ def _refuse_by_looks(path: Path) -> None:
     """Refuse what is no pickle and no zip, or a zip with a program in it."""
     with path.open("rb") as file:
         head = file.read(512)
-    said = next(((what, fix) for sign, what, fix in _SIGNS if head.startswith(sign)), None)
+    sign = next(((what, fix) for sign, what, fix in _SIGNS if head.startswith(sign)), None)
     text = head.lstrip().lower()
-    if not head:
+    said: tuple[str, str] | None = None
+    if sign is not None:
+        said = sign
+    elif not head:
         said = ("empty", "fetch it again")
     elif text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         said = ("a web page (HTML), not the file behind it", "download the file itself")

@@ -35,7 +35,7 @@ def read_class_names(written: str, num_classes: int) -> tuple[str, ...]:
     """
     path = Path(written).expanduser()
     if written in _TABLES and not path.exists():
-        info = ImageNetInfo(written)
+        info = ImageNetInfo("imagenet-1k" if written == "imagenet" else written)
         names = tuple(info.index_to_description(i) for i in range(info.num_classes()))
     else:
         names = _from_file(path, written)

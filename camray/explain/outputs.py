@@ -98,7 +98,7 @@ def class_scores(logits: Tensor, activation: str) -> Tensor:
 def score_entropy(scores: Tensor, activation: str) -> Tensor:
     """Say how undecided scores (B, classes) are, 0..1: entropy over classes, or mean over yes-no answers."""
     whole = scores[:, None] if activation == "softmax" else torch.stack([scores, 1 - scores], 2)
-    h = -(whole * whole.clamp(min=1e-300).log()).sum(2) / math.log(whole.shape[2])  # (B, questions)
+    h = torch.special.entr(whole).sum(2) / math.log(whole.shape[2])  # (B, questions)
     return h.mean(1)
 
 

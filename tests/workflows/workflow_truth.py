@@ -1,4 +1,4 @@
-"""What a tutorial would compute by hand: torchvision's transforms, a plain forward, Grad-CAM with two hooks."""
+"""What a tutorial computes by hand: torchvision's transforms, a plain forward, Grad-CAM with a hook."""
 
 from __future__ import annotations
 
