@@ -43,7 +43,7 @@ _EXIT_MEANING = {
     ExitCode.USAGE: "bad usage or config; nothing was written",
     ExitCode.FAILURES_OVER_BUDGET: "done, but more failures than --max-failed allows",
     ExitCode.INCOMPLETE: "incomplete; the same command resumes",
-    ExitCode.GATE: "an audit or drift gate fired",
+    ExitCode.GATE: "a check, audit or drift gate fired",
     ExitCode.EMPTY: "the archive holds no image",
     ExitCode.LOCKED: "another run holds OUT",
     ExitCode.INTERRUPTED: "interrupted (SIGINT); the same command resumes",
@@ -67,8 +67,9 @@ class ErrorCode(StrEnum):
     SHARD_EMPTY = "shard_empty"  # no member at all
     SHARD_TRUNCATED = "shard_truncated"  # ends before its end-of-archive mark
     SHARD_CORRUPT = "shard_corrupt"  # a header is damaged; what follows cannot be trusted
-    SHARD_UNREADABLE = "shard_unreadable"  # not the format its name says, missing, or no permission
+    SHARD_UNREADABLE = "shard_unreadable"  # not the format its name says
     SHARD_CHANGED = "shard_changed"  # not the size or version that was listed
+    SHARD_READ_FAILED = "shard_read_failed"  # the store failed, or it is gone, or no permission
     # the member, not opened
     NOT_A_FILE = "not_a_file"  # link, device, sparse entry
     NOT_AN_IMAGE_NAME = "not_an_image_name"  # the extension is of something else
@@ -87,6 +88,10 @@ class ErrorCode(StrEnum):
     NONFINITE_OUTPUT = "nonfinite_output"  # NaN or infinity in logits
     WORKER_CRASHED = "worker_crashed"  # this image killed its worker twice
     MODEL_FAILED = "model_failed"
+
+
+PASSING_ERRORS = frozenset({ErrorCode.SHARD_CHANGED, ErrorCode.SHARD_READ_FAILED})
+"""Errors that the next run may not meet: such a shard is not committed, so that the next run tries again."""
 
 
 class CamrayError(Exception):

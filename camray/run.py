@@ -196,7 +196,10 @@ def _commits(ready: Prepared, run_id: str, progress: RunProgress) -> Iterator[Ac
             progress.take(notes, len(commits))
             yield from (c.accounting for c in commits)
     if desk.open_shards:
-        raise IncompleteError(f"{desk.open_shards} shards did not reach their end; the same command resumes")
+        why = "".join(f"; {reason}" for reason in desk.unread()[:3])
+        raise IncompleteError(
+            f"{desk.open_shards} shards did not reach their end{why}. Fix: the same command tries again"
+        )
 
 
 def _check_out(config: Config) -> Folder:

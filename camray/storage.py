@@ -114,7 +114,7 @@ def open_folder(place: str, field: str) -> Folder:
     """
     scheme, separator, rest = place.partition("://")
     if not separator:
-        local = Path(place).expanduser().absolute()
+        local = Path(os.path.normpath(Path(place).expanduser().absolute()))  # one name for one place
         return Folder(str(local), pafs.LocalFileSystem(), str(local))
     if scheme not in SCHEMES:
         raise UsageError(field, f"scheme {scheme!r} is not supported", f"use a path or {', '.join(SCHEMES)}")

@@ -133,7 +133,7 @@ def test_a_torn_shard_keeps_what_was_read_and_says_so(tmp_path: Path) -> None:
 
 def test_a_shard_that_is_not_there_is_an_end_with_an_error(tmp_path: Path) -> None:
     (only,) = read(ShardTask(Shard(str(tmp_path / "no.tar"), "tar", 1, "")), 2)
-    assert ShardEnd.from_json(only.note).error_code == "shard_unreadable"
+    assert ShardEnd.from_json(only.note).error_code == "shard_read_failed"
     assert ShardEnd.from_json(only.note).members == 0
 
 

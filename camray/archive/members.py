@@ -56,7 +56,7 @@ def read_members(
         raise ShardError(error.code, f"{error.message}; {_kept(seen)}") from None
     except (OSError, UsageError) as error:
         reason = printable(str(error))
-        raise ShardError(ErrorCode.SHARD_UNREADABLE, f"{reason}; {_kept(seen)}") from None
+        raise ShardError(ErrorCode.SHARD_READ_FAILED, f"{reason}; {_kept(seen)}") from None
     if last is not None and last >= seen:
         raise ShardError(ErrorCode.SHARD_CHANGED, f"member {last} was selected, but there are only {seen}")
     if not seen:
@@ -90,12 +90,12 @@ def _check_unchanged(place: Folder, shard: Shard) -> int:
         try:
             status = os.stat(place.path)
         except OSError as error:
-            raise ShardError(ErrorCode.SHARD_UNREADABLE, f"{error.strerror}") from None
+            raise ShardError(ErrorCode.SHARD_READ_FAILED, f"{error.strerror}") from None
         size, version = status.st_size, local_version(status)
     else:
         info = place.fs.get_file_info(place.path)
         if info.type != pafs.FileType.File:
-            raise ShardError(ErrorCode.SHARD_UNREADABLE, "no longer there")
+            raise ShardError(ErrorCode.SHARD_READ_FAILED, "no longer there")
         size, version = int(info.size), str(info.mtime_ns)
     if shard.version and (size, version) != (shard.size_bytes, shard.version):
         raise ShardError(

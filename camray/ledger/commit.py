@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from camray.errors import CamrayError
+from camray.errors import PASSING_ERRORS, CamrayError
 from camray.ledger.plan import ShardTask
 from camray.ledger.table import ShardCommit, Table
 from camray.records import Accounting, ChunkKind, Receipt, Shard, ShardEnd, account
@@ -21,7 +21,7 @@ class _Open:
 
     def finished(self) -> ShardCommit | None:
         """Give the commit once everything is here; the identity members = rows must hold."""
-        if self.end is None:
+        if self.end is None or self.end.error_code in PASSING_ERRORS:
             return None
         files = self.end.chunks + (self.end.error_code is not None)
         if not all(i in self.receipts for i in range(files)):
@@ -43,6 +43,14 @@ class CommitDesk:
     def __init__(self, table: Table, explainer: str, run_id: str, tasks: Iterable[ShardTask]) -> None:
         self._table, self._explainer, self._run_id = table, explainer, run_id
         self._open = {t.shard.id: _Open(t.shard) for t in tasks}
+
+    def unread(self) -> list[str]:
+        """Say which shards stay open because they could not be read now, and why."""
+        return [
+            f"{entry.shard.uri}: {entry.end.error_message}"
+            for entry in self._open.values()
+            if entry.end is not None and entry.end.error_code in PASSING_ERRORS
+        ]
 
     @property
     def open_shards(self) -> int:

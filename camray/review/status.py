@@ -43,6 +43,14 @@ def totals(table: Table) -> dict[str, tuple[int, Accounting]]:
     return found
 
 
+def _describe(out: Folder, explainer: str) -> str:
+    try:
+        what = json.loads(out.read(f"explainers/{explainer}.json"))
+    except (OSError, ValueError):
+        return "its description is missing: see `camray verify`"
+    return f"{what['model']}, {what['method']} at {what['target_layer']}, target {what['target']}"
+
+
 def print_status(place: str, as_json: bool) -> ExitCode:
     """Print what OUT holds and how its runs ended."""
     out, table = open_out(place)
@@ -57,8 +65,7 @@ def print_status(place: str, as_json: bool) -> ExitCode:
         print(json.dumps({"explainers": facts, "runs": runs}))
         return ExitCode.DONE
     for explainer, (shards, a) in by_explainer.items():
-        what = json.loads(out.read(f"explainers/{explainer}.json"))
-        name = f"{what['model']}, {what['method']} at {what['target_layer']}, target {what['target']}"
+        name = _describe(out, explainer)
         print(f"{PARTITION} {explainer}  ({name})")
         print(f"  {shards:,} shards: {a.sentence()}")
         for code, count in sorted(a.shard_errors.items()):

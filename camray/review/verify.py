@@ -40,7 +40,7 @@ def find_problems(out: Folder, table: Table) -> Iterator[str]:
 
 
 def print_verify(place: str, as_json: bool) -> ExitCode:
-    """Print the problems, or that there are none; exit 1 where there are any."""
+    """Print the problems, or that there are none; exit 5 where there are any."""
     out, table = open_out(place)
     problems = list(find_problems(out, table))
     said = committed_shards(table)
@@ -52,7 +52,7 @@ def print_verify(place: str, as_json: bool) -> ExitCode:
             print(printable(problem, 500))
         verdict = f"{len(problems):,} problems" if problems else "all accounted for"
         print(f"{len(said):,} shards, {members:,} members: {verdict}")
-    return ExitCode.CRASH if problems else ExitCode.DONE
+    return ExitCode.GATE if problems else ExitCode.DONE
 
 
 def _check_shard(

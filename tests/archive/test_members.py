@@ -56,7 +56,7 @@ def test_changed_since_the_listing(shards):
 def test_missing(shards):
     for shard in shards[:3]:
         os.unlink(shard.uri)
-        assert code_of(shard) == ErrorCode.SHARD_UNREADABLE
+        assert code_of(shard) == ErrorCode.SHARD_READ_FAILED
 
 
 def test_a_reader_left_early_closes_its_file(shards):
