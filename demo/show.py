@@ -16,7 +16,8 @@ def main() -> None:
     )
     print(duckdb.sql(query))
     overlay = duckdb.sql(
-        "select overlay_path from records where overlay_path is not null and not correct order by confidence desc"
+        "select overlay_path from records where overlay_path is not null and not correct "
+        "order by confidence desc"
     ).fetchall()
     print(f"records:   {out / 'records'}")
     print(f"overlays:  {out / 'overlays'}")
@@ -26,8 +27,8 @@ def main() -> None:
     print(
         f'.venv/bin/python -c "import duckdb, deltalake; '
         f"records = deltalake.DeltaTable('{out}/records').to_pyarrow_dataset(); "
-        f"print(duckdb.sql('select member, predicted_label, confidence, heat_corner, overlay_path from records "
-        f"where not correct order by confidence desc limit 5'))\""
+        f"print(duckdb.sql('select member, predicted_label, confidence, heat_corner, overlay_path "
+        f"from records where not correct order by confidence desc limit 5'))\""
     )
 
 

@@ -68,7 +68,8 @@ def _attend(x: Tensor, qkv: nn.Module, heads: int) -> Tensor:
     logits = logits - lost[..., None] * x.transpose(1, 2)[:, :, None]
     p = (logits * q.shape[-1] ** -0.5).softmax(-1)  # (B, C, heads, N)
     out = torch.einsum("bchn,bhnd->bchd", p, v)
-    return (out - torch.einsum("bchn,bnc->bch", p, x)[..., None] * wv).flatten(2)
+    changed: Tensor = (out - torch.einsum("bchn,bnc->bch", p, x)[..., None] * wv).flatten(2)
+    return changed
 
 
 def _block_input(scene: Scene, block: nn.Module) -> Tensor:

@@ -98,8 +98,9 @@ def class_scores(logits: Tensor, activation: str) -> Tensor:
 def score_entropy(scores: Tensor, activation: str) -> Tensor:
     """Say how undecided scores (B, classes) are, 0..1: entropy over classes, or mean over yes-no answers."""
     whole = scores[:, None] if activation == "softmax" else torch.stack([scores, 1 - scores], 2)
-    h = torch.special.entr(whole).sum(2) / math.log(whole.shape[2])  # (B, questions)
-    return h.mean(1)
+    h: Tensor = torch.special.entr(whole).sum(2) / math.log(whole.shape[2])  # (B, questions)
+    undecided: Tensor = h.mean(1)
+    return undecided
 
 
 def pick_tensor(output: Any) -> Tensor:
