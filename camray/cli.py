@@ -18,7 +18,8 @@ _EXITS = "exit codes:\n" + "\n".join(f"  {int(code):>3}  {code.meaning}" for cod
 _SETTINGS = {
     "archive": "archive.path", "out": "out", "include": "archive.include", "exclude": "archive.exclude",
     "limit": "archive.limit", "sample": "archive.sample", "seed": "archive.seed",
-    "image_column": "archive.image_column", "max_pixels": "archive.max_pixels",
+    "image_column": "archive.image_column", "label_column": "archive.label_column", "bbox": "archive.bbox",
+    "captions": "archive.captions", "max_pixels": "archive.max_pixels",
     "model": "model.name", "checkpoint": "model.checkpoint", "num_classes": "model.num_classes",
     "class_names": "model.class_names", "download": "model.download", "model_arg": "model.args",
     "trust_pickle": "model.trust_pickle", "partial": "model.partial", "activation": "model.activation",
@@ -168,7 +169,10 @@ def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "archive", metavar="ARCHIVE", nargs="?", help="tar, zip, Parquet or folder; path or URI"
+        "archive",
+        metavar="ARCHIVE",
+        nargs="?",
+        help="folder, tar, zip, Parquet or list of paths; path or URI",
     )
     parser.add_argument("out", metavar="OUT", nargs="?", help="folder for records, overlays and runs")
     parser.add_argument("--config", metavar="TOML", help="settings; options on the command line win")
@@ -186,7 +190,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     which.add_argument("--sample", type=int, metavar="N", help="only N images, drawn with --seed")
     which.add_argument("--seed", type=int, metavar="S", help="seed of --sample (0)")
-    which.add_argument("--image-column", metavar="NAME", help="Parquet: the column that holds the images")
+    which.add_argument("--image-column", metavar="NAME", help="Parquet: column of images; a list: of paths")
+    which.add_argument("--label-column", metavar="NAME", help="Parquet and lists: column of labels")
+    which.add_argument("--bbox", choices=("xywh", "xyxy"), help="what four numbers called bbox are (xywh)")
+    which.add_argument("--captions", action="store_true", help=".txt files are captions, never labels")
     which.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (100 million)")
     which.add_argument("--allow-empty", action="store_true", help="an archive without images is fine")
     pictures = parser.add_argument_group("overlays")

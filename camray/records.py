@@ -39,11 +39,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LooseFile:
-    """One image file of a folder archive. `path` is relative to the archive, POSIX."""
+    """One image file of a folder or list. `path` is relative to the archive, POSIX."""
 
-    path: str
+    path: str  # of a listed file also absolute, or a URI
     size_bytes: int
-    version: str  # etag or modification time, as the store tells it
+    version: str  # etag or modification time, as the store tells it; names the note too
+    note: str = ""  # what a list or metadata file says of it: `archive.annotations`
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Shard:
     size_bytes: int
     version: str
     files: tuple[LooseFile, ...] = ()
-    root: str = ""  # files only: the folder that `files` are relative to
+    root: str = ""  # files only: the folder that `files` are relative to, or the list that names them
     selection: tuple[int, ...] | None = None
 
     @property
@@ -79,6 +80,17 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class Boxes:
+    """Where the archive says the object is: (x0, y0, x1, y1) of the upright image.
+
+    In its pixels, or as shares of its width and height: a reader does not know the size.
+    """
+
+    edges: tuple[tuple[float, float, float, float], ...]
+    in_pixels: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """One image of a shard as the reader found it, still encoded.
 
@@ -94,6 +106,8 @@ class Member:
     status: Status = Status.OK
     error_code: ErrorCode | None = None
     error_message: str | None = None
+    boxes: Boxes | None = None
+    mask: bytes | None = None  # an encoded image; what is not 0 is the object
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +142,9 @@ def _digest(text: str, size: int) -> str:
 
 _TOPK = pa.list_(pa.struct([("class_id", pa.int32()), ("label", pa.string()), ("score", pa.float32())]))
 
+EDGES = ("x0", "y0", "x1", "y1")
+_BOXES = pa.list_(pa.struct([(edge, pa.float32()) for edge in EDGES]))
+
 _IDENTITY = [
     ("index", pa.int32()),
     ("member", pa.string()),
@@ -137,12 +154,14 @@ _IDENTITY = [
     ("error_code", pa.string()),
     ("error_stage", pa.string()),
     ("error_message", pa.string()),
+    ("boxes", _BOXES),  # in shares of the upright image's sides, from decode on
 ]
 _IMAGE = [
     ("content_sha256", pa.string()),
     ("width", pa.int32()),
     ("height", pa.int32()),
     ("format", pa.string()),
+    ("pixel_rule", pa.string()),  # how deep or medical pixels became 8 bits; null for 8-bit images
     ("crop_x0", pa.float32()),
     ("crop_y0", pa.float32()),
     ("crop_x1", pa.float32()),
@@ -180,6 +199,8 @@ _SIGNALS = [
     ("heat_peak_x", pa.float32()),
     ("heat_peak_y", pa.float32()),
     ("heat_spread", pa.float32()),
+    ("heat_in_box", pa.float32()),
+    ("heat_in_mask", pa.float32()),
 ]
 _OVERLAY = [
     ("overlay_path", pa.string()),
@@ -187,12 +208,13 @@ _OVERLAY = [
     ("overlay_size", pa.int64()),
 ]
 
-MEMBER = pa.struct([*_IDENTITY, ("content", pa.large_binary())])
+_BYTES = pa.large_binary()
+MEMBER = pa.struct([*_IDENTITY, ("boxes_in_pixels", pa.bool_()), ("mask", _BYTES), ("content", _BYTES)])
 """One image between read and decode."""
 
-DECODED = pa.struct([*_IDENTITY, *_IMAGE, ("pixels", pa.large_binary()), ("content", pa.large_binary())])
-"""One image between decode and explain: pixels are uint8 (H, W, 3) of the model's input;
-content is kept only where overlays are drawn on the original."""
+DECODED = pa.struct([*_IDENTITY, *_IMAGE, ("mask", _BYTES), ("pixels", _BYTES), ("content", _BYTES)])
+"""One image between decode and explain: pixels are uint8 (H, W, 3) of the model's input, mask uint8 (H, W),
+255 on the object; content is kept only where overlays are drawn on the original."""
 
 EXPLAINED = pa.struct(
     [
@@ -202,8 +224,8 @@ EXPLAINED = pa.struct(
         *_EXPLANATION,
         *_SIGNALS,
         ("overlay", pa.bool_()),
-        ("pixels", pa.large_binary()),
-        ("content", pa.large_binary()),
+        ("pixels", _BYTES),
+        ("content", _BYTES),
     ]
 )
 """One image between explain and sink; pixels or content only where an overlay is due."""
@@ -215,12 +237,13 @@ RECORD_SCHEMA = pa.schema(
         ("member", pa.string()),
         ("index", pa.int32()),
         ("key", pa.string()),
-        *[f for f in _IDENTITY if f[0] not in ("index", "member", "label", "label_class")],
+        *[f for f in _IDENTITY if f[0].startswith(("status", "error"))],
         *_IMAGE,
         *_PREDICTION[:-1],
         ("label_class", pa.int32()),
         ("label", pa.string()),
         ("correct", pa.bool_()),
+        ("boxes", _BOXES),
         ("model", pa.string()),
         ("weights_sha256", pa.string()),
         *_EXPLANATION,
@@ -299,6 +322,9 @@ def member_array(members: Sequence[Member]) -> pa.StructArray:
         "error_code": [m.error_code and str(m.error_code) for m in members],
         "error_stage": [m.error_code and "read" for m in members],
         "error_message": [m.error_message for m in members],
+        "boxes": [m.boxes and [dict(zip(EDGES, e, strict=True)) for e in m.boxes.edges] for m in members],
+        "boxes_in_pixels": [m.boxes and m.boxes.in_pixels for m in members],
+        "mask": [m.mask for m in members],
         "content": [m.content for m in members],
     }
     return struct_array(columns, MEMBER)

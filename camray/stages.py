@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from camray.archive.decode import decode, upright
 from camray.archive.members import read_members
+from camray.archive.regions import regions_of
 from camray.attempts import Guard
 from camray.config import ArchiveConfig, InputSpec, OverlayConfig
-from camray.errors import ImageError, ShardError, Stage
+from camray.errors import PASSING_ERRORS, ImageError, ShardError, Stage
 from camray.explain import overlays
 from camray.ledger.plan import ShardTask
 from camray.ledger.sink import write_records
@@ -80,6 +81,9 @@ def _chunk_of(task: ShardTask, index: int, members: list[Member], note: str) -> 
     return Chunk(task.shard.id, index, ChunkKind.DATA, note, member_array(members))
 
 
+_FAR: Row = {"boxes": None, "mask": None}  # of no use without the size of the image
+
+
 class Decode:
     """Encoded bytes to the model's input pixels; a bad image becomes a failed item and travels on."""
 
@@ -104,17 +108,19 @@ class Decode:
         for values, content in zip(zip(*columns.values(), strict=True), contents, strict=True):
             row: Row = dict(zip(columns, values, strict=True))
             if row["status"] == Status.OK:
-                row |= self._decode_one(content.as_buffer())
+                row |= self._decode_one(content.as_buffer(), row)
+            row |= _FAR if row["status"] != Status.OK else {}
             rows.append(row)
         out: dict[str, Any] = {f.name: [row.get(f.name) for row in rows] for f in DECODED}
         out["content"] = contents if self._keep_content else None
         return struct_array(out, DECODED)
 
-    def _decode_one(self, content: pa.Buffer) -> Row:
+    def _decode_one(self, content: pa.Buffer, item: Row) -> Row:
         data = memoryview(content)
         row: Row = {"content_sha256": hashlib.sha256(data).hexdigest()}
         try:
             decoded = decode(data.tobytes(), self._spec, self._max_pixels)
+            row |= regions_of(item, decoded.geometry, self._spec, self._max_pixels)
         except ImageError as error:
             return row | {
                 "status": str(Status.FAILED),
@@ -123,7 +129,8 @@ class Decode:
                 "error_message": error.message,
             }
         row |= dataclasses.asdict(decoded.geometry)
-        return row | {"format": decoded.format, "pixels": decoded.pixels.tobytes()}
+        row |= {"format": decoded.format, "pixel_rule": decoded.pixel_rule}
+        return row | {"pixels": decoded.pixels.tobytes()}
 
 
 class Sink:
@@ -142,7 +149,8 @@ class Sink:
         chunk = Chunk.from_row(row)
         if chunk.kind == ChunkKind.DATA:
             return _note_row(chunk, ChunkKind.DATA, self._write(chunk))
-        if chunk.kind == ChunkKind.END and (end := ShardEnd.from_json(chunk.note)).error_code:
+        end = ShardEnd.from_json(chunk.note) if chunk.kind == ChunkKind.END else None
+        if end is not None and end.error_code and end.error_code not in PASSING_ERRORS:
             receipt = self._write_shard_error(chunk, end)
             rows = [_note_row(chunk, ChunkKind.DATA, receipt), _note_row(chunk, chunk.kind, chunk.note)]
             return pa.concat_tables(rows)

@@ -39,6 +39,7 @@ ONLY_IN = {
     "timm": {"cam", "explain", "measure"},
     "torchvision": {"cam", "explain", "measure"},
     "cv2": {"archive", "explain", "review"},
+    "pydicom": {"archive/dicom.py"},
     "pyarrow": {
         "archive", "attempts.py", "explain", "ledger", "measure", "pipeline.py", "records.py", "review",
         "run.py", "stages.py", "storage.py",
@@ -136,7 +137,7 @@ def test_the_engine_loads_no_files_and_the_actors_core_no_ray() -> None:
 
 
 # Every setting, the contract, one run from start to end: each on one page.
-LONGER = {"config.py": 340, "records.py": 430, "run.py": 400}
+LONGER = {"config.py": 340, "records.py": 450, "run.py": 400}
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

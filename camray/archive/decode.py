@@ -5,7 +5,8 @@
 
 The format is decided by content, never by name. Animated and multi-page files give their first frame.
 EXIF orientation is applied, a broken EXIF block is ignored; colour profiles are ignored. A truncated image is
-an error, never a half-grey picture. The conversion of pixel modes is in `pixels`, the geometry in `fit`.
+an error, never a half-grey picture. The conversion of pixel modes is in `pixels`, the geometry in `fit`;
+DICOM goes its own way, in `dicom`.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ import logging
 import re
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from camray.archive import sniff
+from camray.archive.dicom import is_dicom, read_dicom
 from camray.archive.fit import fit_image, geometry, plan_fit
-from camray.archive.pixels import to_rgb
+from camray.archive.pixels import check_size, to_mask, to_rgb
 from camray.archive.quiet import silence_libtiff
 from camray.config import InputSpec
 from camray.errors import ErrorCode, ImageError, printable
@@ -51,7 +55,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|0x[0-9a-fA-F]{6,}")
-_TRUNCATED = re.compile(r"truncat|unexpected end|not enough|incomplete", re.IGNORECASE)
+_TRUNCATED = re.compile(r"truncat|unexpected end|not enough|incomplete|less than expected", re.IGNORECASE)
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,7 @@ class Decoded:
     pixels: NDArray[np.uint8]
     geometry: Geometry
     format: str
+    pixel_rule: str | None = None  # how deep or medical values became 8 bits
 
 
 def decode(content: bytes, spec: InputSpec, max_pixels: int) -> Decoded:
@@ -69,13 +77,13 @@ def decode(content: bytes, spec: InputSpec, max_pixels: int) -> Decoded:
     Raises:
         ImageError: with one of the image codes of `ErrorCode` and a printable one-line message.
     """
-    image, name = _open_upright(content, max_pixels)
+    image, name, rule = _open_upright(content, max_pixels)
     try:
         fit = plan_fit(image.width, image.height, spec)
         pixels = np.array(fit_image(image, fit, spec))
     except (MemoryError, ValueError, OSError) as error:
         raise ImageError(ErrorCode.CORRUPT_IMAGE, f"cannot be resized: {_reason(error)}") from None
-    return Decoded(np.ascontiguousarray(pixels), geometry(image.width, image.height, fit, spec), name)
+    return Decoded(np.ascontiguousarray(pixels), geometry(image.width, image.height, fit, spec), name, rule)
 
 
 def upright(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
@@ -87,33 +95,45 @@ def upright(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.array(_open_upright(content, max_pixels)[0]))
 
 
-def _open_upright(content: bytes, max_pixels: int) -> tuple[Image.Image, str]:
-    """Give the upright RGB image and the name of its format."""
+def open_mask(content: bytes, max_pixels: int) -> Image.Image:
+    """Decode a mask at its own size, EXIF applied: grey, 255 on the object, 0 elsewhere.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    return _opened(content, max_pixels, to_mask)[0]
+
+
+def _open_upright(content: bytes, max_pixels: int) -> tuple[Image.Image, str, str | None]:
+    """Give the upright RGB image, the name of its format and the rule of its pixels."""
+    if is_dicom(content[:132]):
+        try:
+            picture, rule = read_dicom(content, max_pixels)
+            return picture, "DICOM", rule
+        except ImageError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as below
+            raise _damaged(error) from None
+    (image, rule), name = _opened(content, max_pixels, to_rgb)
+    return image, name, rule
+
+
+def _opened(content: bytes, max_pixels: int, convert: Callable[[Image.Image], _T]) -> tuple[_T, str]:
+    """Open, check, load, turn and convert an image; give also the name of its format."""
     if not content:
         raise ImageError(ErrorCode.EMPTY_FILE, "0 bytes")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             name = image.format or "unknown"
-            _check_size(image, max_pixels)
+            check_size(*image.size, max_pixels)
             image.load()
-            return to_rgb(_turned(image)), name
+            return convert(_turned(image)), name
     except ImageError:
         raise
     except UnidentifiedImageError:
         raise _unidentified(content) from None
     except Exception as error:  # noqa: BLE001 - damaged files make decoders raise almost anything
         raise _failed(content, error) from None
-
-
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError(ErrorCode.CORRUPT_IMAGE, f"the header says {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise ImageError(
-            ErrorCode.TOO_MANY_PIXELS,
-            f"{width} x {height} = {width * height:,} pixels, more than {max_pixels:,}",
-        )
 
 
 def _turned(image: Image.Image) -> Image.Image:
@@ -142,6 +162,11 @@ def _failed(content: bytes, error: Exception) -> ImageError:
     foreign = sniff.unsupported_image(content[:4096])
     if foreign:
         return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"{foreign} is not decoded")
+    return _damaged(error)
+
+
+def _damaged(error: Exception) -> ImageError:
+    """Tell a cut image from a damaged one."""
     reason = _reason(error)
     if isinstance(error, EOFError) or _TRUNCATED.search(reason):
         return ImageError(ErrorCode.TRUNCATED_IMAGE, reason)

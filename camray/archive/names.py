@@ -40,10 +40,13 @@ _RARER = (
     "jpx",
     "jxl",
 )
-_FOREIGN = ("svg", "ico", "tga", "dcm", "dicom", "psd", "exr", "hdr", "dng", "cr2", "nef", "arw")
+_FOREIGN = ("svg", "ico", "tga", "dcm", "dicom", "ima", "psd", "exr", "hdr", "dng", "cr2", "nef", "arw")
 _IMAGE = frozenset(_PHOTO + _RARER + _FOREIGN)
 _SIDECAR = frozenset(("cls", "txt", "json"))
 _JUNK = frozenset(("Thumbs.db", "desktop.ini", "__MACOSX"))
+_SPLITS = frozenset(
+    ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation")
+)
 _SHARD_SUFFIXES: dict[str, ShardFormat] = {
     ".tar": "tar",
     ".tar.gz": "tar",
@@ -65,6 +68,20 @@ def name_kind(name: str) -> NameKind:
     if extension in _IMAGE or not extension:
         return "image"
     return "sidecar" if extension in _SIDECAR else "other"
+
+
+def file_kind(path: str) -> NameKind:
+    """Tell what a loose file's name promises, whatever its folders are called.
+
+    A walk has left hidden ones out already, and a list has named them.
+    """
+    return name_kind(path.rpartition("/")[2])
+
+
+def class_folder(path: str) -> str | None:
+    """Give the class a file's first folder names; a split (`train/cat/1.jpg`) is no class."""
+    first, *deeper = path.split("/")[:-1] or [""]
+    return (deeper[0] if deeper and first.lower() in _SPLITS else first) or None
 
 
 def is_junk(part: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from camray.archive.listing import Listing
 from camray.archive.members import read_members
-from camray.archive.names import name_kind
+from camray.archive.names import file_kind
 from camray.archive.parquet import count_rows
 from camray.config import ArchiveConfig
 from camray.errors import ShardError
@@ -62,7 +62,7 @@ def _limited(listing: Listing, limit: int, config: ArchiveConfig) -> Listing:
         found, is_whole = _first(shard, left, config)
         shards.append(shard if is_whole else replace(shard, selection=tuple(found)))
         left -= len(found)
-    images = [file for file in listing.files if name_kind(file.path) == "image"]
+    images = [file for file in listing.files if file_kind(file.path) == "image"]
     return _with_files(listing, shards, images[:left], dropped)
 
 
@@ -82,7 +82,7 @@ def _first(shard: Shard, count: int, config: ArchiveConfig) -> tuple[list[int], 
 def _sampled(listing: Listing, count: int, config: ArchiveConfig) -> Listing:
     dropped = Counter(listing.left_out)
     found = [_first(shard, 2**62, config)[0] for shard in listing.shards]
-    images = [file for file in listing.files if name_kind(file.path) == "image"]
+    images = [file for file in listing.files if file_kind(file.path) == "image"]
     total = sum(map(len, found)) + len(images)
     chosen = set(random.Random(config.seed).sample(range(total), min(count, total)))
     shards: list[Shard] = []

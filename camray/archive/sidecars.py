@@ -1,51 +1,35 @@
-"""Labels that lie beside an image: `.cls` (a class number), `.txt` (a line of text), `.json`.
+"""What lies beside an image: `.cls` (a class number), `.txt` (a line of text), `.json`.
 
 In a tar, members with the same key (the path up to the first dot of the base name) that follow each other
 belong together, in any order. A sidecar with the image's own stem (`a.1.cls` for `a.1.jpg`) counts before
 one with the bare key (`a.cls`). Of several kinds, `.cls` decides the class and `.txt` the text; `.json` fills
-what they leave open.
+what they leave open, and brings the boxes. A `.txt` is a caption and no label where the `.json` holds a
+`caption` (img2dataset), where it has more than one line, and where `[archive] captions` says so.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import Any
 
+from camray.archive.annotations import (
+    MAX_TEXT_BYTES,
+    Annotation,
+    annotated,
+    from_object,
+    label_of,
+    number_or_text,
+)
 from camray.archive.names import extension_of, stem_of
+from camray.config import ArchiveConfig
 from camray.errors import ErrorCode
 from camray.records import Member, Status
 
-MAX_TEXT_BYTES = 1024
 MAX_JSON_BYTES = 2**20
 _MAX_HELD_BYTES = 64 * 2**20
 _MAX_HELD_MEMBERS = 256
-_JSON_KEYS = (
-    "label",
-    "class",
-    "cls",
-    "class_id",
-    "label_id",
-    "class_name",
-    "label_name",
-    "category",
-    "target",
-)
 _ORDER = ("cls", "txt", "json")
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """What an archive says an image shows: a text, a class number, or both."""
-
-    text: str | None = None
-    class_id: int | None = None
-
-    def or_else(self, other: Label) -> Label:
-        """Fill what is open from another label."""
-        text = other.text if self.text is None else self.text
-        return Label(text, other.class_id if self.class_id is None else self.class_id)
 
 
 def size_cap(extension: str) -> int:
@@ -53,33 +37,26 @@ def size_cap(extension: str) -> int:
     return MAX_JSON_BYTES if extension == "json" else MAX_TEXT_BYTES
 
 
-def read_label(extension: str, content: bytes) -> Label:
-    """Read a sidecar; what cannot be understood is an empty label, never an error."""
+def read_sidecar(extension: str, content: bytes, config: ArchiveConfig) -> Annotation:
+    """Read a sidecar; what cannot be understood is an empty annotation, never an error."""
     text = content[: size_cap(extension)].decode("utf-8-sig", "replace")
     if extension == "json":
-        return _from_json(text) if len(content) <= MAX_JSON_BYTES else Label()
-    first = next(iter(text.strip().splitlines()), "").strip()
+        return _from_json(text, config.bbox) if len(content) <= MAX_JSON_BYTES else Annotation()
+    lines = text.strip().splitlines()
     if extension == "cls":
-        return _label(int(first) if first.isascii() and first.lstrip("-").isdigit() else first)
-    return _label(first)
+        return label_of(number_or_text(lines[0].strip())) if lines else Annotation()
+    return label_of(lines[0].strip()) if len(lines) == 1 and not config.captions else Annotation()
 
 
-def merged(labels: Iterable[tuple[str, Label]]) -> Label:
-    """Merge labels given as (extension, label), by the order of precedence above."""
-    found = Label()
-    for _, label in sorted(labels, key=lambda item: _ORDER.index(item[0])):
-        found = found.or_else(label)
-    return found
-
-
-def class_number(value: int) -> int | None:
-    """Give a class number that a record can hold; a negative one means unlabelled."""
-    return value if 0 <= value < 2**31 else None
-
-
-def label_text(value: str) -> str | None:
-    """Give a label text that a record can hold; None where it is empty."""
-    return value.encode("utf-8", "backslashreplace").decode()[:MAX_TEXT_BYTES] or None
+def merged(found: Iterable[tuple[str, Annotation]]) -> Annotation:
+    """Merge annotations given as (extension, annotation), by the order of precedence above."""
+    found = sorted(found, key=lambda item: _ORDER.index(item[0]))
+    is_captioned = any(annotation.is_captioned for _, annotation in found)
+    whole = Annotation()
+    for extension, annotation in found:
+        if not (is_captioned and extension == "txt"):
+            whole = whole.or_else(annotation)
+    return whole
 
 
 class KeyGroup:
@@ -91,7 +68,7 @@ class KeyGroup:
         self._held: list[Member] = []
         self._held_bytes = 0
         self._has_member = False
-        self._sidecars: dict[str, list[tuple[str, Label]]] = {}  # by name without extension
+        self._sidecars: dict[str, list[tuple[str, Annotation]]] = {}  # by name without extension
         self._sidecar_names: list[str] = []
 
     def turn_to(self, key: str) -> list[Member]:
@@ -110,9 +87,9 @@ class KeyGroup:
         is_large = self._held_bytes > _MAX_HELD_BYTES or len(self._held) > _MAX_HELD_MEMBERS
         return self.flush() if is_large else []
 
-    def add_sidecar(self, name: str, label: Label) -> None:
+    def add_sidecar(self, name: str, annotation: Annotation) -> None:
         """Take a sidecar."""
-        self._sidecars.setdefault(stem_of(name), []).append((extension_of(name), label))
+        self._sidecars.setdefault(stem_of(name), []).append((extension_of(name), annotation))
         if not self._has_member:
             self._sidecar_names.append(name)
 
@@ -120,7 +97,7 @@ class KeyGroup:
         """Give the members held, with the labels known so far."""
         held, self._held, self._held_bytes = self._held, [], 0
         shared = merged(self._sidecars.get(self._key or "", ()))
-        return [with_label(m, merged(self._sidecars.get(stem_of(m.name), ())).or_else(shared)) for m in held]
+        return [annotated(m, merged(self._sidecars.get(stem_of(m.name), ())).or_else(shared)) for m in held]
 
     def close(self) -> list[Member]:
         """Give what is held; sidecars without any member become skipped members."""
@@ -133,11 +110,6 @@ class KeyGroup:
         return done
 
 
-def with_label(member: Member, label: Label) -> Member:
-    """Give a member its label."""
-    return replace(member, label=label.text, label_class=label.class_id)
-
-
 def skipped(index: int, name: str, message: str, code: ErrorCode = ErrorCode.NOT_AN_IMAGE_NAME) -> Member:
     """Make the row of a member that is not opened."""
     return Member(index, name, status=Status.SKIPPED, error_code=code, error_message=message)
@@ -148,19 +120,9 @@ def failed(index: int, name: str, code: ErrorCode, message: str) -> Member:
     return Member(index, name, status=Status.FAILED, error_code=code, error_message=message)
 
 
-def _from_json(text: str) -> Label:
+def _from_json(text: str, bbox: str) -> Annotation:
     try:
-        tree = json.loads(text)
+        tree: Any = json.loads(text)
     except (ValueError, RecursionError):
-        return Label()
-    found = Label()
-    for key in _JSON_KEYS:
-        if isinstance(tree, dict) and key in tree:
-            found = found.or_else(_label(tree[key]))
-    return found if isinstance(tree, dict) else _label(tree)
-
-
-def _label(value: Any) -> Label:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Label(class_id=class_number(value))
-    return Label(text=label_text(value)) if isinstance(value, str) else Label()
+        return Annotation()
+    return from_object(tree, bbox) if isinstance(tree, dict) else label_of(tree)

@@ -1,12 +1,13 @@
-"""The members of a tar file, plain or gzip: images with the labels that lie beside them."""
+"""The members of a tar file, plain or gzip: images with the labels and boxes that lie beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import IO
 
+from camray.archive.annotations import Annotation
 from camray.archive.names import extension_of, name_kind
-from camray.archive.sidecars import KeyGroup, Label, failed, read_label, size_cap, skipped
+from camray.archive.sidecars import KeyGroup, failed, read_sidecar, size_cap, skipped
 from camray.archive.streams import ForwardStream, GzipStream, PlainStream
 from camray.archive.tar_headers import MAX_NAME_BYTES, TarEntry, walk_tar
 from camray.config import ArchiveConfig
@@ -61,7 +62,7 @@ def _take(
     name = entry.name.removeprefix("./")
     done = group.turn_to(key_of(name))
     if entry.kind == "file" and name_kind(name) == "sidecar":
-        group.add_sidecar(_capped(name), _label(entry, stream))
+        group.add_sidecar(_capped(name), _sidecar(entry, stream, config))
         return done
     return done + group.add(_member(entry, stream, group.next_index, config, wanted))
 
@@ -82,11 +83,11 @@ def _member(
     return Member(index, shown, _data(entry, stream, entry.size) if wanted(index) else None)
 
 
-def _label(entry: TarEntry, stream: ForwardStream) -> Label:
+def _sidecar(entry: TarEntry, stream: ForwardStream, config: ArchiveConfig) -> Annotation:
     extension = extension_of(entry.name)
     if extension == "json" and entry.size > size_cap("json"):  # half a JSON text is none
-        return Label()
-    return read_label(extension, _data(entry, stream, size_cap(extension)))
+        return Annotation()
+    return read_sidecar(extension, _data(entry, stream, size_cap(extension)), config)
 
 
 def _data(entry: TarEntry, stream: ForwardStream, limit: int) -> bytes:

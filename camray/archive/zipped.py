@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from camray.archive import sniff
+from camray.archive.annotations import Annotation, annotated
 from camray.archive.names import extension_of, name_kind, stem_of
-from camray.archive.sidecars import Label, failed, merged, read_label, size_cap, skipped, with_label
+from camray.archive.sidecars import failed, merged, read_sidecar, size_cap, skipped
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, printable
 from camray.records import Member, key_of
@@ -93,7 +94,7 @@ def _member(
         member = Member(index, name, _data(archive, info, config.max_member_bytes))
     except ValueError as error:
         member = failed(index, name, ErrorCode.MEMBER_UNREADABLE, str(error))
-    return with_label(member, _label_of(archive, info.filename, sidecars))
+    return annotated(member, _beside(archive, info.filename, sidecars, config))
 
 
 def _is_file(info: zipfile.ZipInfo) -> bool:
@@ -121,16 +122,17 @@ def _data(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
         raise ValueError(printable(f"{type(error).__name__}: {error}")) from None
 
 
-def _label_of(archive: zipfile.ZipFile, name: str, sidecars: Sidecars) -> Label:
-    found = Label()
+def _beside(archive: zipfile.ZipFile, name: str, sidecars: Sidecars, config: ArchiveConfig) -> Annotation:
+    found = Annotation()
     for place in _places(name):
-        labels = []
+        annotations = []
         for info in sidecars.get(place, ()):
             extension = extension_of(info.filename)
             if _refusal(info, size_cap("json")) is None:
                 try:
-                    labels.append((extension, read_label(extension, _data(archive, info, 2**21))))
+                    data = _data(archive, info, 2**21)
                 except ValueError:
                     continue
-        found = found.or_else(merged(labels))
+                annotations.append((extension, read_sidecar(extension, data, config)))
+        found = found.or_else(merged(annotations))
     return found

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from camray import cam
 from camray.config import Config, Explainer
@@ -21,10 +22,12 @@ from camray.explain.labels import label_lookup, target_by_index
 from camray.explain.models import LoadedModel, build, load_model
 from camray.explain.outputs import class_scores, score_entropy
 from camray.explain.preprocessing import to_input
+from camray.explain.regions import region_signals
 from camray.explain.signals import heat_signals, heat_status
 from camray.records import DECODED, EXPLAINED, SCHEMA_VERSION, Status, struct_array
 
 Row = dict[str, Any]
+LARGEST_MAP = 32  # cells a side that a record keeps
 LOW_MARGIN = 0.1  # below this difference of the two best softmax values a prediction is flagged
 
 
@@ -131,6 +134,8 @@ class BatchExplainer:
         """Explain a batch; where the model fails on it, image by image, so that one cannot harm others."""
         try:
             return self._explain(rows, views)
+        except torch.AcceleratorError:
+            raise  # the device is lost for this process: every later image would fail too
         except RuntimeError as error:
             if len(rows) == 1:
                 return [[_failure(ImageError(ErrorCode.MODEL_FAILED, printable(str(error))))]]
@@ -147,10 +152,14 @@ class BatchExplainer:
             self.module, x, self._layer, self.explainer.method, self.explainer.target, self._labels(rows)
         )
         logits = found.logits.double()  # (B, classes)
-        maps = found.maps[self.explainer.method, self._layer.name]  # (B, K, h, w)
+        maps = _stored_size(found.maps[self.explainer.method, self._layer.name])  # (B, K, h, w)
         predictions = _predictions(logits, self.explainer)
-        heat = _heat(maps.flatten(0, 1))  # B * K rows
         count = maps.shape[1]
+        size = (self.explainer.input.height, self.explainer.input.width)
+        each = [row for row in rows for _ in range(count)]
+        flat = maps.flatten(0, 1)  # B * K maps
+        regions = region_signals(flat, each, size)
+        heat = [one | other for one, other in zip(_heat(flat), regions, strict=True)]
         finite = logits.isfinite().all(1).tolist()
         out: list[list[Row]] = []
         for i, (row, classes) in enumerate(zip(rows, found.classes[:, :count].tolist(), strict=True)):
@@ -203,6 +212,14 @@ _FILLED = [f.name for f in EXPLAINED if f.name not in ("pixels", "content", "ove
 def is_flagged(row: Row) -> bool:
     """Tell whether a person should look: wrong, hesitant, or without a usable heatmap."""
     return row["correct"] is False or row["heat_status"] != "ok" or (row["margin"] or 0.0) < LOW_MARGIN
+
+
+def _stored_size(maps: Tensor) -> Tensor:
+    """Average maps born at input resolution down to at most 32 x 32: (B, K, h, w)."""
+    h, w = maps.shape[2:]
+    if max(h, w) <= LARGEST_MAP:
+        return maps
+    return adaptive_avg_pool2d(maps, (min(h, LARGEST_MAP), min(w, LARGEST_MAP)))
 
 
 def _correct(row: Row, prediction: Row) -> bool | None:

@@ -60,7 +60,7 @@ def test_sidecars_before_or_after(tmp_path, before):
         return sidecars + image if before else image + sidecars
 
     data = (
-        group("a", cls="7", txt="a cat\nand more")
+        group("a", cls="7", txt="a cat\n")
         + group("b", json=json.dumps({"label": "dog", "class_id": 3, "x": [1]}))
         + group("c")
         + group("d", cls="not a number")

@@ -1,0 +1,80 @@
+"""How much of the heat lies where the archive says the object is: inside its boxes, inside its mask.
+
+Flows in: maps (B, h, w) and, for each, where the input lies in the image, its boxes (shares of the upright
+image) and its mask (of the input). Flows out: two shares per map, null where there is nothing to compare.
+Cells count by the area that is covered; what several boxes cover counts once; padding is outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Grid = NDArray[np.float64]
+
+
+def region_signals(
+    maps: Tensor, rows: Sequence[Mapping[str, Any]], input_size: tuple[int, int]
+) -> list[dict[str, float | None]]:
+    """Compute both shares for maps (B, h, w) and their rows; `input_size` is (height, width) of a mask."""
+    return [_of_one(heat, row, input_size) for heat, row in zip(maps, rows, strict=True)]
+
+
+def _of_one(heat: Tensor, row: Mapping[str, Any], input_size: tuple[int, int]) -> dict[str, float | None]:
+    boxes, mask = row.get("boxes"), row.get("mask")
+    found: dict[str, float | None] = {"heat_in_box": None, "heat_in_mask": None}
+    if not boxes and mask is None:
+        return found
+    q = np.maximum(heat.double().cpu().numpy(), 0.0)
+    total = q.sum()
+    if not np.isfinite(total) or total <= 0:
+        return found
+    if boxes:
+        found["heat_in_box"] = min(float((q * box_cover(boxes, row, q.shape)).sum() / total), 1.0)
+    if mask is not None:
+        view = np.frombuffer(mask, np.uint8).reshape(input_size)
+        found["heat_in_mask"] = min(float((q * mask_cover(view, q.shape)).sum() / total), 1.0)
+    return found
+
+
+def box_cover(boxes: Sequence[Mapping[str, float]], where: Mapping[str, Any], shape: tuple[int, ...]) -> Grid:
+    """Give the share of each cell that any box covers; `where` holds the size and the crop of the image."""
+    xs = [[_on_input(box[edge], where, "x") for edge in ("x0", "x1")] for box in boxes]
+    ys = [[_on_input(box[edge], where, "y") for edge in ("y0", "y1")] for box in boxes]
+    columns, rows = np.unique(xs), np.unique(ys)  # the boxes' edges cut the input into pieces
+    pieces = np.zeros((max(len(rows) - 1, 0), max(len(columns) - 1, 0)))
+    for (x0, x1), (y0, y1) in zip(xs, ys, strict=True):
+        across = slice(*np.searchsorted(columns, (x0, x1)))
+        pieces[slice(*np.searchsorted(rows, (y0, y1))), across] = 1.0
+    return _shares(pieces, rows, columns, shape)
+
+
+def mask_cover(mask: NDArray[np.uint8], shape: tuple[int, ...]) -> Grid:
+    """Give the share of each cell that a mask of the input (H, W), 0..255, covers."""
+    rows, columns = (np.arange(n + 1) / n for n in mask.shape)
+    return _shares(mask / 255.0, rows, columns, shape)
+
+
+def _on_input(share: float, where: Mapping[str, Any], axis: str) -> float:
+    """Turn a share of the image's side into a share of the input's side, cut at its edges."""
+    low, high = where[f"crop_{axis}0"], where[f"crop_{axis}1"]
+    place = (share * where["width" if axis == "x" else "height"] - low) / (high - low)
+    return float(min(max(place, 0.0), 1.0))
+
+
+def _shares(pieces: Grid, rows: Grid, columns: Grid, shape: tuple[int, ...]) -> Grid:
+    """Average pieces with the given edges over the cells of an even grid, by area."""
+    down, across = _overlap(shape[0], rows), _overlap(shape[1], columns)
+    return np.asarray(down @ pieces @ across.T * shape[0] * shape[1])
+
+
+def _overlap(cells: int, edges: Grid) -> Grid:
+    """Length that each of `cells` equal parts of [0, 1] shares with each piece between `edges`."""
+    cut = np.arange(cells + 1) / cells
+    low: Grid = np.maximum(cut[:-1, None], edges[None, :-1])
+    high: Grid = np.minimum(cut[1:, None], edges[None, 1:])
+    return np.asarray(np.maximum(high - low, 0.0))
