@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camray.archive.pixels import check_size, grey, min_max
-from camray.errors import ErrorCode, ImageError
+from camray.errors import ErrorCode, ImageError, printable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 EXTRA = "pip install camray[dicom]"
 _FIRST_VR = frozenset((b"UL", b"OB", b"UI", b"CS", b"DA", b"TM", b"LO", b"SH", b"IS"))
-_DEFLATED = b"1.2.840.10008.1.2.1.99\0"
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
 def is_dicom(head: bytes) -> bool:
@@ -56,7 +56,7 @@ def read_dicom(content: bytes, max_pixels: int) -> tuple[Image.Image, str | None
         raise ImageError(ErrorCode.FORMAT_NOT_ALLOWED, "DICOM with a deflated data set is not decoded")
     data = pydicom.dcmread(io.BytesIO(content), force=True)
     if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise ImageError(ErrorCode.NOT_AN_IMAGE, f"DICOM without pixels ({_kind(data)})")
+        raise ImageError(ErrorCode.NOT_AN_IMAGE, printable(f"DICOM without pixels ({_kind(data)})"))
     check_size(int(data.get("Columns") or 0), int(data.get("Rows") or 0), max_pixels)
     _check_codec(data)
     values = pydicom.pixels.pixel_array(data, index=0)
@@ -98,7 +98,7 @@ def _check_codec(data: Dataset) -> None:
     if syntax == pydicom.uid.JPEGExtended12Bit and depth > 8 and not _has_wide_jpeg():
         missing = f" of {depth} bits; no codec for it is installed"
     if missing:
-        raise ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"DICOM, {syntax.name}{missing}")
+        raise ImageError(ErrorCode.FORMAT_NOT_ALLOWED, printable(f"DICOM, {syntax.name}{missing}"))
 
 
 def _has_wide_jpeg() -> bool:
@@ -160,16 +160,32 @@ def _window(data: Dataset) -> tuple[float, float, str] | None:
 
 def _rescaled(data: Dataset, stored: NDArray[Any]) -> NDArray[Any]:
     if data.get("ModalityLUTSequence"):
-        return np.asarray(_pydicom().pixels.apply_modality_lut(stored, data), np.float64)
+        return _look_up(data, data.ModalityLUTSequence[0], stored)[0]
     slope, intercept = (_first(_fact(data, name)) for name in ("RescaleSlope", "RescaleIntercept"))
     return stored.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
 
 
 def _voi_lut(data: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.uint8], str]:
-    bits = int(data.VOILUTSequence[0].LUTDescriptor[2])
-    looked_up = _pydicom().pixels.apply_voi_lut(values.astype(np.int64), data, index=0, prefer_lut=True)
-    full = 2 ** (bits if 8 <= bits <= 16 else 16) - 1
+    looked_up, full = _look_up(data, data.VOILUTSequence[0], values)
     return np.asarray(np.rint(np.clip(looked_up * (255.0 / full), 0, 255)), np.uint8), "voi lut"
+
+
+def _look_up(data: Dataset, item: Dataset, values: NDArray[Any]) -> tuple[NDArray[np.float64], int]:
+    """Pass values through a table; give also the largest value its bits can hold.
+
+    (pydicom 3.0's own look-up counts modulo 256 where a long table has entries of 8 bits.)
+    """
+    count, first, bits = (int(number) for number in item.LUTDescriptor)
+    count = count or 2**16
+    if first >= 2**15 and values.min() < 0:  # a negative number, read without its sign
+        first -= 2**16
+    entries = item.LUTData
+    if isinstance(entries, bytes):
+        order = "<" if data.original_encoding[1] else ">"
+        entries = np.frombuffer(entries, f"{order}u2" if len(entries) >= 2 * count else "u1")
+    table = np.asarray(entries, np.float64)[:count]
+    place = np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)
+    return table[place], 2 ** (bits if 8 <= bits <= 16 else 16) - 1
 
 
 def _first(value: Any) -> float | None:

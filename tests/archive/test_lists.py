@@ -1,0 +1,225 @@
+"""Lists of paths: every form, what is said of a file, what is refused, what a change costs."""
+
+import json
+import os
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet as pq
+
+from camray.archive.listing import list_archive
+from camray.archive.members import read_members
+from camray.config import ArchiveConfig
+from camray.errors import ErrorCode, UsageError
+from camray.records import Boxes, Shard, Status
+
+from .makers import png, tar_of
+
+NAMES = ["cat/1.png", "dog/2.png", "dog/3.png"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for i, name in enumerate(NAMES):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(i))
+    return tmp_path
+
+
+def listed(path, **settings):
+    return list_archive(ArchiveConfig(path=str(path), **settings))
+
+
+def members(path, **settings):
+    config = ArchiveConfig(path=str(path), **settings)
+    listing = list_archive(config)
+    shard = Shard("group", "files", 0, "", files=listing.files, root=listing.root)
+    return list(read_members(shard, config))
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text, "utf-8")
+    return path
+
+
+def parquet(path, columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["csv", "semicolon", "tsv", "txt", "jsonl", "parquet", "bom"])
+def test_every_form_gives_the_same_images(photos, form):
+    rows = list(zip(NAMES, ["cat", "wolf", "7"], strict=True))
+    if form == "parquet":
+        path = parquet(photos / "l.parquet", {"file_name": NAMES, "label": ["cat", "wolf", "7"]})
+    elif form == "jsonl":
+        lines = [json.dumps({"image": n, "class": int(c) if c.isdigit() else c}) for n, c in rows]
+        path = write(photos, "l.jsonl", "\n\n".join(lines))
+    elif form == "txt":
+        path = write(photos, "l.txt", "# a comment\r\n\r\n" + "".join(f"{n} \t{c}\r\n" for n, c in rows))
+    else:
+        mark = {"semicolon": ";", "tsv": "\t"}.get(form, ",")
+        text = "".join(mark.join(cells) + "\r\n" for cells in [("Path ", "Label"), *rows])
+        path = write(
+            photos, "l.tsv" if form == "tsv" else "l.csv", ("\ufeff" if form == "bom" else "") + text
+        )
+    found = members(path)
+    assert [(m.name, m.label, m.label_class) for m in found] == [
+        ("cat/1.png", "cat", None),
+        ("dog/2.png", "wolf", None),
+        ("dog/3.png", None, 7),
+    ]
+    assert [m.content for m in found] == [png(i) for i in range(3)]
+
+
+def test_without_labels_the_class_folder_counts_and_with_them_nothing_else(photos):
+    assert [m.label for m in members(write(photos, "a.txt", "\n".join(NAMES)))] == ["cat", "dog", "dog"]
+    path = write(photos, "b.csv", "path,label\ncat/1.png,\ndog/2.png,x\n")
+    assert [m.label for m in members(path)] == [None, "x"]
+
+
+def test_absolute_paths_and_addresses(photos, tmp_path_factory):
+    other = tmp_path_factory.mktemp("lists")
+    path = write(other, "l.txt", f"{photos}/cat/1.png\nfile://{photos}/dog/2.png\n")
+    found = members(path)
+    assert [m.content for m in found] == [png(0), png(1)]
+    assert [m.label for m in found] == [None, None]
+    with pytest.raises(UsageError, match="'http' is not supported"):
+        listed(write(other, "h.txt", "http://host/1.png"))
+
+
+def test_one_spelling_per_file_and_duplicates_are_counted(photos):
+    path = write(photos, "l.txt", "cat/1.png\n./cat//1.png\ndog/../cat/1.png\ndog/2.png\n")
+    listing = listed(path)
+    assert [f.path for f in listing.files] == ["cat/1.png", "dog/2.png"]
+    assert listing.left_out == {"listed twice": 2}
+    path = write(photos, "m.csv", "path,label\ncat/1.png,a\ncat/1.png,b\n")
+    assert listed(path).left_out == {"listed twice": 1, "other label for a listed file": 1}
+    assert members(path)[0].label == "a"
+
+
+def test_missing_and_escaping_paths_are_failed_records(photos):
+    (photos.parent / "secret.png").write_bytes(png(9))
+    lines = ["cat/1.png", "gone.png", "dog/../../secret.png", "dog"]
+    found = members(write(photos, "l.txt", "\n".join(lines)))
+    assert [m.name for m in found] == ["cat/1.png", "gone.png", "../secret.png", "dog"]
+    assert [m.status for m in found] == [Status.OK] + [Status.FAILED] * 3
+    assert [m.error_code for m in found[1:]] == [ErrorCode.MEMBER_UNREADABLE] * 3
+    assert "No such file" in found[1].error_message
+    assert "leads out" in found[2].error_message
+    assert not any(m.content for m in found[1:])
+
+
+def test_boxes_of_several_rows(photos):
+    rows = ["cat/1.png,970,45,49,499,162", "cat/1.png,970,2,69,437,207", "dog/2.png,370,,,,"]
+    path = write(photos, "l.csv", "\n".join(["file,index,xmin,ymin,xmax,ymax", *rows]))
+    first, second = members(path)
+    assert first.boxes == Boxes(((45, 49, 499, 162), (2, 69, 437, 207)), in_pixels=True)
+    assert (first.label_class, second.label_class, second.boxes) == (970, 370, None)
+    assert listed(path).left_out == {}
+
+
+def test_masks(photos):
+    path = write(photos, "l.csv", "path,mask\ncat/1.png,m/1.png\ndog/2.png,gone.png\ndog/3.png,\n")
+    (photos / "m").mkdir()
+    (photos / "m" / "1.png").write_bytes(b"mask")
+    first, second, third = members(path)
+    assert (first.mask, third.mask) == (b"mask", None)
+    assert second.error_code == ErrorCode.MEMBER_UNREADABLE
+    assert second.error_message.startswith("mask gone.png: No such file")
+
+
+def test_what_changes_a_file(photos):
+    """Its bytes, its label, its box, its mask; nothing else, and no other file."""
+    (photos / "m.png").write_bytes(b"mask")
+    row = "path,label,x0,y0,x1,y1,mask\n{},1,2,3,4,m.png\ndog/2.png,b,,,,,\n"
+
+    def versions(text):
+        return [f.version for f in listed(write(photos, "l.csv", text)).files]
+
+    base = versions(row.format("cat/1.png,a"))
+    assert versions(row.format("cat/1.png,a")) == base
+    assert (
+        versions("path,label,x0,y0,x1,y1,mask\n\ndog/2.png,b,,,,,\ncat/1.png,a,1,2,3,4,m.png")[::-1] == base
+    )
+    for text in (row.format("cat/1.png,c"), row.replace("1,2,3,4", "1,2,3,5").format("cat/1.png,a")):
+        assert versions(text)[0] != base[0]
+        assert versions(text)[1] == base[1]
+    os.utime(photos / "m.png", ns=(1, 1))
+    assert versions(row.format("cat/1.png,a"))[0] != base[0]
+    assert versions("path\ncat/1.png\n") == [str(os.stat(photos / "cat/1.png").st_mtime_ns)]
+
+
+def test_packed_files_in_a_list_are_shards(photos):
+    (photos / "a.tar").write_bytes(tar_of([("x.png", png(1))]))
+    listing = listed(write(photos, "l.txt", "a.tar\ncat/1.png\ngone.tar\n"))
+    assert [(s.uri, s.format) for s in listing.shards] == [
+        (f"{photos}/a.tar", "tar"),
+        (f"{photos}/gone.tar", "tar"),
+    ]
+    assert [m.name for m in read_members(listing.shards[0], ArchiveConfig())] == ["x.png"]
+    assert [f.path for f in listing.files] == ["cat/1.png"]
+
+
+def test_filters_and_hidden_folders(photos):
+    (photos / ".cache").mkdir()
+    (photos / ".cache" / "x.png").write_bytes(png(5))
+    path = write(photos, "l.txt", "\n".join([*NAMES, f"{photos}/.cache/x.png"]))
+    assert [m.status for m in members(path)] == [Status.OK] * 4
+    listing = listed(path, include=("dog/*",))
+    assert [f.path for f in listing.files] == NAMES[1:]
+    assert listing.left_out == {"excluded": 2}
+
+
+def test_columns_may_be_named(photos):
+    text = "scan,finding,label\ncat/1.png,tb,x\n"
+    (member,) = members(write(photos, "l.csv", text), image_column="scan", label_column="Finding")
+    assert (member.name, member.label) == ("cat/1.png", "tb")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("l.csv", "picture,label\na,b\n", "l.csv line 2: no column of paths; there are: picture, label"),
+        ("l.csv", "path,label\ncat/1.png,a\n,b\n", "line 3: path is empty"),
+        ("l.csv", "path,x0,y0,x1,y1\ncat/1.png,1,2,3,four\n", "line 2: 'four' is not a number"),
+        ("l.csv", "path,x0,y0,x1,y1\ncat/1.png,1,2,3,\n", "line 2: a box needs x0, y0, x1, y1; y1 is empty"),
+        ("l.csv", "path,label\na,b,c\n", "line 2: 3 cells under 2 names"),
+        ("l.jsonl", '{"path": "a"}\n{"path": \n', "line 2: not JSON"),
+        ("l.jsonl", '["a"]\n', "line 1: not a JSON object"),
+        ("l.jsonl", '{"path": 3}\n', "line 1: path is empty or no text"),
+    ],
+)
+def test_what_is_refused_names_the_line(photos, name, text, says):
+    with pytest.raises(UsageError) as caught:
+        listed(write(photos, name, text))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "text"), [("l.txt", "\n# none\n"), ("l.csv", ""), ("l.csv", "path\n")])
+def test_an_empty_list_holds_nothing(photos, name, text):
+    listing = listed(write(photos, name, text))
+    assert (listing.files, listing.shards) == ((), ())
+
+
+def test_a_list_inside_a_folder_is_not_one(photos):
+    write(photos, "l.csv", "path\ncat/1.png\n")
+    assert [f.path for f in listed(photos).files] == ["cat/1.png", "dog/2.png", "dog/3.png", "l.csv"]
+
+
+def test_a_parquet_file_with_images_is_no_list(photos):
+    path = parquet(photos / "l.parquet", {"path": ["a.png"], "image": [png(1)]})
+    assert [s.format for s in listed(path).shards] == ["parquet"]
+    path.write_bytes(b"PAR1 and then nothing")
+    assert [s.format for s in listed(path).shards] == ["parquet"]
+
+
+def test_names_that_are_no_utf8(photos):
+    odd = os.path.join(os.fsencode(photos), b"\xff.png")
+    with open(odd, "wb") as file:
+        file.write(png(8))
+    (photos / "l.csv").write_bytes(b"path,label\n\xff.png,x\n")
+    (member,) = members(photos / "l.csv")
+    assert (member.content, member.label) == (png(8), "x")

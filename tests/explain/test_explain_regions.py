@@ -1,0 +1,73 @@
+"""Heat inside boxes and masks, against counting the pixels of a fine raster."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from camray.explain.regions import box_cover, mask_cover, region_signals
+
+WHERE = {"width": 100, "height": 80, "crop_x0": 10.0, "crop_x1": 90.0, "crop_y0": -10.0, "crop_y1": 90.0}
+FINE = 700  # pixels a side of the raster; a multiple of the grids
+
+
+def box(*edges: float) -> dict[str, float]:
+    return dict(zip(("x0", "y0", "x1", "y1"), edges, strict=True))
+
+
+def counted(boxes: list[dict[str, float]], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """The share of each cell inside any box: which pixel centres of the input lie in one."""
+    centre = (np.arange(FINE) + 0.5) / FINE
+    x = (WHERE["crop_x0"] + centre * (WHERE["crop_x1"] - WHERE["crop_x0"])) / WHERE["width"]
+    y = (WHERE["crop_y0"] + centre * (WHERE["crop_y1"] - WHERE["crop_y0"])) / WHERE["height"]
+    inside = np.zeros((FINE, FINE), bool)
+    for b in boxes:
+        inside |= ((y >= b["y0"]) & (y < b["y1"]))[:, None] & ((x >= b["x0"]) & (x < b["x1"]))[None]
+    h, w = shape
+    return inside.reshape(h, FINE // h, w, FINE // w).mean((1, 3))
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (5, 10), (1, 1)])
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [box(0, 0, 1, 1)],
+        [box(0.3, 0.4, 0.35, 0.9)],
+        [box(0.2, 0.2, 0.6, 0.6), box(0.4, 0.1, 0.9, 0.5), box(0.41, 0.11, 0.5, 0.2)],
+        [box(0.0, 0.0, 0.05, 1.0)],  # all of it cropped away
+    ],
+)
+def test_cover_is_what_counting_pixels_gives(boxes: list[dict[str, float]], shape: tuple[int, int]) -> None:
+    assert np.abs(box_cover(boxes, WHERE, shape) - counted(boxes, shape)).max() < 4 / (FINE / max(shape))
+
+
+def test_masks_are_averaged_by_area() -> None:
+    mask = np.random.default_rng(0).integers(0, 2, (21, 35)).astype(np.uint8) * 255
+    exact = mask.reshape(7, 3, 5, 7).mean((1, 3)) / 255
+    assert np.allclose(mask_cover(mask, (7, 5)), exact)
+    assert np.isclose(mask_cover(mask, (4, 4)).mean(), mask.mean() / 255)  # cells that cut pixels
+
+
+def test_signals() -> None:
+    maps = torch.zeros(5, 4, 4)
+    maps[:4, 1, 2] = 3.0
+    maps[:4, 0, 0] = 1.0
+    maps[:4, 3, 3] = -50.0  # what speaks against the class is no heat
+    maps[3, 2, 2] = float("nan")
+    whole = WHERE | {"crop_x0": 0, "crop_x1": 100, "crop_y0": 0, "crop_y1": 80}
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:4, 4:6] = 255
+    hot, half = [box(0.5, 0.25, 0.75, 0.5)], [box(0.5, 0.25, 0.625, 0.5)]
+    rows = [
+        whole | {"boxes": hot, "mask": mask.tobytes()},
+        whole | {"boxes": half, "mask": None},
+        whole | {"boxes": None, "mask": None},
+        whole | {"boxes": hot, "mask": mask.tobytes()},
+        whole | {"boxes": hot, "mask": None},
+    ]
+    found = region_signals(maps, rows, (8, 8))
+    assert [tuple(f.values()) for f in found] == [
+        (0.75, 0.75), (0.375, None), (None, None), (None, None), (None, None),
+    ]  # fmt: skip
