@@ -186,3 +186,69 @@ def test_a_damaged_file_does_not_stop_the_listing(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"junk")
     (tmp_path / "b.parquet").write_bytes(parquet_of({"image": [b"i"]}))
     assert len(list_archive(ArchiveConfig(path=str(tmp_path))).shards) == 2
+
+
+# ── labels, boxes and masks ──────────────────────────────────────────────────────────────────────
+
+
+def hugging_face(features):
+    return {"huggingface": json.dumps({"info": {"features": features}})}
+
+
+@pytest.mark.parametrize("name", ["labels", "class", "fine_label"])
+def test_label_columns_of_other_names(tmp_path, name):
+    config = dataclasses.replace(CONFIG, label_column=name if name == "fine_label" else None)
+    metadata = hugging_face({name: {"_type": "ClassLabel", "names": ["cat", "dog"]}})
+    data = parquet_of({"img": IMAGES[:2], name: [1, 0]}, metadata)
+    members, _, _ = read(tmp_path, data, "parquet", config)
+    assert [(m.label, m.label_class) for m in members] == [("dog", 1), ("cat", 0)]
+
+
+def test_a_label_column_that_is_none_is_refused(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(parquet_of({"image": IMAGES[:1], "label": [[1]], "n": [2]}))
+    for wanted, says in (("label", "not a column of numbers or text"), ("zz", "no such column")):
+        with pytest.raises(UsageError) as caught:
+            list_archive(ArchiveConfig(path=str(tmp_path), label_column=wanted))
+        assert says in str(caught.value)
+
+
+OBJECTS = [
+    {"bbox": [[10.0, 20.0, 30.0, 40.0], [1.0, 2.0, 3.0, 4.0]], "category": [1, 1]},
+    {"bbox": [], "category": []},
+    {"bbox": [[1.0, 1.0, 1.0, 1.0]], "category": [0]},
+]
+
+
+@pytest.mark.parametrize("form", ["struct of lists", "list of structs"])
+@pytest.mark.parametrize("nesting", ["Sequence", "List"])
+def test_objects(tmp_path, form, nesting):
+    names = {"_type": "ClassLabel", "names": ["cat", "dog"]}
+    inner = {"bbox": {"_type": nesting}, "category": names if nesting == "Sequence" else {"feature": names}}
+    metadata = hugging_face({"objects": {"feature": inner} if nesting == "Sequence" else inner})
+    objects = OBJECTS
+    if form == "list of structs":
+        objects = [[dict(zip(o, v, strict=True)) for v in zip(*o.values(), strict=True)] for o in OBJECTS]
+    members, code, _ = read(
+        tmp_path, parquet_of({"image": IMAGES[:3], "objects": objects}, metadata), "parquet"
+    )
+    assert code is None
+    assert [(m.label, m.label_class, m.boxes and m.boxes.edges) for m in members] == [
+        ("dog", None, ((10, 20, 40, 60), (1, 2, 4, 6))),
+        (None, None, None),
+        ("cat", None, ((1, 1, 2, 2),)),
+    ]
+
+
+def test_categories_without_names_are_no_label(tmp_path):
+    data = parquet_of({"image": IMAGES[:2], "objects": [OBJECTS[0], None], "label": ["x", None]})
+    members, _, _ = read(tmp_path, data, "parquet")
+    assert [(m.label, m.label_class) for m in members] == [("x", None), (None, None)]
+    assert len(members[0].boxes.edges) == 2
+
+
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_a_mask_column(tmp_path, as_struct):
+    masks = [b"mask", None]
+    cells = [m and {"bytes": m, "path": None} for m in masks] if as_struct else masks
+    members, _, _ = read(tmp_path, parquet_of({"picture": IMAGES[:2], "mask": cells}), "parquet")
+    assert [(m.content, m.mask) for m in members] == [(IMAGES[0], b"mask"), (IMAGES[1], None)]
