@@ -231,7 +231,7 @@ def _class_names(
     if config.class_names is not None:
         names = read_class_names(config.class_names, num_classes)
         twice = len(names) - len(set(names))
-        return names, (f"{twice} class names occur more than once",) * bool(twice)
+        return names, (f"class names that an earlier class has, too: {twice}",) * bool(twice)
     if source.class_names:
         if len(source.class_names) != num_classes:
             said = f"{len(source.class_names)} names for {num_classes} classes"

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.transforms import InterpolationMode
 from workflow_truth import IMAGENET, gradcam, heat, logits, recipe, records, relative
 
 BLOCKS = """
@@ -160,11 +159,25 @@ CIFAR = {
 }  # fmt: skip
 
 
+def plain_resnet20(weights: Path) -> nn.Module:
+    """The model and its weights, as their authors load them."""
+    space: dict[str, object] = {}
+    exec((weights / "cifar_resnet.py").read_text(), space)
+    model = space["resnet20"]()  # type: ignore[operator]
+    state = torch.load(weights / "resnet20-12fca82f.th", map_location="cpu")["state_dict"]
+    model.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
+    return model
+
+
 @pytest.mark.slow
 def test_resnet20_of_cifar_is_as_good_as_its_authors_file(
     shared: Path, explain: Callable[..., object], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The .th has the DataParallel prefix and a nest; top-1 is that of PROVENANCE.md, within a point."""
+    """The .th has the DataParallel prefix and a nest; every prediction is that of a plain forward.
+
+    PROVENANCE.md measured 1000 of these images, of which 500 are here: top-1 may differ by what half a
+    sample may (standard error 1.3 points).
+    """
     weights = shared / "weights"
     explain(
         shared / "cifar10_test", tmp_path / "out", f"{weights / 'cifar_resnet.py'}:resnet20",
@@ -176,11 +189,15 @@ def test_resnet20_of_cifar_is_as_good_as_its_authors_file(
     assert "prefix 'module.' of the weights' names undone" in told
     found = records(tmp_path / "out")
     assert len(found) == 500
+    files = sorted((shared / "cifar10_test").rglob("*.jpg"))
+    plain = logits(plain_resnet20(weights), recipe(None, 32, *IMAGENET), files).argmax(1).tolist()
+    names = [file.relative_to(shared / "cifar10_test").as_posix() for file in files]
+    assert [found[name]["predicted_class"] for name in names] == plain
     top1 = 100 * sum(row["correct"] for row in found.values()) / len(found)
     written = re.search(r"no resize: ([\d.]+) %", (shared / "PROVENANCE.md").read_text())
     assert written is not None
-    print(f"top-1 of {len(found)} images: {top1:.1f} %; PROVENANCE.md: {written[1]} %")
-    assert abs(top1 - float(written[1])) <= 1.0
+    print(f"top-1 of {len(found)} images: {top1:.1f} %; PROVENANCE.md: {written[1]} % of 1000")
+    assert abs(top1 - float(written[1])) <= 2.5
 
 
 def test_resnet20_equals_a_plain_forward(
@@ -191,13 +208,8 @@ def test_resnet20_equals_a_plain_forward(
         cifar, tmp_path / "out", f"{weights / 'cifar_resnet.py'}:resnet20",
         model__checkpoint=str(weights / "resnet20-12fca82f.th"), **CIFAR,
     )  # fmt: skip
-    space: dict[str, object] = {}
-    exec((weights / "cifar_resnet.py").read_text(), space)
-    model = space["resnet20"]()  # type: ignore[operator]
-    state = torch.load(weights / "resnet20-12fca82f.th", map_location="cpu")["state_dict"]
-    model.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
     files = sorted(cifar.rglob("*.jpg"))
-    z = logits(model, recipe(None, 32, *IMAGENET, InterpolationMode.BILINEAR), files)
+    z = logits(plain_resnet20(weights), recipe(None, 32, *IMAGENET), files)
     found = records(tmp_path / "out")
     for file, own in zip(files, z, strict=True):
         row = found[file.relative_to(cifar).as_posix()]

@@ -67,5 +67,5 @@ def test_squeezenet_with_real_weights(
 
 
 def test_names_that_do_not_fit(pictures: Path, refused: Callable[..., str], tmp_path: Path) -> None:
-    assert "did you mean vgg16" in refused(pictures, "torchvision:vgg61")
+    assert "did you mean vgg19 or vgg16" in refused(pictures, "torchvision:vgg61")
     assert "are not on this machine" in refused(pictures, "torchvision:squeezenet1_1")

@@ -36,9 +36,10 @@ def gradcam(model: nn.Module, layer: str, x: Tensor, score: Callable[[Tensor], T
     """Weights are the mean gradients; raw, before any ReLU: (h, w)."""
     kept: dict[str, Tensor] = {}
 
-    def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
+    def keep(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         output.retain_grad()
         kept["A"] = output
+        return output.clone()  # an in-place ReLU behind the layer must not change A
 
     handle = model.get_submodule(layer).register_forward_hook(keep)
     try:

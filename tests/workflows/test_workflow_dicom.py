@@ -1,0 +1,86 @@
+"""H: DICOM series and 16-bit grey files: the same picture gives the same explanation in every container."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from workflow_truth import heat, records
+
+pydicom = pytest.importorskip("pydicom")
+
+SLOPE, INTERCEPT = 2, -1024
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def write_dicom(path: Path, stored: NDArray[np.uint16], **facts: Any) -> None:
+    """A slice as a scanner writes it: 12 bits, with slope, intercept and windows."""
+    data = pydicom.Dataset()
+    data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.{len(path.name)}"
+    data.Rows, data.Columns = stored.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    data.RescaleSlope, data.RescaleIntercept = SLOPE, INTERCEPT
+    data.PixelData = stored.tobytes()
+    for name, value in facts.items():
+        setattr(data, name, value)
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+    data.save_as(path, enforce_file_format=True)
+
+
+def test_every_container_of_one_picture(demo: Path, explain: Callable[..., Any], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 9), np.uint8))
+    grey = np.asarray(coarse.resize((96, 64), Image.Resampling.BICUBIC))
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    Image.fromarray(grey).save(scans / "plain.png")
+    deep = grey.astype(np.uint16) * 257
+    Image.fromarray(deep).save(scans / "deep.png")
+    Image.fromarray(deep).save(scans / "deep.tif")
+    # LINEAR: (value - (c - .5)) / (w - 1) + .5 is grey / 255 for these
+    value = grey.astype(np.float64) * 2 - 24
+    window = {"WindowCenter": [float(-24 + 255 + 0.5), 5.0], "WindowWidth": [511.0, 9.0]}
+    stored = ((value - INTERCEPT) / SLOPE).astype(np.uint16)
+    write_dicom(scans / "IM0001", stored, **window)
+    mirrored = ((510 - 48 - value - INTERCEPT) / SLOPE).astype(np.uint16)
+    write_dicom(scans / "IM0002.dcm", mirrored, PhotometricInterpretation="MONOCHROME1", **window)
+
+    explain(scans, tmp_path / "out", demo / "models" / "hans64-poisoned", overlay__on="original")
+    found = records(tmp_path / "out")
+    rules = {name: (row["format"], row["pixel_rule"]) for name, row in found.items()}
+    assert rules == {
+        "plain.png": ("PNG", None),
+        "deep.png": ("PNG", "0..65535"),
+        "deep.tif": ("TIFF", "0..65535"),
+        "IM0001": ("DICOM", "window 231.5/511"),
+        "IM0002.dcm": ("DICOM", "window 231.5/511, inverted"),
+    }
+    plain = found["plain.png"]
+    for row in found.values():
+        assert (row["status"], row["width"], row["height"]) == ("ok", 96, 64)
+        assert row["predicted_class"] == plain["predicted_class"]
+        assert row["confidence"] == pytest.approx(plain["confidence"], abs=1e-6)
+        assert np.allclose(heat(row), heat(plain), rtol=1e-4, atol=1e-6)
+        assert Image.open(tmp_path / "out" / row["overlay_path"]).width >= 96
+
+
+def test_real_files_are_accounted(
+    shared: Path, demo: Path, explain: Callable[..., Any], tmp_path: Path
+) -> None:
+    outcome = explain(
+        shared / "dicom", tmp_path / "out", demo / "models" / "hans64-poisoned", run__max_failed=0.5
+    )
+    assert outcome.accounting.sentence() == (
+        "11 members = 8 ok + 3 failed (format_not_allowed 1, not_an_image 1, truncated_image 1) + 0 skipped"
+    )
+    assert all(row["pixel_rule"] or row["status"] != "ok" or row["format"] == "DICOM"
+               for row in records(tmp_path / "out").values())  # fmt: skip
