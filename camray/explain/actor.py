@@ -14,7 +14,6 @@ from camray.config import Explainer, OverlayConfig
 from camray.errors import Stage
 from camray.records import EXPLAINED, Chunk, ChunkKind, Status, add_seconds, struct_array
 
-
 _DRAWABLE = ("ok", "dead")  # heat statuses of maps that are there
 
 
