@@ -1,4 +1,4 @@
-"""G: Hugging Face folder and Parquet, WebDataset, lists of paths: labels, boxes and masks end in the records."""
+"""G: Hugging Face, WebDataset, lists of paths: labels, boxes and masks end in the records."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
-from pyarrow import parquet as pq
 from PIL import Image
+from pyarrow import parquet as pq
 from workflow_truth import all_records, heat, records
 
+import camray
 from demo.hans64 import decode_mask
 
 SIDE, GRID = 64, 8  # the demonstration model sees whole images of 64 pixels as 8 x 8 cells
@@ -176,7 +177,8 @@ def test_a_list_with_labels_boxes_and_masks(
     assert outcome.accounting.sentence() == (
         "13 members = 12 ok + 1 failed (member_unreadable 1) + 0 skipped"
     )
-    found = records(tmp_path / "out")
+    table = camray.open_records(str(tmp_path / "out")).to_table()
+    found = {row["member"]: row for row in table.to_pylist()}
     gone = found.pop("images/gone.jpg")
     assert (gone["error_message"], gone["label_class"]) == ("No such file or directory", 1)
     for i, (key, sample) in enumerate(samples.items()):
