@@ -304,3 +304,12 @@ def test_a_model_without_a_classifier(tmp_path: Path) -> None:
     edit(tmp_path, model_args={"num_classes": 0})
     shutil.move(tmp_path / "w.safetensors", tmp_path / "model.safetensors")
     assert "give a classifier" in refusal(name=tmp_path)
+
+
+def test_the_hub_is_asked_only_by_name_and_tells_in_a_line_that_it_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    said = refusal(name="hf-hub:nobody/nothing-of-this-name")
+    assert said.startswith("--model: hf-hub:nobody/nothing-of-this-name cannot be fetched (")
+    assert "Fix: go online once, or copy it here and give the folder" in said
