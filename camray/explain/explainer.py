@@ -152,7 +152,8 @@ class BatchExplainer:
             self.module, x, self._layer, self.explainer.method, self.explainer.target, self._labels(rows)
         )
         logits = found.logits.double()  # (B, classes)
-        maps = _stored_size(found.maps[self.explainer.method, self._layer.name])  # (B, K, h, w)
+        input_size = (self.explainer.input.height, self.explainer.input.width)
+        maps = _stored_size(found.maps[self.explainer.method, self._layer.name], input_size)  # (B, K, h, w)
         predictions = _predictions(logits, self.explainer)
         count = maps.shape[1]
         size = (self.explainer.input.height, self.explainer.input.width)
@@ -214,10 +215,10 @@ def is_flagged(row: Row) -> bool:
     return row["correct"] is False or row["heat_status"] != "ok" or (row["margin"] or 0.0) < LOW_MARGIN
 
 
-def _stored_size(maps: Tensor) -> Tensor:
-    """Average maps born at input resolution down to at most 32 x 32: (B, K, h, w)."""
+def _stored_size(maps: Tensor, input_size: tuple[int, int]) -> Tensor:
+    """Average maps born at input resolution down to at most 32 x 32; keep those of a layer: (B, K, h, w)."""
     h, w = maps.shape[2:]
-    if max(h, w) <= LARGEST_MAP:
+    if (h, w) != input_size or max(h, w) <= LARGEST_MAP:
         return maps
     return adaptive_avg_pool2d(maps, (min(h, LARGEST_MAP), min(w, LARGEST_MAP)))
 
