@@ -134,6 +134,11 @@ def key_of(name: str) -> str:
     return folder + slash + (("." + stem) if base.startswith(".") else stem)
 
 
+def as_text(name: str) -> str:
+    r"""Make a file name fit for a text column: bytes that are no UTF-8 become `\udcNN`."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _digest(text: str, size: int) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=size).hexdigest()
 
@@ -315,8 +320,8 @@ def member_array(members: Sequence[Member]) -> pa.StructArray:
     """Pack members for the journey: one `MEMBER` item each."""
     columns: dict[str, list[Any]] = {
         "index": [m.index for m in members],
-        "member": [m.name.encode("utf-8", "backslashreplace").decode() for m in members],
-        "label": [m.label for m in members],
+        "member": [as_text(m.name) for m in members],
+        "label": [m.label and as_text(m.label) for m in members],
         "label_class": [m.label_class for m in members],
         "status": [str(m.status) for m in members],
         "error_code": [m.error_code and str(m.error_code) for m in members],

@@ -34,6 +34,7 @@ from camray.records import (
     ShardEnd,
     Status,
     add_seconds,
+    as_text,
     key_of,
     member_array,
     seconds_in,
@@ -179,7 +180,7 @@ class Sink:
         return self._save(chunk, self._records(chunk.shard_id, columns, 1), "")
 
     def _records(self, shard_id: str, columns: Row, size: int) -> pa.Table:
-        whole = {**columns, "shard": [self._uris[shard_id]] * size}
+        whole = {**columns, "shard": [as_text(self._uris[shard_id])] * size}
         whole |= {name: [value] * size for name, value in self._constants.items()}
         array = struct_array(whole, pa.struct(list(RECORD_SCHEMA)))
         return pa.Table.from_struct_array(array)

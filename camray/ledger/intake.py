@@ -9,6 +9,7 @@ left out by a filter, stays in its group: where the group has to be done it is l
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,7 +31,7 @@ _SCHEMA = pa.schema(
         ("group", pa.int64()),
         ("revision", pa.int64()),
         ("position", pa.int64()),
-        ("path", pa.string()),
+        ("path", pa.binary()),  # as the disk spells it: not every name is UTF-8
         ("size_bytes", pa.int64()),
         ("version", pa.string()),
     ]
@@ -124,7 +125,7 @@ def recall(out: Folder, root: str) -> list[Group]:
     table = DeltaTable(uri).to_pyarrow_dataset().to_table(filter=pc.field("root") == root)
     files: dict[tuple[int, int], list[tuple[int, LooseFile]]] = {}
     for row in table.to_pylist():
-        entry = LooseFile(row["path"], row["size_bytes"], row["version"])
+        entry = LooseFile(os.fsdecode(row["path"]), row["size_bytes"], row["version"])
         files.setdefault((row["group"], row["revision"]), []).append((row["position"], entry))
     latest: dict[int, int] = {}
     for number, revision in files:
@@ -153,7 +154,7 @@ def remember(out: Folder, root: str, groups: Iterable[Group]) -> None:
     if any(g.number in latest and g.revision <= latest[g.number].revision for g in due):
         raise IncompleteError(_OVERTAKEN)
     rows = [
-        (root, g.number, g.revision, position, f.path, f.size_bytes, f.version)
+        (root, g.number, g.revision, position, os.fsencode(f.path), f.size_bytes, f.version)
         for g in due
         for position, f in enumerate(g.files)
     ]

@@ -117,3 +117,18 @@ def test_a_truncated_shard_keeps_its_rows_under_an_error(
     assert 0 < len(rows) - 1 < 60
     assert sum(r["shard"].endswith("whole.tar") for r in rows_of(out)) == 60
     assert explain(archive, out, demo / "models" / "hans64-clean").accounting.members == 0
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_names_that_are_no_utf8(
+    demo: Path, explain: Callable[..., camray.run.Outcome], tmp_path: Path
+) -> None:
+    archive, out, model = tmp_path / "archive", tmp_path / "out", demo / "models" / "hans64-clean"
+    folder = os.fsencode(archive) + b"/gr\xfc"  # Latin-1, as old cameras and archives have it
+    os.makedirs(folder)
+    for name, data in zip((b"a\xff.jpg", b"b.jpg"), images_of_demo(demo).values(), strict=False):
+        with open(folder + b"/" + name, "wb") as file:
+            file.write(data)
+    assert explain(archive, out, model).accounting.ok == 2
+    assert {r["member"] for r in rows_of(out)} == {"gr\\udcfc/a\\udcff.jpg", "gr\\udcfc/b.jpg"}
+    assert explain(archive, out, model).accounting.members == 0
