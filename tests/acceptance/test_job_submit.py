@@ -39,6 +39,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     session = Path("/tmp") / f"ray-job-{os.getpid()}"  # sockets: a path must stay under 107 characters
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--temp-dir={session}"]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]  # the default is taken by this session's Ray
     command += ["--object-store-memory=200000000", "--disable-usage-stats", "--include-dashboard=true"]
     log = (tmp_path / "head.log").open("wb")
     head = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -53,7 +54,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 def submit(address: str, environment: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess[str]:
     command = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", "."]
-    for _ in range(60):
+    for _ in range(30):
         done = subprocess.run(
             [*command, "--", *entrypoint],
             cwd=ROOT,
