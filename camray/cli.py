@@ -106,6 +106,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model_options(layers, positional=True)
     layers.add_argument("--layer", metavar="NAME", help="check this layer")
     layers.add_argument("--all", action="store_true", help="also list layers that cannot carry a map")
+    layers.add_argument("--maps", action="append", metavar="LAYER", help="draw its channels (repeatable)")
+    layers.add_argument("--image", metavar="FILE", help="the image that --maps shows the channels of")
+    layers.add_argument("--save", metavar="FOLDER", help="where --maps writes its pictures (feature-maps)")
     return parser
 
 
@@ -272,10 +275,13 @@ def _verify(args: argparse.Namespace) -> ExitCode:
 
 
 def _layers(args: argparse.Namespace) -> ExitCode:
-    from camray.explain.layers import print_layers
+    from camray.explain.layers import draw_maps, print_layers
 
     typed = {_SETTINGS[n]: getattr(args, n) for n in vars(args) if n in _SETTINGS}
     settings = config.load(None, typed)
+    if hasattr(args, "maps"):
+        folder = getattr(args, "save", "feature-maps")
+        return draw_maps(settings, args.maps, getattr(args, "image", None), folder)
     return print_layers(settings, show_all=hasattr(args, "all"), as_json=args.json)
 
 

@@ -5,11 +5,14 @@ Flows in: the scene. Flows out: raw maps (B, K, h, w).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camray.cam import gradients
+from camray.cam.finish import fuse
 from camray.cam.gradients import SPACE, weigh
 from camray.cam.scene import Scene
 from camray.cam.split import run_split
@@ -91,6 +94,20 @@ def finercam(
         score = (p * (own - alpha * z.gather(1, near))).sum(1) / (p.sum(1) + 1e-9)
         maps.append(run(scene.A, scene.gradient(score.masked_fill(ids < 0, 0.0))))
     return torch.stack(maps, 1)
+
+
+def refinecam(
+    activations: Mapping[str, Tensor], slopes: Mapping[str, Tensor], base: str = "gradcam++"
+) -> Tensor:
+    """RefineCAM: the product over layers of a base method's maps, each in [0, 1] at the finest size.
+
+    "RefineCAM", arXiv:2605.14641. A and G by layer, for one target. Not raw: the product needs one scale.
+    """
+    if len(slopes) < 2:
+        raise UsageError("layers", "refinecam multiplies the maps of several layers", "name two or more")
+    maps = [base_method(base)(activations[name], G) for name, G in slopes.items()]
+    size = max((m.shape[-2], m.shape[-1]) for m in maps)
+    return fuse(maps, size, "product")
 
 
 def smoothgradcam_plus_plus(scene: Scene, samples: int = 4, std: float = 0.3, seed: int = 0) -> Tensor:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from camray.cam import targets as aims
 from camray.cam.ablation import is_affine
-from camray.cam.contrast import base_method
+from camray.cam.biases import BiasTerms
+from camray.cam.contrast import refinecam
 from camray.cam.decompositions import smoothed
-from camray.cam.finish import fuse
 from camray.cam.layers import find_target_layers, refuse_bad_weights
 from camray.cam.layout import TargetLayer
 from camray.cam.registry import Method, parse_method
 from camray.cam.scene import Scene
+from camray.cam.smooth import average_views
 from camray.cam.split import Split, as_found, model_precision, run_split
 from camray.cam.targets import TargetRule
 from camray.errors import ModelError, UsageError
@@ -83,16 +84,20 @@ def _explain(
     labels: Tensor | None,
     chunk: int,
     notes: tuple[str, ...],
+    aim: aims.Aim | None = None,
 ) -> Explanation:
+    averaged = [m for m in methods if m.options.get("aug_smooth")]
+    methods = [m for m in methods if m not in averaged]
     differentiate = any(m.entry.needs == "gradient" or m.entry.graph for m in methods)
-    split = run_split(model, inputs, layers, differentiate)
+    biases = BiasTerms(model) if any(m.entry.biases for m in methods) else None
+    split = run_split(model, inputs, layers, differentiate, biases.watch if biases else None)
     logits = split.logits.detach().float()  # (B, classes)
     if not bool(logits.isfinite().any()):
         refuse_bad_weights(model)
-    aim = aims.Aim.settle(rules, logits, labels)
+    aim = aim or aims.Aim.settle(rules, logits, labels)
     with torch.inference_mode(False), torch.enable_grad():
         scores = aim.scores(split.logits)  # (B, K)
-        scenes = [Scene(model, inputs, layer, split, aim, chunk) for layer in layers]
+        scenes = [Scene(model, inputs, layer, split, aim, chunk, biases) for layer in layers]
         maps = _gradient_maps(split, scores, [m for m in methods if m.entry.needs == "gradient"])
         for method in methods:
             for scene in scenes:
@@ -103,6 +108,15 @@ def _explain(
                     maps[method.text, scene.layer.name] = found if found.ndim == 4 else found[:, None]
                 elif method.entry.needs == "scene":
                     maps[method.text, scene.layer.name] = method.entry.run(scene, **method.options).detach()
+    for method in averaged:  # every view explains the classes of the unaltered images
+        plain = replace(method, options={k: v for k, v in method.options.items() if k != "aug_smooth"})
+        for layer in layers:
+
+            def raw_maps(view: Tensor, layer: TargetLayer = layer, plain: Method = plain) -> Tensor:
+                found = _explain(model, view, [layer], [plain], rules, labels, chunk, (), aim)
+                return found.maps[plain.text, layer.name]
+
+            maps[method.text, layer.name] = average_views(inputs, raw_maps)
     return Explanation(logits, aim.classes, scores.detach(), maps, notes)
 
 
@@ -115,7 +129,7 @@ def _gradient_maps(split: Split, scores: Tensor, methods: Sequence[Method]) -> d
         for method in methods:
             if method.name == "refinecam":
                 key = (method.text, "+".join(gradients))
-                found.setdefault(key, []).append(_refine(activations, gradients, **method.options))
+                found.setdefault(key, []).append(refinecam(activations, gradients, **method.options))
                 continue
             for name, G in gradients.items():
                 made = _apply(method, activations[name], G)  # (B, h, w)
@@ -127,25 +141,8 @@ def _apply(method: Method, A: Tensor, G: Tensor) -> Tensor:
     options = dict(method.options)
     if options.pop("eigen_smooth", False):
         options["combine"] = smoothed
-    try:
-        made: Tensor = method.entry.run(A, G, **options)
-    except TypeError as error:
-        raise UsageError("method", f"{method.text}: {error}", "see the options of this method") from None
+    made: Tensor = method.entry.run(A, G, **options)
     return made
-
-
-def _refine(
-    activations: Mapping[str, Tensor], gradients: Mapping[str, Tensor], base: str = "gradcam++"
-) -> Tensor:
-    """RefineCAM: the product over layers of a base method's maps, each in [0, 1] at the finest size.
-
-    "RefineCAM", arXiv:2605.14641. Not raw: the product needs maps on one scale.
-    """
-    if len(gradients) < 2:
-        raise UsageError("layers", "refinecam multiplies the maps of several layers", "name two or more")
-    maps = [base_method(base)(activations[name], G) for name, G in gradients.items()]
-    size = max((m.shape[-2], m.shape[-1]) for m in maps)
-    return fuse(maps, size, "product")
 
 
 def _refuse_curved_head(scene: Scene, method: Method) -> None:

@@ -17,6 +17,8 @@ from camray.cam.gradients import SPACE
 from camray.cam.scene import Scene
 from camray.errors import UsageError
 
+GUARD = 1e-8  # of min-max, the customary one
+
 
 def scorecam(scene: Scene, channels: int | None = None, normalise_first: bool = False) -> Tensor:
     """Score-CAM: c = sum_c w_c A_c, w = softmax over channels of S(x * M_c), M_c = minmax(up(A_c)).
@@ -41,7 +43,7 @@ def sscam(
     size = (samples, 1, *scene.inputs.shape[2:])
     noise = (torch.randn(size, generator=generator) * std).to(scene.inputs.device)
     alter = [lambda masks, n=n: masks + n for n in noise]
-    return _weigh(scene.A, *_mask_scores(scene, channels, True, alter, dedupe=False))
+    return _weigh(scene.A, *_mask_scores(scene, channels, True, alter))
 
 
 def iscam(scene: Scene, samples: int = 10, channels: int | None = None) -> Tensor:
@@ -61,30 +63,41 @@ def _weigh(A: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
 
 
 def _mask_scores(
-    scene: Scene,
-    channels: int | None,
-    normalise_first: bool,
-    alter: Iterable[object] = (None,),
-    dedupe: bool = True,
+    scene: Scene, channels: int | None, normalise_first: bool, alter: Iterable[object] = (None,)
 ) -> tuple[Tensor, Tensor]:
     """Mean score of each masked image over the alterations of its mask, (B, C, K), and kept (B, C)."""
     A, changes = scene.A, list(alter)
-    contrast = A.amax(SPACE) - A.amin(SPACE)  # (B, C)
     kept = _keep(A, channels)
-    alive = kept & (contrast > 0) if dedupe else kept
-    scores = A.new_zeros(*A.shape[:2], scene.scores.shape[1])
-    blank = scene.forward(torch.zeros_like(scene.inputs), torch.arange(len(A), device=A.device))
-    scores[:] = blank[:, None]
-    image, channel = alive.nonzero(as_tuple=True)
-    for start in range(0, len(image), scene.chunk):
-        b, c = image[start : start + scene.chunk], channel[start : start + scene.chunk]
+    image, channel = kept.nonzero(as_tuple=True)
+    first, same = distinct_masks(A[image, channel], image)
+    found: list[Tensor] = []
+    for start in range(0, len(first), scene.chunk):
+        pick = first[start : start + scene.chunk]
+        b, c = image[pick], channel[pick]
         masks = _masks(A[b, c][:, None], scene.inputs.shape[2:], normalise_first)  # (n, 1, H, W)
         total = torch.zeros((), device=A.device)
         for change in changes:
             m = change(masks) if callable(change) else masks
             total = total + scene.forward(scene.inputs[b] * m.to(scene.inputs.dtype), b)
-        scores[b, c] = total / len(changes)
+        found.append(total / len(changes))
+    scores = A.new_zeros(*A.shape[:2], scene.scores.shape[1])
+    scores[image, channel] = torch.cat(found)[same]
     return scores, kept
+
+
+def distinct_masks(maps: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the different masks of each image: maps (n, h, w) -> first of each kind (u,), kind of each (n,).
+
+    Behind a ReLU many channels are silent, or active in a single cell: scaled to [0, 1] they are one mask.
+    Masks count as one when their cells, and the share that the guard leaves of them, agree to 1e-6.
+    """
+    cells = (maps - maps.amin(SPACE, keepdim=True)).flatten(1)  # (n, h*w)
+    height = cells.amax(1, keepdim=True)
+    unit = cells / height.masked_fill(height == 0, 1.0)
+    keys = torch.cat([image[:, None], unit * 1e6, height / (height + GUARD) * 1e6], 1).round()
+    kinds, same = torch.unique(keys, dim=0, return_inverse=True)
+    place = torch.arange(len(same), device=same.device)
+    return place.new_full((len(kinds),), len(same)).scatter_reduce(0, same, place, "amin"), same
 
 
 def _keep(A: Tensor, channels: int | None) -> Tensor:
@@ -97,7 +110,7 @@ def _keep(A: Tensor, channels: int | None) -> Tensor:
 
 
 def _masks(maps: Tensor, size: torch.Size, normalise_first: bool) -> Tensor:
-    """Enlarge (n, 1, h, w) to the image and scale each to [0, 1]; the guard 1e-8 is the customary one."""
+    """Enlarge (n, 1, h, w) to the image and scale each to [0, 1]."""
     if normalise_first:
         return F.interpolate(_minmax(maps), size=size, mode="bilinear", align_corners=False)
     return _minmax(F.interpolate(maps, size=size, mode="bilinear", align_corners=True))
@@ -105,4 +118,4 @@ def _masks(maps: Tensor, size: torch.Size, normalise_first: bool) -> Tensor:
 
 def _minmax(maps: Tensor) -> Tensor:
     low, high = maps.amin(SPACE, keepdim=True), maps.amax(SPACE, keepdim=True)
-    return (maps - low) / (high - low + 1e-8)
+    return (maps - low) / (high - low + GUARD)

@@ -7,18 +7,18 @@ target, so they cost about three forwards each instead of one for all.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from camray.cam.finish import normalise, resize
 from camray.cam.gradients import gradcam
 from camray.cam.scene import Scene
-from camray.cam.split import call, hooks, plain
+from camray.cam.split import call, plain
 from camray.errors import ModelError, UsageError
 
 
@@ -26,65 +26,11 @@ def fullgrad(scene: Scene) -> Tensor:
     """FullGrad: sum over channels of |x * dS/dx| and of |b_l * dS/df_l| for every bias b_l.
 
     Srinivas and Fleuret, "Full-Gradient Representation for Neural Network Visualization", NeurIPS 2019,
-    with the psi in common use: each channel is scaled to [0, 1] on its own. Biases are those of
-    convolutions and batch norms, beta - mean * gamma / std for the latter. Channels of one layer are
-    summed before they are enlarged: enlarging is linear, so the sum is the same.
+    with the psi in common use: each channel is scaled to [0, 1] on its own.
     """
-    model = plain(scene.model)
-    biases = _biases(model)
-    if len(biases) < 2:  # a ViT has one, its patch embedding: the map would be of that alone
-        raise ModelError("method", "fullgrad needs convolutions or batch norms with biases", "use gradcam")
-    size = (scene.inputs.shape[2], scene.inputs.shape[3])
-    outputs: dict[str, Tensor] = {}
-    with torch.inference_mode(False), torch.enable_grad():
-        images = scene.inputs.clone().requires_grad_()
-        with hooks(model, {name: _keep(outputs, name) for name in biases}):
-            scores = scene.aim.scores(call(model, images))  # (B, K)
-        names = list(outputs)
-        maps: list[Tensor] = []
-        for score in scores.unbind(1):
-            found = torch.autograd.grad(
-                score.sum(), [images, *(outputs[n] for n in names)], retain_graph=True, allow_unused=True
-            )
-            assert found[0] is not None
-            total = _spread(found[0].float() * images.detach().float(), size)
-            for name, gradient in zip(names, found[1:], strict=True):
-                if gradient is not None:
-                    total = total + _spread(gradient.float() * biases[name][:, None, None], size)
-            maps.append(total)
+    assert scene.biases is not None
+    maps = [scene.biases.collect(scene.split, score) for score in scene.scores.unbind(1)]
     return torch.stack(maps, 1).detach()  # (B, K, H, W)
-
-
-def _spread(terms: Tensor, size: tuple[int, int]) -> Tensor:
-    """Psi of one layer: |.|, each channel to [0, 1], summed, enlarged: (B, C, h, w) -> (B, H, W)."""
-    terms = terms.abs()
-    low, high = torch.aminmax(terms.flatten(2), dim=2)  # (B, C)
-    scale = 1 / (high - low + 1e-7)
-    flat = torch.bmm(scale[:, None], terms.flatten(2)).view(len(terms), *terms.shape[2:])
-    return resize(flat - (low * scale).sum(1)[:, None, None], size)
-
-
-def _keep(outputs: dict[str, Tensor], name: str) -> Callable[..., Any]:
-    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        outputs[name] = output
-        return output.clone()  # an in-place ReLU behind it must not change it
-
-    return hook
-
-
-def _biases(model: nn.Module) -> Mapping[str, Tensor]:
-    """Implicit biases (C,) by the name of the module that returns the biased features."""
-    found: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-            assert module.running_var is not None
-            scale = module.weight.detach() / torch.sqrt(module.running_var + module.eps)
-            # timm's batch norm with activation returns activated features; its `drop` sits in between
-            place = f"{name}.drop" if hasattr(module, "drop") else name
-            found[place] = (module.bias.detach() - module.running_mean * scale).float()
-        elif isinstance(module, nn.Conv2d) and module.bias is not None:
-            found[name] = module.bias.detach().float()
-    return found
 
 
 class _GuidedReLU(torch.autograd.Function):

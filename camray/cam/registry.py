@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ast
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -44,6 +45,7 @@ class Entry:
     per_class: bool = True
     graph: bool = False
     affine: bool = False
+    biases: bool = False  # differentiates the whole network from the shared forward
     pixels: bool = False  # maps are born at the resolution of the image
 
 
@@ -73,7 +75,7 @@ METHODS: Mapping[str, Entry] = MappingProxyType(
         "sscam": Entry(perturbation.sscam, "scene", "1 + n C"),
         "iscam": Entry(perturbation.iscam, "scene", "1 + n C"),
         "ablationcam": Entry(ablation.ablationcam, "scene", "1 to 1 + C tails", graph=True),
-        "fullgrad": Entry(pixels.fullgrad, "scene", "2 + 2 K", pixels=True),
+        "fullgrad": Entry(pixels.fullgrad, "scene", "1 + 2 K", biases=True, pixels=True),
         "guidedbackprop": Entry(pixels.guidedbackprop, "scene", "2 + 2 K", pixels=True),
         "guided-gradcam": Entry(pixels.guided_gradcam, "scene", "2 + 2 K", graph=True, pixels=True),
         "rollout": Entry(attention.rollout, "scene", "2", per_class=False),
@@ -82,7 +84,7 @@ METHODS: Mapping[str, Entry] = MappingProxyType(
         "random": Entry(controls.random, "activation", "1", per_class=False),
         "center": Entry(controls.center, "activation", "1", per_class=False),
         "sobel": Entry(_from_inputs, "scene", "1", per_class=False, pixels=True),
-        "refinecam": Entry(contrast.base_method, "gradient", "1"),  # over layers: see the engine
+        "refinecam": Entry(contrast.refinecam, "gradient", "1"),  # over layers: see the engine
         "captum": Entry(pixels.captum_attribution, "scene", "captum's", pixels=True),
     }
 )
@@ -121,4 +123,29 @@ def parse_method(text: str) -> Method:
         options = {str(k.arg): ast.literal_eval(k.value) for k in keywords}
     except (SyntaxError, ValueError):
         raise UsageError("method", f"{text!r} cannot be read", "for example scorecam(channels=64)") from None
+    _check_options(text, METHODS[name].run, options)
     return Method(text, name, {**fixed, **options})
+
+
+def _check_options(text: str, run: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options that a method does not have, and values that are not what it takes."""
+    parameters = inspect.signature(run).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):  # captum's own
+        return
+    hints = get_type_hints(run)
+    known = {p.name: hints[p.name] for p in parameters if p.default is not p.empty}
+    if known.pop("combine", None):
+        known["eigen_smooth"] = bool
+    known["aug_smooth"] = bool
+    for name, value in options.items():
+        if name not in known:
+            raise UsageError("method", f"{text}: no option {name!r}", f"one of {', '.join(sorted(known))}")
+        kind = known[name]
+        fits = isinstance(value, float | int if kind is float else kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise UsageError("method", f"{text}: {name} is {value!r}", f"give {_spoken(kind)}")
+
+
+def _spoken(kind: Any) -> str:
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a name in quotes"}
+    return words.get(kind) or words.get(get_args(kind)[0], str(kind))

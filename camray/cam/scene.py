@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from camray.cam.biases import BiasTerms
 from camray.cam.layout import TargetLayer
 from camray.cam.split import Split, call
 from camray.cam.tail import Tail, make_tail
@@ -27,6 +28,7 @@ class Scene:
     split: Split
     aim: Aim
     chunk: int = 64
+    biases: BiasTerms | None = None  # where a method sums over the whole network
 
     @cached_property
     def A(self) -> Tensor:  # noqa: N802 - the name of the papers

@@ -62,6 +62,7 @@ class Split:
     logits: Tensor  # (B, classes), in the model's dtype, with a graph back to `raw`
     raw: Mapping[str, Tensor]
     layers: Mapping[str, TargetLayer]
+    images: Tensor | None = None  # the input, where the graph starts there
 
     def activation(self, name: str) -> Tensor:
         """Return A, the layer's output as float32 maps."""
@@ -165,12 +166,17 @@ def hooks(model: nn.Module, found: Mapping[str, Callable[..., Any]]) -> Iterator
 
 
 def run_split(
-    model: nn.Module, inputs: Tensor, layers: Sequence[TargetLayer], differentiate: bool = True
+    model: nn.Module,
+    inputs: Tensor,
+    layers: Sequence[TargetLayer],
+    differentiate: bool = True,
+    watch: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Split:
-    """Run the model once; the graph starts at the first target layer reached.
+    """Run the model once; the graph starts at the first target layer reached, or at the input to `watch`.
 
     The hook detaches the layer's output into a leaf and passes a copy on, so that an in-place ReLU
     behind the layer cannot overwrite A. Layers further on keep their place in the same graph.
+    `watch`: further forward hooks by module name, for methods that differentiate the whole network.
     """
     model = plain(model)
     known = dict(model.named_modules())
@@ -198,10 +204,13 @@ def run_split(
 
         return hook
 
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.set_grad_enabled(watch is not None):
         images = inputs.clone() if inputs.is_inference() else inputs
+        if watch is not None:
+            images = inputs.detach().clone().requires_grad_()
         tokens = differentiate and any(layer.prefix for layer in layers)
         with (
+            hooks(model, watch or {}),
             hooks(model, {layer.name: catch(layer.name) for layer in layers}),
             skip if tokens else nullcontext(),
         ):
@@ -211,4 +220,5 @@ def run_split(
             raise ModelError("layer", f"{layer.name} never runs", "see the layers of this model")
     if differentiate and layers and not logits.requires_grad:
         raise ModelError("layer", f"the score does not depend on {layers[0].name}", "choose another")
-    return Split(logits, raw, {layer.name: layer for layer in layers})
+    by_name = {layer.name: layer for layer in layers}
+    return Split(logits, raw, by_name, images if watch is not None else None)

@@ -8,7 +8,6 @@ import torch
 from cam_zoo import build, images, relative
 
 from camray.cam import blend, colour, explain, find_target_layer, finish, fuse, normalise, resize
-from camray.cam.smooth import aug_smooth
 from camray.errors import UsageError
 
 
@@ -73,4 +72,9 @@ def test_augmentation_smoothing_equals_the_peer() -> None:
     truth = torch.from_numpy(cam(x, [ClassifierOutputTarget(3)] * 2, aug_smooth=True))
     cam.activations_and_grads.release()
     layer = find_target_layer(model, (3, 64, 64), "s3")
-    assert relative(aug_smooth(model, x, layer, "gradcam", "class:3")[:, 0], truth) < 1e-5
+    method = "gradcam(aug_smooth=True)"
+    found = explain(model, x, layer, [method, "gradcam"], ["class:3", "top:2"])
+    assert relative(found.maps[method, layer.name][:, 0], truth) < 1e-5
+    # with "predicted" every view explains the class of the unaltered image
+    top = explain(model, x, layer, method).maps[method, layer.name]
+    assert relative(found.maps[method, layer.name][:, 1], top[:, 0]) < 1e-6

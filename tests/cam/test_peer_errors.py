@@ -9,6 +9,7 @@ from cam_zoo import build, images, relative
 from torch import Tensor, nn
 
 from camray.cam import blend, explain, find_target_layer
+from camray.errors import UsageError
 
 pgc = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is a development extra")
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: E402
@@ -152,3 +153,45 @@ def test_torchcam_gradcam_plus_plus_does_not_divide() -> None:
     assert relative(theirs, truth.relu()) > 0.1
     found = explain(model, x, "conv", "gradcam++", "class:1").maps["gradcam++", "conv"][:, 0]
     assert relative(found, truth) < 1e-5
+
+
+def test_ablation_of_more_than_half_the_channels() -> None:
+    """grad-cam takes the strongest and the weakest channels; above one half the two overlap."""
+
+    class Rectified(Gelu):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.act(self.conv(x)).mean((2, 3)))
+
+    model, x = Rectified().eval(), images(16, 1)
+    model.act = nn.ReLU()
+    A = model.act(model.conv(x))
+    score = model.head(A.mean((2, 3)))[0, 1]
+    drops = torch.stack([model.head.weight[1, c] * A[0, c].mean() for c in range(6)]) / score
+    truth = torch.einsum("c,chw->hw", drops, A[0]).detach()[None]
+    cam = pgc.AblationCAM(model, [model.act], ratio_channels_to_ablate=0.75)
+    assert relative(raw(cam, x, [1]), truth) > 0.05
+    cam = pgc.AblationCAM(model, [model.act], ratio_channels_to_ablate=1.0)
+    assert relative(raw(cam, x, [1]), truth) < 1e-4
+    found = explain(model, x, "act", "ablationcam", "class:1").maps["ablationcam", "act"][:, 0]
+    assert relative(found, truth) < 1e-4
+    with pytest.raises(UsageError, match="no option 'ratio'"):
+        explain(model, x, "act", "ablationcam(ratio=0.75)")
+
+
+def test_refinecam_takes_one_option_for_another() -> None:
+    """grad-cam passes eigen_smooth in the place of aug_smooth; here it is refused."""
+    model, x = build("regnety_002").requires_grad_(True), images(64, 1)
+    aims = [ClassifierOutputTarget(1)]
+
+    layers = [model.s3, model.s4]
+
+    def product(**options: bool) -> Tensor:
+        maps = [pgc.GradCAMPlusPlus(model, [layer])(x, aims, **options) for layer in layers]
+        whole = torch.from_numpy(maps[0] * maps[1])
+        return (whole - whole.amin()) / (whole.amax() - whole.amin())
+
+    theirs = torch.from_numpy(pgc.RefineCAM(model, layers)(x, aims, eigen_smooth=True))
+    assert relative(theirs, product(aug_smooth=True)) < 1e-4
+    assert relative(theirs, product(eigen_smooth=True)) > 0.05
+    with pytest.raises(UsageError, match="no option 'eigen_smooth'"):
+        explain(model, x, ["s3", "s4"], "refinecam(eigen_smooth=True)")
