@@ -50,8 +50,11 @@ def open_records(out: str) -> Any:
     Raises:
         UsageError: OUT holds no camray records.
     """
+    from pyarrow.fs import SubTreeFileSystem
+
     from camray.review.status import open_out
 
-    delta = open_out(out)[1].delta
-    assert delta is not None
-    return delta.to_pyarrow_dataset()
+    folder, table = open_out(out)
+    assert table.delta is not None
+    # deltalake's own file system calls back into Python from Arrow's threads, also while Python ends
+    return table.delta.to_pyarrow_dataset(filesystem=SubTreeFileSystem(folder.at("records"), folder.fs))

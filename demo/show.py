@@ -4,12 +4,13 @@ import sys
 from pathlib import Path
 
 import duckdb
-from deltalake import DeltaTable
+
+import camray
 
 
 def main() -> None:
     out = Path(sys.argv[1]).resolve()
-    records = DeltaTable(str(out / "records")).to_pyarrow_dataset()  # noqa: F841 - DuckDB reads it by name
+    records = camray.open_records(str(out))  # noqa: F841 - DuckDB reads it by name
     query = (
         "select label, count(*) as images, round(avg(correct::int), 3) as accuracy, "
         "round(avg(heat_corner_mass), 3) as corner_mass from records group by label order by label"
@@ -25,8 +26,8 @@ def main() -> None:
         print(f"a mistake: {out / overlay[0][0]}")
     print("\nAsk your own question:\n")
     print(
-        f'.venv/bin/python -c "import duckdb, deltalake; '
-        f"records = deltalake.DeltaTable('{out}/records').to_pyarrow_dataset(); "
+        f'.venv/bin/python -c "import duckdb, camray; '
+        f"records = camray.open_records('{out}'); "
         f"print(duckdb.sql('select member, predicted_label, confidence, heat_corner, overlay_path "
         f"from records where not correct order by confidence desc limit 5'))\""
     )

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "ledger": ROOTS,
     "attempts": ROOTS,
     "progress": ROOTS,
-    "explain": ROOTS | {"camray.cam", "camray.attempts"},
+    "explain": ROOTS | {"camray.archive", "camray.cam", "camray.attempts"},
     "measure": ROOTS | {"camray.cam", "camray.explain", "camray.archive"},
     "review": ROOTS | {"camray.ledger"},
     "stages": ROOTS | {"camray.archive", "camray.attempts", "camray.explain.overlays", "camray.ledger"},
