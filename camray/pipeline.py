@@ -45,7 +45,11 @@ class Pool:
 
 
 def size_pool(config: Config, cpus: float, gpus: float) -> Pool:
-    """Size the pool from the cluster's resources; CPU actors never claim every CPU (a sure hang).
+    """Size the pool from the cluster's resources.
+
+    On CPUs: one actor of one thread per core. Processes of one thread outrun threads of one process, wait at
+    no barrier, and leave the balance between decoding and the model to the operating system. They claim half
+    of the CPUs, so that reading, decoding and writing always find room (claiming all is a sure hang).
 
     Raises:
         UsageError: a GPU was asked for and there is none, or more actors than the cluster can hold.
@@ -59,12 +63,11 @@ def size_pool(config: Config, cpus: float, gpus: float) -> Pool:
         if actors > gpus:
             raise UsageError("--actors", f"{actors} on {int(gpus)} GPUs", f"at most {int(gpus)}")
         return Pool(actors, device, 0.5, 1, 1, run.batch_size or 32)
-    free = max(cpus - 1, cpus / 2)  # one CPU, or half of a single one, stays for read, decode and sink
-    actors = run.actors or max(1, int(free // 2))
-    if actors > free * 10:
-        raise UsageError("--actors", f"{actors} on {int(cpus)} CPUs", f"at most {int(free * 10)}")
-    share = int(free / actors * 100) / 100
-    return Pool(actors, device, share, 0, max(1, int(share)), run.batch_size or 16)
+    actors = run.actors or max(1, int(cpus))
+    if actors > cpus * 10:
+        raise UsageError("--actors", f"{actors} on {int(cpus)} CPUs", f"at most {int(cpus * 10)}")
+    share = int(cpus / 2 / actors * 100) / 100
+    return Pool(actors, device, share, 0, max(1, int(cpus / actors)), run.batch_size or 16)
 
 
 def connect() -> tuple[float, float]:

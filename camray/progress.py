@@ -17,11 +17,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from camray.records import Accounting, ChunkKind, Receipt
 
 LINE_EVERY_S = 30.0
+BUSY = 0.8  # share of its time that the model works where it is the limit
 _ADVICE = {
-    "read": "reading is slowest: more CPUs, or data closer to the cluster",
-    "decode": "decoding is slowest: add CPUs",
-    "explain": "the model is slowest: more actors or GPUs",
-    "sink": "writing is slowest: fewer overlays, or a faster store",
+    "read": ("reading", "more CPUs, or data closer to the cluster"),
+    "decode": ("decoding", "add CPUs"),
+    "sink": ("writing", "fewer overlays, or a faster store"),
 }
 
 
@@ -48,6 +48,8 @@ class RunProgress:
         self._committed, self._images = 0, Accounting()
         self.stage_seconds: Counter[str] = Counter()
         self.reused = 0
+        self.actors = 1
+        self._working_since: float | None = None  # when the model got its first chunk
         self._started = self._last = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -75,6 +77,8 @@ class RunProgress:
             receipt = Receipt.from_json(note)
             self._images += Accounting(receipt.ok, receipt.skipped, receipt.failed)
             self.stage_seconds.update(receipt.seconds)
+            if self._working_since is None and "explain" in receipt.seconds:
+                self._working_since = time.monotonic() - receipt.seconds["explain"]
             self.reused += receipt.reused
         self._committed += committed
         if self._bar is not None and self._task is not None:
@@ -82,7 +86,8 @@ class RunProgress:
             self._bar.update(self._task, completed=done, description=self._sentence())
         elif time.monotonic() - self._last >= LINE_EVERY_S:
             self._last = time.monotonic()
-            self._reporter.say(self._sentence(), **self._data())
+            limit = f"; {self.bottleneck()}" if self.bottleneck() else ""
+            self._reporter.say(self._sentence() + limit, **self._data())
 
     @property
     def images_per_s(self) -> float:
@@ -90,11 +95,16 @@ class RunProgress:
         return self._images.members / max(1e-9, time.monotonic() - self._started)
 
     def bottleneck(self) -> str:
-        """Name the stage that worked longest, with what helps."""
-        if not self.stage_seconds:
+        """Name what limits the run and what helps: the model where it never rests, else what it waits for."""
+        if self._working_since is None:
             return ""
-        stage = max(self.stage_seconds, key=lambda s: self.stage_seconds[s])
-        return _ADVICE.get(stage, stage)
+        elapsed = max(1e-9, time.monotonic() - self._working_since) * self.actors
+        busy = min(1.0, self.stage_seconds["explain"] / elapsed)
+        if busy >= BUSY:
+            return f"the model is the limit, at work {busy:.0%} of the time: more actors or GPUs"
+        stage = max(_ADVICE, key=lambda s: self.stage_seconds[s])
+        what, helps = _ADVICE[stage]
+        return f"{what} is the limit, the model waits {1 - busy:.0%} of the time: {helps}"
 
     def _sentence(self) -> str:
         total = f"/{self._members:,}" if self._members else ""
@@ -113,6 +123,7 @@ class RunProgress:
             "shards": self._shards,
             "images_per_s": round(self.images_per_s, 2),
             "stage_seconds": {k: round(v, 2) for k, v in self.stage_seconds.items()},
+            "bottleneck": self.bottleneck(),
         }
 
 

@@ -175,7 +175,8 @@ def _work(ready: Prepared, report: RunReport, reporter: Reporter) -> Outcome:
         raise
     finally:
         duration = time.monotonic() - started
-        report.ended(code, total, duration, dict(progress.stage_seconds)).write(ready.out)
+        ended = report.ended(code, total, duration, dict(progress.stage_seconds), progress.bottleneck())
+        ended.write(ready.out)
     _summarise(total, code, duration, progress, reporter)
     return Outcome(code, report.run_id, total, ready.out.uri, ready.explainer.id)
 
@@ -188,6 +189,7 @@ def _commits(ready: Prepared, run_id: str, progress: RunProgress) -> Iterator[Ac
 
     desk = CommitDesk(ready.table, ready.explainer.id, run_id, ready.plan.tasks)
     pool = size_pool(ready.config, *connect())
+    progress.actors = pool.actors
     state = {name: tensor.numpy() for name, tensor in ready.model.module.state_dict().items()}
     weights = ray.put(state)
     with _signals(), _told_plainly(), progress:

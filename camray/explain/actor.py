@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
+import warnings
 from typing import Any
 
 import pyarrow as pa
@@ -36,7 +37,9 @@ class ExplainActor:
         from camray.explain.explainer import BatchExplainer
 
         torch.set_num_threads(threads)
-        state = {name: torch.from_numpy(array.copy()) for name, array in ray.get(weights[0]).items()}
+        with warnings.catch_warnings():  # the arrays lie in the object store: read-only, one copy a machine
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            state = {name: torch.from_numpy(array) for name, array in ray.get(weights[0]).items()}
         self._explainer = BatchExplainer(explainer, state, device, batch_size)
         self._overlay, self._guard = overlay, guard
 

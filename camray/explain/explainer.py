@@ -86,7 +86,7 @@ def _try_out(loaded: LoadedModel, layer: cam.TargetLayer, method: str, target: s
 
 
 class BatchExplainer:
-    """Holds one model and one method on one device."""
+    """Holds one model and one method on one device. On a CPU the weights are those of `state`, no copies."""
 
     def __init__(
         self, explainer: Explainer, state: dict[str, Tensor], device: str = "cpu", batch_size: int = 16
@@ -94,7 +94,9 @@ class BatchExplainer:
         self.explainer, self.batch_size = explainer, batch_size
         self.device = torch.device(device)
         module = build(explainer.model_args)
-        module.load_state_dict(state)
+        written = {name for name, _ in module.named_buffers()}  # by a model itself, unlike its weights
+        own = {name: tensor.clone() if name in written else tensor for name, tensor in state.items()}
+        module.load_state_dict(own, assign=True)
         self.module: nn.Module = module.eval().requires_grad_(False).to(self.device)
         grid = explainer.layout["grid"]
         self._layer = cam.TargetLayer(

@@ -50,11 +50,17 @@ class RunReport:
     duration_s: float | None = None
     images_per_s: float | None = None
     stage_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    bottleneck: str = ""
     exit: int | None = None
     exit_meaning: str = "running"
 
     def ended(
-        self, code: ExitCode, accounting: Accounting, duration_s: float, stages: dict[str, float]
+        self,
+        code: ExitCode,
+        accounting: Accounting,
+        duration_s: float,
+        stages: dict[str, float],
+        bottleneck: str = "",
     ) -> RunReport:
         """Complete the report."""
         return dataclasses.replace(
@@ -63,6 +69,7 @@ class RunReport:
             duration_s=round(duration_s, 3),
             images_per_s=round(accounting.members / duration_s, 2) if duration_s > 0 else None,
             stage_seconds={k: round(v, 3) for k, v in stages.items()},
+            bottleneck=bottleneck,
             exit=int(code),
             exit_meaning=code.meaning,
         )

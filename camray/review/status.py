@@ -73,5 +73,6 @@ def print_status(place: str, as_json: bool) -> ExitCode:
     for run in runs[-10:]:
         counted = f"{run['accounting']['members']:,} members" if run["accounting"] else ""
         speed = f", {run['images_per_s']} images/s" if run["images_per_s"] else ""
-        print(f"run {run['run_id']}  {run['exit_meaning']}  {counted}{speed}")
+        limit = f"; {run['bottleneck']}" if run.get("bottleneck") else ""
+        print(f"run {run['run_id']}  {run['exit_meaning']}  {counted}{speed}{limit}")
     return ExitCode.DONE
