@@ -197,6 +197,9 @@ def _commits(ready: Prepared, run_id: str, progress: RunProgress) -> Iterator[Ac
             commits = desk.take(notes)
             progress.take(notes, len(commits))
             yield from (c.accounting for c in commits)
+        commits = desk.flush()
+        progress.take([], len(commits))
+        yield from (c.accounting for c in commits)
     if desk.open_shards:
         why = "".join(f"; {reason}" for reason in desk.unread()[:3])
         raise IncompleteError(

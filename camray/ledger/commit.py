@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -9,6 +10,9 @@ from camray.errors import PASSING_ERRORS, CamrayError
 from camray.ledger.plan import ShardTask
 from camray.ledger.table import ShardCommit, Table
 from camray.records import Accounting, ChunkKind, Receipt, Shard, ShardEnd, account
+
+# A million small shards must not become a million commits: readers of the log pay for each.
+COMMIT_EVERY_S = 5.0
 
 
 @dataclass(slots=True)
@@ -43,6 +47,8 @@ class CommitDesk:
     def __init__(self, table: Table, explainer: str, run_id: str, tasks: Iterable[ShardTask]) -> None:
         self._table, self._explainer, self._run_id = table, explainer, run_id
         self._open = {t.shard.id: _Open(t.shard) for t in tasks}
+        self._ready: dict[str, ShardCommit] = {}
+        self._last_commit_s = -COMMIT_EVERY_S  # the first finished shard is committed at once
 
     def unread(self) -> list[str]:
         """Say which shards stay open because they could not be read now, and why."""
@@ -58,8 +64,7 @@ class CommitDesk:
         return len(self._open)
 
     def take(self, notes: Iterable[tuple[str, ChunkKind, str]]) -> list[ShardCommit]:
-        """Take (shard id, kind, note) as they arrive; commit what they finish, in one transaction."""
-        ready = {}
+        """Take (shard id, kind, note) as they arrive; commit what they finish, one transaction every 5 s."""
         for shard_id, kind, note in notes:
             entry = self._open.get(shard_id)
             if entry is None:
@@ -70,9 +75,16 @@ class CommitDesk:
                 receipt = Receipt.from_json(note)
                 entry.receipts.setdefault(receipt.chunk, receipt)
             if (done := entry.finished()) is not None:
-                ready[shard_id] = done
-        if ready:
-            self._table.commit(self._explainer, self._run_id, list(ready.values()))
-            for shard_id in ready:
-                del self._open[shard_id]
-        return list(ready.values())
+                self._ready[shard_id] = done
+        return self.flush() if time.monotonic() - self._last_commit_s >= COMMIT_EVERY_S else []
+
+    def flush(self) -> list[ShardCommit]:
+        """Commit every finished shard now."""
+        done = list(self._ready.values())
+        if done:
+            self._table.commit(self._explainer, self._run_id, done)
+            self._last_commit_s = time.monotonic()
+        for shard_id in self._ready:
+            del self._open[shard_id]
+        self._ready = {}
+        return done

@@ -154,10 +154,32 @@ def test_every_order_repeat_and_batching_commits_each_shard_once(choice: st.Data
         cut = choice.draw(st.integers(1, len(order)))
         desk.take(order[:cut])
         order = order[cut:]
+    desk.flush()
     assert sorted(uris(table.taken)) == [s.uri for s in shards]
     assert desk.open_shards == 0
     for done in table.taken:
         assert [r.chunk for r in done.receipts] == list(range(len(done.receipts)))
+
+
+def test_finished_shards_wait_for_a_common_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first at once; then at most one commit every five seconds, and the rest at the end."""
+    now = [100.0]
+    monkeypatch.setattr("camray.ledger.commit.time.monotonic", lambda: now[0])
+    shards, table = [shard(n) for n in "abcd"], Remembering()
+    desk = CommitDesk(table, E1, "r", [ShardTask(s) for s in shards])  # type: ignore[arg-type]
+
+    def names(*places: int) -> list[str]:
+        return [shards[i].uri for i in places]
+
+    assert uris(desk.take([end(shards[0], 0, 0)])) == names(0)
+    now[0] += 1
+    assert desk.take([end(shards[1], 0, 0)]) == []
+    now[0] += 4
+    assert uris(desk.take([end(shards[2], 0, 0)])) == names(1, 2)
+    assert desk.take([end(shards[3], 0, 0), end(shards[1], 0, 0)]) == []  # a repeat is no second commit
+    assert uris(desk.flush()) == names(3)
+    assert desk.flush() == []
+    assert uris(table.taken) == names(0, 1, 2, 3)
 
 
 def test_record_rows_are_counted_not_believed(out: Folder) -> None:

@@ -1,0 +1,111 @@
+"""Planning at scale: a million shards listed and compared with a table of a hundred million rows.
+
+    python bench/scale.py                     1,000,000 shards, of which 1,000 are new
+
+The table is real (a Delta log with an entry per record file); the record files are not there, because no
+plan may open them. Printed: seconds and peak memory of opening the table, of planning, and of one commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from deltalake import DeltaTable
+from deltalake.transaction import AddAction
+
+from camray.ledger.commit import CommitDesk
+from camray.ledger.plan import make_plan
+from camray.ledger.table import PARTITION, TABLE_SCHEMA, Table, file_name
+from camray.records import ChunkKind, Shard, ShardEnd
+from camray.storage import open_folder
+
+EXPLAINER, ROWS = "0123456789abcdef", 100
+BATCH = 50_000  # files a commit
+
+
+def shard(i: int) -> Shard:
+    """Shard i of the archive."""
+    return Shard(uri=f"s3://archive/2026/{i:08d}.tar", format="tar", size_bytes=10**7, version=f"etag-{i}")
+
+
+def fill(out: str, count: int) -> None:
+    """Commit one record file for each of the first `count` shards."""
+    table = Table(open_folder(out, "OUT"))
+    table.create()
+    assert table.delta is not None
+    partition: dict[str, str | None] = {PARTITION: EXPLAINER}
+    note = json.dumps({"numRecords": ROWS})
+    for start in range(0, count, BATCH):
+        actions = [
+            AddAction(file_name(EXPLAINER, shard(i).id, 0, "0" * 8), 10**5, partition, 0, True, note)
+            for i in range(start, min(start + BATCH, count))
+        ]
+        table.delta.create_write_transaction(actions, "append", TABLE_SCHEMA, partition_by=[PARTITION])
+    delta = DeltaTable(f"{out}/records")
+    delta.create_checkpoint()
+
+
+def peak_gib() -> float:
+    """Peak memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def plan(out: str, count: int, new: int) -> None:
+    """What the driver does before and around the work."""
+    began = time.perf_counter()
+    shards = [shard(i) for i in range(new, count + new)]  # the archive: the oldest are gone, as many came
+    listed = time.perf_counter()
+    folder = open_folder(out, "OUT")
+    table = Table(folder)
+    committed = table.shards(EXPLAINER)
+    opened = time.perf_counter()
+    made = make_plan(folder, EXPLAINER, shards, committed, 256)
+    planned = time.perf_counter()
+    assert len(made.tasks) == new
+    assert made.gone == new
+    desk = CommitDesk(table, EXPLAINER, "run", made.tasks)
+    ends = [(t.shard.id, ChunkKind.END, ShardEnd(0, 0).to_json()) for t in made.tasks]
+    done = desk.take(ends)
+    print(f"    list objects made          {listed - began:6.1f} s")
+    print(
+        f"    table opened and read      {opened - listed:6.1f} s   {count * ROWS:,} rows, none of them read"
+    )
+    print(
+        f"    plan                       {planned - opened:6.1f} s   {len(made.tasks):,} of {count:,} to do"
+    )
+    print(f"    commit of {len(done):,} shards     {time.perf_counter() - planned:6.1f} s")
+    print(f"    all                        {time.perf_counter() - began:6.1f} s   <= 60 s")
+    print(f"    peak memory                {peak_gib():6.2f} GiB   <= 2 GiB")
+
+
+def main() -> None:
+    """Build the table, then plan in a process of its own, so that its memory is its own."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shards", type=int, default=1_000_000)
+    parser.add_argument("--new", type=int, default=1000)
+    parser.add_argument("--out", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.out:
+        plan(args.out, args.shards, args.new)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        out = str(Path(place) / "out")
+        began = time.perf_counter()
+        fill(out, args.shards)
+        print(f"{args.shards:,} shards; the table took {time.perf_counter() - began:.0f} s to make")
+        command = [sys.executable, __file__, "--out", out]
+        command += ["--shards", str(args.shards), "--new", str(args.new)]
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
