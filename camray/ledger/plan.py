@@ -53,10 +53,10 @@ def make_plan(
     chunk_size: int,
 ) -> Plan:
     """Compare the archive with the table and with the files of interrupted runs."""
-    left = [s for s in shards if not is_committed(s, committed.get(s.key, ()))]
-    known = {f.path for files in committed.values() for f in files}
-    finished = _finished_chunks(out, explainer, {s.id for s in left}, known, chunk_size) if left else {}
     keys = {s.key for s in shards}
+    left = [s for s in shards if not is_committed(s, committed.get(s.key, ()))]
+    known = {f.path for s in left for f in committed.get(s.key, ())}
+    finished = _finished_chunks(out, explainer, {s.id for s in left}, known, chunk_size) if left else {}
     return Plan(
         tasks=tuple(ShardTask(s, finished.get(s.id, {})) for s in left),
         committed=len(shards) - len(left),

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
@@ -86,8 +87,12 @@ def parse_name(path: str) -> tuple[str, str, int]:
 
 def is_committed(shard: Shard, files: Sequence[RecordFile]) -> bool:
     """Tell whether the table holds this content of the shard, or all of it where a part is asked for."""
-    whole = replace(shard, selection=None)
-    return any(f.content_key in (shard.content_key, whole.content_key) for f in files)
+    if not files:
+        return False
+    wanted = {shard.content_key}
+    if shard.selection is not None:
+        wanted.add(replace(shard, selection=None).content_key)
+    return any(f.content_key in wanted for f in files)
 
 
 class Table:
@@ -100,7 +105,7 @@ class Table:
             )
         self._uri = out.child_uri(TABLE)
         self._delta: DeltaTable | None = None
-        self._current: dict[str, list[RecordFile]] | None = None  # committed files, as last seen
+        self._current: dict[str, list[RecordFile]] | None = None  # committed files, as `shards` last saw them
         if DeltaTable.is_deltatable(self._uri):
             self._delta = DeltaTable(self._uri)
 
@@ -129,10 +134,9 @@ class Table:
         actions = pa.table(self._delta.get_add_actions(flatten=True))
         if actions.num_rows == 0:
             return
-        columns = ("path", "size_bytes", "num_records", f"partition.{PARTITION}")
-        for path, size, rows, owner in zip(*(actions.column(c).to_pylist() for c in columns), strict=True):
-            if owner == explainer:
-                yield RecordFile(path, size, rows)
+        actions = actions.filter(pc.field(f"partition.{PARTITION}") == explainer)
+        for batch in actions.select(["path", "size_bytes", "num_records"]).to_batches(max_chunksize=65536):
+            yield from map(RecordFile, *(column.to_pylist() for column in batch.columns))
 
     def shards(self, explainer: str) -> dict[str, list[RecordFile]]:
         """Group the committed files of one explainer by shard key.
@@ -149,7 +153,8 @@ class Table:
                     f"its table holds {printable(file.path)}, which camray did not write (a compaction?)"
                 )
                 raise UsageError("OUT", problem, "restore the table's version before that") from None
-        return dict(found)
+        self._current = dict(found)
+        return self._current
 
     def commit(self, explainer: str, run_id: str, finished: Sequence[ShardCommit]) -> list[ShardCommit]:
         """Make finished shards visible in one transaction, replacing older content of the same shards.
@@ -165,16 +170,17 @@ class Table:
         for attempt in range(COMMIT_ATTEMPTS):
             if self._current is None or attempt:  # a refused commit means that somebody else wrote
                 self._delta.update_incremental()
-                self._current = self.shards(explainer)
-            mine = [f for f in finished if not is_committed(f.shard, self._current.get(f.shard.key, []))]
+                self.shards(explainer)
+            current = self._current or {}
+            mine = [f for f in finished if not is_committed(f.shard, current.get(f.shard.key, []))]
             if not mine:
                 return []
             try:
-                self._write(explainer, run_id, mine, self._current)
+                self._write(explainer, run_id, mine, current)
             except CommitFailedError:
                 time.sleep(min(2.0, 0.02 * 2**attempt))
                 continue
-            self._current |= {f.shard.key: [_file_of(r) for r in f.receipts] for f in mine}
+            current.update({f.shard.key: [_file_of(r) for r in f.receipts] for f in mine})
             return mine
         raise IncompleteError(f"{COMMIT_ATTEMPTS} commits were refused: another run keeps writing here")
 
