@@ -19,7 +19,7 @@ TOLERANCE = 1e-4  # residual of the linear system, as a share of its right side
 ITERATIONS = 100  # far more than needed (about 8); a bound against endless loops
 DAMPING = 1.2  # of the smoother; its limit is 1.5, as 4/3 is the largest eigenvalue of the stencil
 WEIGHTS = ((1 / 12, 1 / 6, 1 / 12), (1 / 6, 0.0, 1 / 6), (1 / 12, 1 / 6, 1 / 12))
-CACHED = 4  # images solved at a time on a CPU, whose caches hold no more
+CACHED = 4 * 224 * 224  # pixels solved at a time on a CPU, whose caches hold no more
 NOISE = 0.01  # standard deviation, in units of the model's input
 
 
@@ -59,9 +59,10 @@ def impute(images: Tensor, removed: Tensor) -> Tensor:
     Strategy for Attribution Methods", ICML 2022. The system is symmetric and positive definite; conjugate
     gradients solve it for all images and channels at once, preconditioned by one multigrid cycle.
     """
-    if images.device.type == "cpu" and len(images) > CACHED:
-        parts = zip(torch.split(images, CACHED), torch.split(removed, CACHED), strict=True)
-        return torch.cat([impute(*part) for part in parts])
+    part = max(1, CACHED // removed[0].numel())
+    if images.device.type == "cpu" and len(images) > part:
+        parts = zip(torch.split(images, part), torch.split(removed, part), strict=True)
+        return torch.cat([impute(*each) for each in parts])
     hole = removed[:, None].to(images.dtype)  # (n, 1, H, W)
     known = images * (1 - hole)
     levels = _levels(hole)
