@@ -1,10 +1,11 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from camray.measure.catalogue import ScoreStatus
+from camray.measure.catalogue import METRICS, ScoreStatus
 from camray.measure.rows import PairRow, Row
 from camray.measure.standing import arrange, class_means, overall_rank, reliability, same_maps, standings
 
@@ -86,3 +87,9 @@ def test_two_layers_are_told_apart() -> None:
 def test_a_table_can_be_read_without_torch() -> None:
     code = "import sys, camray.measure.standing; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_page_names_every_metric_and_status() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "comparison.md").read_text()
+    for name in [*METRICS, *ScoreStatus]:
+        assert f"`{name}`" in page, name
