@@ -40,6 +40,7 @@ ONLY_IN = {
     "torchvision": {"cam", "explain", "measure"},
     "cv2": {"archive", "explain", "review"},
     "pydicom": {"archive/dicom.py"},
+    "scipy": {"measure"},
     "pyarrow": {
         "archive", "attempts.py", "explain", "ledger", "measure", "pipeline.py", "records.py", "review",
         "run.py", "stages.py", "storage.py",
@@ -110,6 +111,7 @@ LOADS_NEITHER = (
     "camray.archive.selection", "camray.ledger.commit", "camray.ledger.intake", "camray.ledger.plan",
     "camray.ledger.runs", "camray.review.status", "camray.review.verify", "camray.stages", "camray.run",
     "camray.attempts", "camray.explain.overlays", "camray.explain.actor",
+    "camray.measure.standing",
 )  # fmt: skip
 
 

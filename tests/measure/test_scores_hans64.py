@@ -1,0 +1,114 @@
+"""On shapes whose truth is known, by a network that was never poisoned: known orderings must hold."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from camray.cam import find_target_layer
+from camray.measure.scores import Batch, Copies, Scores, score_batch
+from camray.measure.tests_of_difference import kendall_w, win_rate
+from demo import hans64, train
+
+COUNT = 24
+METHODS = ["gradcam", "hirescam", "layercam", "eigencam"]
+ORDER = [*METHODS, "random", "center", "sobel"]
+Values = dict[str, dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def found() -> Scores:
+    folder = Path(hans64.__file__).parent / "models" / "hans64-clean"
+    about = json.loads((folder / "config.json").read_text())
+    model = timm.create_model(about["architecture"], num_classes=6, **about["model_args"]).eval()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    samples = [hans64.render(0, "test", i, tagged=False, decoy=False) for i in range(COUNT)]
+    x = train.normalise(torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) for s in samples]))
+    layer = find_target_layer(model, (3, 64, 64))
+    boxes = [torch.tensor([s.box], dtype=torch.float32) for s in samples]
+    regions = torch.stack([torch.from_numpy(s.mask) for s in samples])
+    batch = Batch([s.key for s in samples], x, regions=regions, boxes=boxes)
+    return score_batch(model, batch, layer, METHODS, copies=Copies.of(model, x))
+
+
+@pytest.fixture(scope="module")
+def values(found: Scores) -> Values:
+    """metric -> method -> one value an image, nan where there is none."""
+    out: Values = {}
+    for row in found.rows:
+        out.setdefault(row.metric, {}).setdefault(row.method, []).append(row.value)  # type: ignore[attr-defined]
+    return {m: {k: np.array(v, dtype=float) for k, v in by.items()} for m, by in out.items()}
+
+
+def mean(values: Values, metric: str, method: str) -> float:
+    return float(np.nanmean(values[metric][method]))
+
+
+@pytest.mark.parametrize("metric", ["insertion", "road", "energy_pointing", "pxap"])
+def test_grad_cam_is_above_every_control(values: Values, metric: str) -> None:
+    for control in ("random", "center", "sobel"):
+        assert mean(values, metric, "gradcam") > mean(values, metric, control), control
+        assert win_rate(values[metric]["gradcam"], values[metric][control]) >= 0.7, control
+
+
+def test_center_is_a_strong_control_and_sobel_beats_random(values: Values) -> None:
+    for metric in ("insertion", "road"):
+        ordered = [mean(values, metric, m) for m in ("gradcam", "center", "sobel", "random")]
+        assert ordered == sorted(ordered, reverse=True), metric
+
+
+def test_enrichment_is_far_above_even_heat(values: Values) -> None:
+    assert mean(values, "enrichment", "gradcam") >= 2
+    assert mean(values, "pointing", "gradcam") > mean(values, "pointing", "center")
+
+
+def test_methods_that_do_not_see_the_class_are_found_out(values: Values) -> None:
+    assert mean(values, "class_sensitivity", "eigencam") == pytest.approx(1)
+    assert mean(values, "class_sensitivity", "gradcam") <= 0.2
+    assert mean(values, "mprt_head", "eigencam") == pytest.approx(1)  # nothing of the head is in it
+    assert mean(values, "mprt_head", "gradcam") <= 0.2
+    assert mean(values, "mprt_head", "layercam") >= 0.5  # passes localisation, hardly notices the head
+
+
+def test_a_map_that_ignores_the_image_is_perfectly_stable(values: Values) -> None:
+    assert mean(values, "max_sensitivity", "center") == 0
+    assert mean(values, "max_sensitivity", "gradcam") < mean(values, "max_sensitivity", "random")
+
+
+def test_some_metrics_tell_methods_apart_better_than_others(values: Values) -> None:
+    def reliability(metric: str) -> float:
+        return kendall_w(
+            np.stack([values[metric][m] for m in ("gradcam", "layercam", "random", "center", "sobel")], 1)
+        )
+
+    assert reliability("road") > 0.4
+    assert reliability("deletion") > 0.4
+    assert reliability("increase") < 0.3
+
+
+def test_dead_maps_are_counted(found: Scores) -> None:
+    dead = {(r.image, r.method) for r in found.rows if r.status == "dead"}
+    assert dead
+    assert {method for _, method in dead} == {"random"}  # a negative sum of channels is nowhere hot
+    assert len(found.rows) == COUNT * 7 * 21
+
+
+def test_twins_share_their_altered_images(found: Scores, values: Values) -> None:
+    apart = [
+        p.value
+        for p in found.pairs
+        if (p.method, p.other) == ("gradcam", "hirescam") and p.metric == "distance"
+    ]
+    assert max(v for v in apart if v is not None) < 1e-3
+    assert np.allclose(values["road"]["gradcam"], values["road"]["hirescam"], atol=1e-3)
+    alone = COUNT * (2 * 10 - 1 + 2 * 4 + 1)  # per map: two curves, sharing the end; ROAD; the product
+    assert found.forwards < 6.3 * alone  # seven maps, one of them free
+
+
+def test_box_accuracy_is_above_the_controls(found: Scores) -> None:
+    score = {method: a.max_box_acc_v2 for (method, _), a in found.boxes.items()}
+    assert score["gradcam"] > 1.5 * max(score[c] for c in ("random", "center", "sobel"))
