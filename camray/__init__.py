@@ -50,11 +50,6 @@ def open_records(out: str) -> Any:
     Raises:
         UsageError: OUT holds no camray records.
     """
-    from pyarrow.fs import SubTreeFileSystem
-
     from camray.review.status import open_out
 
-    folder, table = open_out(out)
-    assert table.delta is not None
-    # deltalake's own file system calls back into Python from Arrow's threads, also while Python ends
-    return table.delta.to_pyarrow_dataset(filesystem=SubTreeFileSystem(folder.at("records"), folder.fs))
+    return open_out(out)[1].dataset()

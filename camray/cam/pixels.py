@@ -103,7 +103,7 @@ def captum_attribution(scene: Scene, name: str = "", **options: Any) -> Tensor:
     try:
         library = importlib.import_module("captum.attr")
     except ImportError:
-        raise UsageError("method", f"captum:{name} needs the package captum", "pip install camray[captum]") from None
+        raise UsageError("method", f"captum:{name} needs captum", "pip install camray[captum]") from None
     kind = getattr(library, name, None)
     if not isinstance(kind, type):
         raise UsageError("method", f"captum has no {name!r}", "for example captum:IntegratedGradients")

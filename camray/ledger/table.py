@@ -13,9 +13,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
@@ -103,7 +105,7 @@ class Table:
             raise UsageError(
                 "OUT", f"{out.uri}: Delta Lake keeps no table under a name with {odd[0]}", "rename"
             )
-        self._uri = out.child_uri(TABLE)
+        self._out, self._uri = out, out.child_uri(TABLE)
         self._delta: DeltaTable | None = None
         self._current: dict[str, list[RecordFile]] | None = None  # committed files, as `shards` last saw them
         if DeltaTable.is_deltatable(self._uri):
@@ -126,6 +128,16 @@ class Table:
     def delta(self) -> DeltaTable | None:
         """The table for readers, or None before the first run."""
         return self._delta
+
+    def dataset(self) -> Any:
+        """Open the committed rows as a `pyarrow.dataset.Dataset`; no row is read yet.
+
+        Through Arrow's own file systems: deltalake's calls back into Python from Arrow's threads, also while
+        Python ends, and then aborts the process.
+        """
+        assert self._delta is not None
+        place = pafs.SubTreeFileSystem(self._out.at(TABLE), self._out.fs)
+        return self._delta.to_pyarrow_dataset(filesystem=place)
 
     def files(self, explainer: str) -> Iterator[RecordFile]:
         """List the committed files of one explainer, from the log, without opening any."""
