@@ -118,7 +118,10 @@ def _from_file(path: Path, written: str) -> tuple[str, ...]:
             names = _from_rows(list(csv.reader(text.splitlines(), delimiter="\t" if kind == ".tsv" else ",")))
         else:
             names = _from_lines(text.splitlines())
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+        empty = next((i for i, name in enumerate(names) if not name.strip()), None)
+        if empty is not None:
+            raise ValueError(f"the name of class {empty} is empty")
+    except (OSError, ValueError, TypeError, csv.Error, RecursionError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise ModelError(
             "--class-names", printable(f"{written}: {why}"),

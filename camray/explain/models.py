@@ -118,9 +118,11 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
     size = weights.head_size(module, state) if config.num_classes is None else None
     notes = [*found.notes, *renamed]
     if size is not None and sources.takes_num_classes(source.recipe):
-        source = replace(source, recipe=source.recipe.with_classes(size))
-        module = sources.build(source.recipe.to_dict())
-        notes.append(f"head of {size} outputs, as in {path.name}")
+        resized = source.recipe.with_classes(size)
+        candidate = sources.build(resized.to_dict())
+        if not weights.misfits(candidate, state):  # else it was not the head that differs
+            source, module = replace(source, recipe=resized), candidate
+            notes.append(f"head of {size} outputs, as in {path.name}")
     fitted = weights.fit(module, state, path.name, config.partial)
     module.load_state_dict(fitted.state, strict=False)
     return source, module, (*notes, *fitted.notes)
@@ -159,6 +161,7 @@ def _reading_notes(reading: Reading) -> tuple[str, ...]:
 def _pretrained(source: Source, download: bool) -> nn.Module:
     """Load timm's pretrained weights from the local cache, or from the hub when asked to."""
     name, args = source.recipe.name, source.recipe.args
+    _refuse_unknown_tag(name)
     try:
         _refuse_other_head(name, args)
         with nullcontext() if download else _offline(name):
@@ -189,6 +192,14 @@ def _torchvision_weights(recipe: Recipe, download: bool) -> Path:
     except OSError as error:
         raise _no_weights(f"torchvision:{recipe.name}", error, download) from None
     return cached
+
+
+def _refuse_unknown_tag(name: str) -> None:
+    architecture, dot, tag = name.partition(".")
+    known = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")] if dot else []
+    if dot and tag not in known:
+        fix = f"one of {', '.join(known[:5])}" if known else f"{architecture} --checkpoint FILE"
+        raise ModelError("--model", printable(f"{architecture} has no pretrained weights {tag!r}"), fix)
 
 
 def _refuse_other_head(name: str, args: Mapping[str, Any]) -> None:

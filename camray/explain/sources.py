@@ -31,6 +31,8 @@ from camray.explain.own_code import OwnCode, collect_code, importable, load_obje
 
 Kind = Literal["timm", "torchvision", "own"]
 
+_LONGEST_NAME = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -74,7 +76,12 @@ def find_source(config: ModelConfig) -> Source:
         ModelError: nothing of that name, or a description that cannot be read.
     """
     name = config.name
+    if "\0" in name or len(name) > _LONGEST_NAME:
+        raise ModelError("--model", f"{printable(name, 60)!r} is no name of a model", "see --help")
     weights = _checkpoint(config.checkpoint) if config.checkpoint else None
+    if "://" in name:
+        fix = "fetch the file, then --model NAME --checkpoint FILE"
+        raise ModelError("--model", f"{printable(name)} is an address", fix)
     if name.startswith("torchvision:"):
         source = _torchvision(name.partition(":")[2])
     elif name.startswith("hf-hub:"):
@@ -144,11 +151,15 @@ def _build(kind: str, name: str, args: dict[str, Any], files: Mapping[str, str])
 def _timm(name: str) -> Source:
     if timm.is_model(name.partition(".")[0]):
         return Source(Recipe("timm", name))
+    if Path(name).expanduser().is_dir():
+        raise ModelError("--model", f"{printable(name)} holds no config.json", "give a timm model folder")
     if Path(name).expanduser().is_file():
         fix = "--model NAME (or path/to/file.py:ClassName) --checkpoint " + printable(name)
         raise ModelError("--model", f"{printable(name)} is a file of weights, not an architecture", fix)
     near = difflib.get_close_matches(name, timm.list_models(), 3)
     fix = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
+    if "/" in name and not near:
+        fix = f"hf-hub:{printable(name)} to fetch it, or the path of a folder"
     raise ModelError("--model", f"{printable(name)!r} is no timm model and no local folder", fix)
 
 
