@@ -10,8 +10,7 @@ Weights come from a file or a local folder; nothing is downloaded unless the use
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,11 @@ from urllib.parse import urlparse
 import timm
 import torch
 import torchvision
-from huggingface_hub import constants as hub
 from torch import Tensor, nn
 
 from camray.config import InputSpec, ModelConfig, PreprocessConfig
 from camray.errors import ModelError, printable
-from camray.explain import checkpoints, preprocessing, sources, weights
+from camray.explain import checkpoints, hub, preprocessing, sources, weights
 from camray.explain.labels import IMAGENET_CLASSES, imagenet_names, names_of_folders, read_class_names
 from camray.explain.outputs import Reading, as_logits, read_output
 from camray.explain.sources import Recipe, Source
@@ -164,7 +162,9 @@ def _pretrained(source: Source, download: bool) -> nn.Module:
     _refuse_unknown_tag(name)
     try:
         _refuse_other_head(name, args)
-        with nullcontext() if download else _offline(name):
+        if not download:
+            _refuse_uncached(name)
+        with hub.asked_briefly() if download else hub.offline():
             module: nn.Module = timm.create_model(name, pretrained=True, **args)
     except (RuntimeError, OSError, ValueError) as error:
         raise _no_weights(name, error, download) from None
@@ -214,19 +214,13 @@ def _refuse_other_head(name: str, args: Mapping[str, Any]) -> None:
         )
 
 
-@contextmanager
-def _offline(name: str) -> Iterator[None]:
-    """Allow cached weights only. The hub's own switch is read at its import, so it is turned here."""
+def _refuse_uncached(name: str) -> None:
+    """Look for weights that lie outside the hub in torch's cache, which has no switch."""
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and isinstance(cfg.url, str) and not cfg.hf_hub_id:  # torch's cache has no switch
+    if cfg is not None and isinstance(cfg.url, str) and not cfg.hf_hub_id:
         cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(cfg.url).path).name)
         if not cached.is_file():
             raise FileNotFoundError(cached)
-    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE = before
 
 
 def _refuse_nonfinite(module: nn.Module) -> None:

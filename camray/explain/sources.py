@@ -27,6 +27,7 @@ from torch import nn
 
 from camray.config import ModelConfig
 from camray.errors import CamrayError, ModelError, printable
+from camray.explain import hub
 from camray.explain.own_code import OwnCode, collect_code, importable, load_object
 
 Kind = Literal["timm", "torchvision", "own"]
@@ -209,10 +210,11 @@ def _from_hub(name: str, fetch_weights: bool) -> Source:
 
     repository, _, revision = name.removeprefix("hf-hub:").partition("@")
     try:
-        source = _described(Path(hf_hub_download(repository, "config.json", revision=revision or None)))
-        weights = None
-        if fetch_weights:
-            weights = Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
+        with hub.asked_briefly():
+            source = _described(Path(hf_hub_download(repository, "config.json", revision=revision or None)))
+            weights = None
+            if fetch_weights:
+                weights = Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001 - the hub's client has many exceptions
