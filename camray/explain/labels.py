@@ -68,7 +68,7 @@ def label_lookup(class_names: tuple[str, ...]) -> dict[str, int]:
     A name that several classes have is left out: ImageNet's `crane` is a bird and a machine.
     """
     firsts = [name.partition(",")[0] for name in class_names]
-    shared, shared_first = (_repeated(names) for names in (class_names, firsts))
+    shared, shared_first = (repeated(names) for names in (class_names, firsts))
     lookup = {name: i for i, name in enumerate(class_names) if name not in shared}
     if _is_imagenet(class_names):
         info = ImageNetInfo()
@@ -114,7 +114,8 @@ def _is_imagenet(names: tuple[str, ...]) -> bool:
     return sum(_first(a) == _first(b) for a, b in pairs) > 0.8 * IMAGENET_CLASSES
 
 
-def _repeated(names: Iterable[str]) -> set[str]:
+def repeated(names: Iterable[str]) -> set[str]:
+    """Give the names that occur more than once."""
     return {name for name, count in Counter(names).items() if count > 1}
 
 

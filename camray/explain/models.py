@@ -24,7 +24,13 @@ from torch import Tensor, nn
 from camray.config import InputSpec, ModelConfig, PreprocessConfig
 from camray.errors import ModelError, printable
 from camray.explain import checkpoints, hub, preprocessing, sources, weights
-from camray.explain.labels import IMAGENET_CLASSES, imagenet_names, names_of_folders, read_class_names
+from camray.explain.labels import (
+    IMAGENET_CLASSES,
+    imagenet_names,
+    names_of_folders,
+    read_class_names,
+    repeated,
+)
 from camray.explain.outputs import Reading, as_logits, read_output
 from camray.explain.sources import Recipe, Source
 
@@ -235,8 +241,11 @@ def _class_names(
     """Find the names of the classes, and say where they were found if nobody gave them."""
     if config.class_names is not None:
         names = read_class_names(config.class_names, num_classes)
-        twice = len(names) - len(set(names))
-        return names, (f"class names that an earlier class has, too: {twice}",) * bool(twice)
+        shared = sorted(repeated(names))
+        listed = ", ".join(shared[:5]) + (" ..." if len(shared) > 5 else "")
+        return names, (printable(f"names of several classes, which as labels mean none: {listed}"),) * bool(
+            shared
+        )
     if source.class_names:
         if len(source.class_names) != num_classes:
             said = f"{len(source.class_names)} names for {num_classes} classes"
