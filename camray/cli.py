@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import os
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from camray import __version__, config
+from camray.arguments import Pairs, Parser, numbers, sizes
 from camray.errors import CamrayError, ExitCode, printable
 
 _EXITS = "exit codes:\n" + "\n".join(f"  {int(code):>3}  {code.meaning}" for code in ExitCode)
@@ -36,14 +36,6 @@ _SETTINGS = {
 }  # fmt: skip
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in camray's own form, without the usage dump."""
-
-    def error(self, message: str) -> Any:
-        print(f"camray: error: {printable(message)}. Fix: see `{self.prog} --help`", file=sys.stderr)
-        raise SystemExit(int(ExitCode.USAGE))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a Ray notice
@@ -53,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CamrayError as error:
         if args.debug:
             raise
-        print(f"camray: error: {printable(str(error), 1000)}", file=sys.stderr)
+        print(f"camray: error: {printable(_as_typed(str(error)), 1000)}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
@@ -62,6 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code is not None and args.command == "explain":
         _last_line(ExitCode(code), args)
     return int(code or 0)
+
+
+def _as_typed(message: str) -> str:
+    """Name an option as people type it, where the library says `layer: ...` or `overlay.colormap: ...`."""
+    field, colon, rest = message.partition(":")
+    option = next((name for name, dotted in _SETTINGS.items() if field in (name, dotted)), None)
+    if option is None or option in ("archive", "out"):
+        return message
+    return f"--{option.replace('_', '-')}{colon}{rest}"
 
 
 def _last_line(code: ExitCode, args: argparse.Namespace) -> None:
@@ -73,14 +74,14 @@ def _last_line(code: ExitCode, args: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of every verb."""
-    parser = _Parser(
+    parser = Parser(
         prog="camray",
         description="Explain every image of an archive: what the model said and where it looked.",
         epilog=_EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"camray {__version__}")
-    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         sub: argparse.ArgumentParser = verbs.add_parser(
@@ -112,30 +113,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Pairs(argparse.Action):
-    """Collect NAME=VALUE options; a value is a Python literal, or else text."""
-
-    def __call__(self, _parser: Any, names: argparse.Namespace, value: Any, _option: Any = None) -> None:
-        key, equals, text = str(value).partition("=")
-        if not equals or not key.isidentifier():
-            raise argparse.ArgumentError(self, f"{value!r} is not NAME=VALUE")
-        try:
-            found = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            found = text
-        setattr(names, self.dest, getattr(names, self.dest, {}) | {key: found})
-
-
-def sizes(text: str) -> list[int]:
-    """Read `256` or `256x320`, height and width."""
-    return [int(part) for part in text.lower().split("x")]
-
-
-def numbers(text: str) -> list[float]:
-    """Read `0.5` or `0.5,0.5,0.5`."""
-    return [float(part) for part in text.split(",")]
-
-
 _MODEL_HELP = (
     "timm name, folder with config.json, torchvision:NAME, path/to/file.py:Class, package.module:factory, "
     "or hf-hub:OWNER/NAME (fetched)"
@@ -149,7 +126,7 @@ def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False
     else:
         group.add_argument("--model", metavar="NAME", help=_MODEL_HELP)
     group.add_argument(
-        "--model-arg", action=_Pairs, metavar="NAME=VALUE", help="argument of the model (repeatable)"
+        "--model-arg", action=Pairs, metavar="NAME=VALUE", help="argument of the model (repeatable)"
     )
     group.add_argument("--checkpoint", metavar="FILE", help=".safetensors, or .pth with a state_dict")
     group.add_argument("--trust-pickle", action="store_true", help="run a pickled checkpoint as a program")

@@ -15,10 +15,9 @@ import math
 import re
 import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from camray.errors import UsageError
+from camray.errors import UsageError, printable
 
 OVERLAY_POLICIES = ("none", "sample", "flagged", "all")
 
@@ -172,6 +171,9 @@ class Explainer:
         return self.class_names[class_id] if 0 <= class_id < len(self.class_names) else None
 
 
+_LARGEST_TOML = 2**20
+_SPOKEN = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+
 # ── TOML and overrides ───────────────────────────────────────────────────────────────────────────
 
 
@@ -193,11 +195,16 @@ def _read_toml(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        tree = tomllib.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise UsageError("--config", f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError("--config", f"{path}: not TOML: {error}") from None
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_TOML + 1)
+        if len(content) > _LARGEST_TOML:
+            raise UsageError("--config", f"{path}: more than {_LARGEST_TOML:,} bytes", "give a TOML file")
+        tree = tomllib.loads(content.decode())
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or f"not TOML: {error}"
+        raise UsageError("--config", printable(f"{path}: {why}"), "give a TOML file of settings") from None
+    except RecursionError:
+        raise UsageError("--config", f"{path}: nested too deeply", "give a TOML file of settings") from None
     flat: dict[str, Any] = {}
     sections = {name.partition(".")[0] for name in _leaf_names() if "." in name}
     for key, value in tree.items():
@@ -254,8 +261,8 @@ def _coerced(name: str, value: Any, annotation: str) -> Any:
     kind = next((k for k in wanted if annotation.startswith(k)), "")
     if kind and isinstance(value, wanted[kind]) and (kind == "bool" or not isinstance(value, bool)):  # type: ignore[arg-type]
         return float(value) if kind == "float" else value
-    expected = f"one of {', '.join(choices)}" if choices else annotation
-    raise UsageError(name, f"{value!r} is not {expected}")
+    expected = f"one of {', '.join(choices)}" if choices else _SPOKEN.get(kind, "a list of texts")
+    raise UsageError(name, printable(f"{value!r} will not do"), f"give {expected}")
 
 
 def _numbers(name: str, value: Any, kind: type) -> tuple[Any, ...]:
@@ -263,7 +270,7 @@ def _numbers(name: str, value: Any, kind: type) -> tuple[Any, ...]:
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
     wanted = int if kind is int else (int, float)
     if not values or any(isinstance(v, bool) or not isinstance(v, wanted) for v in values):
-        raise UsageError(name, f"{value!r} is not one {kind.__name__} or a list of them")
+        raise UsageError(name, printable(f"{value!r} will not do"), "give one number or a list of them")
     return tuple(kind(v) for v in values)
 
 

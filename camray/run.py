@@ -41,6 +41,7 @@ from camray.storage import Folder, open_folder
 
 if TYPE_CHECKING:
     from camray.explain.models import LoadedModel
+    from camray.pipeline import Pool
 
 
 class Stopped(BaseException):
@@ -119,6 +120,9 @@ def explain(config: Config, reporter: Reporter) -> Outcome:
     if not ready.plan.tasks:
         reporter.say("nothing to do: every shard is committed for this explainer")
         return Outcome(ExitCode.DONE, run_id, Accounting(), ready.out.uri, ready.explainer.id)
+    from camray.pipeline import connect, size_pool
+
+    pool = size_pool(config, *connect())  # before the first write: it may refuse the device
     with Hold(ready.out, run_id, config.run.force):
         write_explainer(ready.out, ready.explainer)
         ready.table.create()
@@ -131,7 +135,7 @@ def explain(config: Config, reporter: Reporter) -> Outcome:
         }
         report = first_report(run_id, ready.explainer, config, shards)
         report.write(ready.out)
-        return _work(ready, report, reporter)
+        return _work(ready, report, reporter, pool)
 
 
 def describe_plan(ready: Prepared) -> dict[str, str | int]:
@@ -160,12 +164,12 @@ def describe_plan(ready: Prepared) -> dict[str, str | int]:
     return facts
 
 
-def _work(ready: Prepared, report: RunReport, reporter: Reporter) -> Outcome:
+def _work(ready: Prepared, report: RunReport, reporter: Reporter, pool: Pool) -> Outcome:
     started = time.monotonic()
     total, code = Accounting(), ExitCode.CRASH
     progress = RunProgress(reporter, len(ready.plan.tasks), _known_members(ready.plan))
     try:
-        for done in _commits(ready, report.run_id, progress):
+        for done in _commits(ready, report.run_id, progress, pool):
             total += done
         code = _judge(total, ready.config.run.max_failed)
     except Stopped as stop:
@@ -181,14 +185,13 @@ def _work(ready: Prepared, report: RunReport, reporter: Reporter) -> Outcome:
     return Outcome(code, report.run_id, total, ready.out.uri, ready.explainer.id)
 
 
-def _commits(ready: Prepared, run_id: str, progress: RunProgress) -> Iterator[Accounting]:
+def _commits(ready: Prepared, run_id: str, progress: RunProgress, pool: Pool) -> Iterator[Accounting]:
     """Drive the pipeline; yield the accounting of each committed shard."""
     import ray
 
-    from camray.pipeline import connect, run_waves, size_pool
+    from camray.pipeline import run_waves
 
     desk = CommitDesk(ready.table, ready.explainer.id, run_id, ready.plan.tasks)
-    pool = size_pool(ready.config, *connect())
     progress.actors = pool.actors
     state = {name: tensor.numpy() for name, tensor in ready.model.module.state_dict().items()}
     weights = ray.put(state)

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from pyarrow import NativeFile
 from pyarrow import fs as pafs
 
-from camray.errors import UsageError
+from camray.errors import UsageError, printable
 
 SCHEMES = ("s3", "gs", "gcs", "file")
 
@@ -112,18 +112,22 @@ def open_folder(place: str, field: str) -> Folder:
     Raises:
         UsageError: an unknown scheme, credentials in the URI, or a store that refuses the URI.
     """
+    if "\0" in place:
+        raise UsageError(field, printable(f"{place!r} holds a zero byte"), "give a path or a URI")
     scheme, separator, rest = place.partition("://")
     if not separator:
         local = Path(os.path.normpath(Path(place).expanduser().absolute()))  # one name for one place
         return Folder(str(local), pafs.LocalFileSystem(), str(local))
     if scheme not in SCHEMES:
         raise UsageError(field, f"scheme {scheme!r} is not supported", f"use a path or {', '.join(SCHEMES)}")
+    if scheme != "file" and not rest.strip("/"):
+        raise UsageError(field, f"{place} names no bucket", f"{scheme}://BUCKET/PATH")
     if "@" in rest.partition("/")[0]:
         raise UsageError(field, "credentials in the URI are refused", "set them in the environment")
     try:
         fs, path = pafs.FileSystem.from_uri(place)
     except (OSError, ValueError) as error:
-        raise UsageError(field, f"{place}: {error}") from None
+        raise UsageError(field, printable(f"{place}: {error}"), f"{scheme}://BUCKET/PATH") from None
     return Folder(str(path) if isinstance(fs, pafs.LocalFileSystem) else place.rstrip("/"), fs, path)
 
 

@@ -1,7 +1,9 @@
 """The exception tree: exit codes, one-line messages, a journey through pickle, untrusted text."""
 
+import ast
 import pickle
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -108,3 +110,17 @@ def test_printable_escapes_what_moves_the_cursor(text: str, shown: str) -> None:
 def test_printable_cuts_long_text_with_a_mark() -> None:
     assert printable("x" * 301) == "x" * 299 + "…"
     assert printable("x" * 12, 10) == "x" * 9 + "…"
+
+
+def test_every_refusal_names_a_fix() -> None:
+    """Field, problem, fix: read from the code, so that no rare refusal is forgotten."""
+    package = Path(__file__).resolve().parent.parent / "camray"
+    refusals = [
+        (file.name, call)
+        for file in sorted(package.rglob("*.py"))
+        for call in ast.walk(ast.parse(file.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("UsageError", "ModelError")
+    ]
+    assert len(refusals) > 100
+    lacking = [f"{name}:{call.lineno}" for name, call in refusals if len(call.args) < 3]
+    assert not lacking

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "records": {"camray.errors"},
     "config": {"camray.errors"},
     "storage": {"camray.errors"},
+    "arguments": {"camray.errors"},
     "archive": ROOTS,
     "cam": {"camray.errors"},
     "ledger": ROOTS,

@@ -25,7 +25,7 @@ from camray.archive.names import extension_of, name_kind, shard_format, stem_of
 from camray.archive.parquet import check_parquet
 from camray.archive.walk import find_files, local_version
 from camray.config import ArchiveConfig
-from camray.errors import UsageError
+from camray.errors import UsageError, printable
 from camray.records import LooseFile, Shard
 from camray.storage import Entry, Folder, open_folder
 
@@ -61,7 +61,7 @@ def list_archive(config: ArchiveConfig) -> Listing:
         entries, left_out = find_files(folder)
         return _listing(folder, entries, left_out, config)
     if kind != pafs.FileType.File:
-        raise UsageError("ARCHIVE", f"{folder.uri} is neither a file nor a folder")
+        raise UsageError("ARCHIVE", f"{folder.uri} is neither a file nor a folder", "name one of the two")
     if is_list(folder, config):
         return _from_list(folder, config)
     parent, _, name = folder.uri.rpartition("/")
@@ -82,7 +82,8 @@ def _kind(folder: Folder) -> pafs.FileType:
     except FileNotFoundError:
         return pafs.FileType.NotFound
     except OSError as error:
-        raise UsageError("ARCHIVE", f"{folder.uri}: {error.strerror or error}", "make it readable") from None
+        why = printable(str(error.strerror or error))
+        raise UsageError("ARCHIVE", f"{printable(folder.uri)}: {why}", "make it readable") from None
 
 
 def _missing(folder: Folder) -> UsageError:
@@ -91,7 +92,10 @@ def _missing(folder: Folder) -> UsageError:
     nearest = folder.path
     while not os.path.exists(nearest):
         nearest = os.path.dirname(nearest)
-    return UsageError("ARCHIVE", f"{folder.path} is not there", f"what exists is {nearest}")
+    fix = f"what exists is {nearest}"
+    if set("*?[{") & set(folder.path):
+        fix += "; for a pattern give the folder and --include 'GLOB'"
+    return UsageError("ARCHIVE", printable(f"{folder.path} is not there"), fix)
 
 
 def _single(folder: Folder, name: str) -> Entry:

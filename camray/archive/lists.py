@@ -174,7 +174,9 @@ def _look_up(paths: Iterable[str], base: Folder) -> Iterator[Entry]:
             try:
                 infos = folder.fs.get_file_info([folder.at(inner) for _, inner in batch])
             except OSError as error:
-                raise UsageError("ARCHIVE", printable(f"{folder.uri}: {error}")) from None
+                raise UsageError(
+                    "ARCHIVE", printable(f"{folder.uri}: {error}"), "check the address and the credentials"
+                ) from None
             for (path, _), info in zip(batch, infos, strict=True):
                 there = info.type == pafs.FileType.File
                 yield Entry(path, info.size if there else 0, str(info.mtime_ns) if there else MISSING)

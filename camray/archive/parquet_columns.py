@@ -103,12 +103,13 @@ def _image_column(schema: pa.Schema, wanted: str | None) -> str:
         named = [name for name in candidates if name in _IMAGES]
         if len(candidates) != 1 and len(named) != 1:
             problem = "no column of images" if not candidates else f"several: {', '.join(candidates)}"
-            raise UsageError("image_column", f"{problem}; there are: {printable(there)}", "name the column")
+            raise UsageError("--image-column", f"{problem}; there are: {printable(there)}", "name the column")
         return named[0] if len(named) == 1 else candidates[0]
     if wanted not in schema.names:
-        raise UsageError("image_column", f"{wanted!r}: no such column; there are: {printable(there)}")
+        raise UsageError("--image-column", f"no column {wanted!r}", f"one of {printable(there)}")
     if not _holds_bytes(schema.field(wanted).type):
-        raise UsageError("image_column", f"{wanted!r}: not a column of bytes; there are: {printable(there)}")
+        problem = f"column {wanted!r} holds {schema.field(wanted).type}, not bytes"
+        raise UsageError("--image-column", problem, f"one of {printable(there)}")
     return wanted
 
 
@@ -118,7 +119,8 @@ def _label_column(schema: pa.Schema, wanted: str | None) -> str | None:
         return next((name for name in _LABEL_COLUMNS if name in usable), None)
     if wanted not in usable:
         problem = "not a column of numbers or text" if wanted in schema.names else "no such column"
-        raise UsageError("label_column", f"{wanted!r}: {problem}; there are: {printable(', '.join(usable))}")
+        fix = f"one of {printable(', '.join(usable))}" if usable else "leave it out: no column can be labels"
+        raise UsageError("--label-column", f"{wanted!r}: {problem}", fix)
     return wanted
 
 

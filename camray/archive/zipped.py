@@ -36,6 +36,9 @@ def read_zip(
     file.seek(0)
     try:
         archive = zipfile.ZipFile(file)
+    except UnicodeDecodeError as error:
+        message = f"its directory holds a name that is not the utf-8 it claims to be: {error.reason}"
+        raise ShardError(ErrorCode.SHARD_UNREADABLE, message) from None
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         if head.startswith(b"PK"):
             message = f"its directory cannot be read: {printable(str(error))} ({size:,} bytes)"

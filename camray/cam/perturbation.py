@@ -104,7 +104,7 @@ def _keep(A: Tensor, channels: int | None) -> Tensor:
     if channels is None:
         return torch.ones(A.shape[:2], dtype=torch.bool, device=A.device)
     if channels < 1:
-        raise UsageError("channels", f"{channels}", "a positive number, or leave it out for all")
+        raise UsageError("method", f"channels is {channels}", "a positive number, or leave it out for all")
     best = A.var(SPACE).topk(min(channels, A.shape[1]), 1).indices
     return torch.zeros(A.shape[:2], dtype=torch.bool, device=A.device).scatter(1, best, True)
 

@@ -99,6 +99,13 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def spelled(self) -> str:
+        """The one spelling of what was asked for: lower case, options sorted, as Python writes them."""
+        name = f"{self.name}:{self.options['name']}" if self.name == "captum" else self.name
+        options = {k: v for k, v in sorted(self.options.items()) if (self.name, k) != ("captum", "name")}
+        return name + (f"({', '.join(f'{k}={v!r}' for k, v in options.items())})" if options else "")
+
+    @property
     def entry(self) -> Entry:
         """What the registry says of it."""
         return METHODS[self.name]
@@ -106,7 +113,7 @@ class Method:
 
 def parse_method(text: str) -> Method:
     """Read `name` or `name(option=value, ...)`; refuses unknown names with the nearest known one."""
-    name, _, rest = text.partition("(")
+    name, bracket, rest = text.partition("(")
     name, _, inner = name.strip().partition(":")
     name, fixed = name.lower(), {"name": inner} if inner else {}
     if (name == "captum") != bool(inner):
@@ -115,13 +122,14 @@ def parse_method(text: str) -> Method:
         near = difflib.get_close_matches(name, METHODS, 1)
         fix = f"did you mean {near[0]}?" if near else f"one of {', '.join(METHODS)}"
         raise UsageError("method", f"{name!r} is unknown", fix)
-    if not rest:
+    if not bracket:
         return Method(text, name, fixed)
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
-        keywords = call.keywords if isinstance(call, ast.Call) and not call.args else []
-        options = {str(k.arg): ast.literal_eval(k.value) for k in keywords}
-    except (SyntaxError, ValueError):
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError("options are NAME=VALUE")
+        options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise UsageError("method", f"{text!r} cannot be read", "for example scorecam(channels=64)") from None
     _check_options(text, METHODS[name].run, options)
     return Method(text, name, {**fixed, **options})

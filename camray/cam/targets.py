@@ -50,7 +50,7 @@ class TargetRule:
         if (value is None) != (select in ("predicted", "label")) or (score == "vs") != bool(against):
             raise UsageError("target", f"{text!r} is incomplete", "for example top:5 or class:3@vs:7")
         try:
-            return cls(
+            rule = cls(
                 select=select,
                 score=score or "logit",
                 classes=tuple(int(v) for v in value.split(",")) if select == "class" else (),
@@ -61,6 +61,8 @@ class TargetRule:
             )
         except ValueError:
             raise UsageError("target", f"{value!r} is no number for {select}", "see --help") from None
+        _refuse_senseless(rule, text)
+        return rule
 
     @classmethod
     def given(cls, classes: Tensor) -> TargetRule:
@@ -76,6 +78,18 @@ class TargetRule:
     def is_class(self) -> bool:
         """Whether the ids this rule yields are classes (an embedding's row numbers are not)."""
         return self.select != "embedding"
+
+
+def _refuse_senseless(rule: TargetRule, text: str) -> None:
+    """Refuse what would explain nothing, or one class twice."""
+    if rule.count < 1:
+        raise UsageError("target", f"{text!r} asks for no class", "top:1 or more")
+    if not 0 <= rule.threshold <= 1:
+        raise UsageError("target", f"{text!r}: scores are between 0 and 1", "for example above:0.5")
+    if len(set(rule.classes)) < len(rule.classes):
+        raise UsageError("target", f"{text!r} names a class twice", "name each once")
+    if rule.score == "vs" and rule.against in rule.classes:
+        raise UsageError("target", f"{text!r} compares a class with itself", "name another class")
 
 
 def as_rules(

@@ -18,7 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from camray import cam
 from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ImageError, ModelError, Stage, printable
-from camray.explain.labels import label_lookup, target_by_index
+from camray.explain.labels import classes_named, label_lookup, target_by_index
 from camray.explain.models import LoadedModel, build, load_model
 from camray.explain.outputs import class_scores, score_entropy
 from camray.explain.preprocessing import to_input
@@ -54,7 +54,7 @@ def resolve(config: Config, folders: Iterable[str] = ()) -> tuple[Explainer, Loa
         class_names=loaded.class_names,
         num_classes=loaded.num_classes,
         input=spec,
-        method=config.method.name,
+        method=cam.parse_method(config.method.name).spelled,
         target=target,
         target_layer=layer.name,
         layout={"layout": layer.layout, "prefix": layer.prefix, "grid": layer.grid},
@@ -202,10 +202,19 @@ class BatchExplainer:
 
     def _has_target(self, row: Row) -> bool:
         if self._aims_at_label and row["label_class"] is None:
-            said = f"label {row['label']!r} is no class of the model" if row["label"] else "no label"
+            said = _why_no_class(row["label"], self.explainer.class_names)
             row |= _failure(ImageError(ErrorCode.BAD_TARGET, printable(said)))
             return False
         return True
+
+
+def _why_no_class(label: str | None, class_names: tuple[str, ...]) -> str:
+    if not label:
+        return "no label"
+    several = classes_named(label, class_names)
+    if len(several) > 1:
+        return f"label {label!r} is the name of classes {', '.join(map(str, several))}"
+    return f"label {label!r} is no class of the model"
 
 
 _PASSED = [f.name for f in DECODED if f.name not in ("pixels", "content")]

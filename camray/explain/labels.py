@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -62,16 +63,25 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 def label_lookup(class_names: tuple[str, ...]) -> dict[str, int]:
-    """Map what an archive may call a class to its index: full name, first synonym, WordNet id."""
-    lookup: dict[str, int] = {}
-    info = ImageNetInfo() if _is_imagenet(class_names) else None
-    for index, name in enumerate(class_names):
-        lookup.setdefault(name, index)
-        if info is not None:
-            lookup[info.index_to_label_name(index)] = index
-    for index, name in enumerate(class_names):
-        lookup.setdefault(name.partition(",")[0], index)
+    """Map what an archive may call a class to its index: full name, first synonym, WordNet id.
+
+    A name that several classes have is left out: ImageNet's `crane` is a bird and a machine.
+    """
+    firsts = [name.partition(",")[0] for name in class_names]
+    shared, shared_first = (repeated(names) for names in (class_names, firsts))
+    lookup = {name: i for i, name in enumerate(class_names) if name not in shared}
+    if _is_imagenet(class_names):
+        info = ImageNetInfo()
+        lookup |= {info.index_to_label_name(i): i for i in range(IMAGENET_CLASSES)}
+    for index, name in enumerate(firsts):
+        if name not in shared and name not in shared_first:
+            lookup.setdefault(name, index)
     return lookup
+
+
+def classes_named(label: str, class_names: tuple[str, ...]) -> list[int]:
+    """Give every class of this name, in full or by its first synonym."""
+    return [i for i, name in enumerate(class_names) if label in (name, name.partition(",")[0])]
 
 
 def target_by_index(target: str, class_names: tuple[str, ...]) -> str:
@@ -104,6 +114,11 @@ def _is_imagenet(names: tuple[str, ...]) -> bool:
     return sum(_first(a) == _first(b) for a, b in pairs) > 0.8 * IMAGENET_CLASSES
 
 
+def repeated(names: Iterable[str]) -> set[str]:
+    """Give the names that occur more than once."""
+    return {name for name, count in Counter(names).items() if count > 1}
+
+
 def _first(name: str) -> str:
     return name.partition(",")[0].replace("_", " ").strip().lower()
 
@@ -118,7 +133,10 @@ def _from_file(path: Path, written: str) -> tuple[str, ...]:
             names = _from_rows(list(csv.reader(text.splitlines(), delimiter="\t" if kind == ".tsv" else ",")))
         else:
             names = _from_lines(text.splitlines())
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+        empty = next((i for i, name in enumerate(names) if not name.strip()), None)
+        if empty is not None:
+            raise ValueError(f"the name of class {empty} is empty")
+    except (OSError, ValueError, TypeError, csv.Error, RecursionError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise ModelError(
             "--class-names", printable(f"{written}: {why}"),

@@ -10,8 +10,7 @@ Weights come from a file or a local folder; nothing is downloaded unless the use
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,18 @@ from urllib.parse import urlparse
 import timm
 import torch
 import torchvision
-from huggingface_hub import constants as hub
 from torch import Tensor, nn
 
 from camray.config import InputSpec, ModelConfig, PreprocessConfig
 from camray.errors import ModelError, printable
-from camray.explain import checkpoints, preprocessing, sources, weights
-from camray.explain.labels import IMAGENET_CLASSES, imagenet_names, names_of_folders, read_class_names
+from camray.explain import checkpoints, hub, preprocessing, sources, weights
+from camray.explain.labels import (
+    IMAGENET_CLASSES,
+    imagenet_names,
+    names_of_folders,
+    read_class_names,
+    repeated,
+)
 from camray.explain.outputs import Reading, as_logits, read_output
 from camray.explain.sources import Recipe, Source
 
@@ -118,9 +122,11 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
     size = weights.head_size(module, state) if config.num_classes is None else None
     notes = [*found.notes, *renamed]
     if size is not None and sources.takes_num_classes(source.recipe):
-        source = replace(source, recipe=source.recipe.with_classes(size))
-        module = sources.build(source.recipe.to_dict())
-        notes.append(f"head of {size} outputs, as in {path.name}")
+        resized = source.recipe.with_classes(size)
+        candidate = sources.build(resized.to_dict())
+        if not weights.misfits(candidate, state):  # else it was not the head that differs
+            source, module = replace(source, recipe=resized), candidate
+            notes.append(f"head of {size} outputs, as in {path.name}")
     fitted = weights.fit(module, state, path.name, config.partial)
     module.load_state_dict(fitted.state, strict=False)
     return source, module, (*notes, *fitted.notes)
@@ -159,9 +165,12 @@ def _reading_notes(reading: Reading) -> tuple[str, ...]:
 def _pretrained(source: Source, download: bool) -> nn.Module:
     """Load timm's pretrained weights from the local cache, or from the hub when asked to."""
     name, args = source.recipe.name, source.recipe.args
+    _refuse_unknown_tag(name)
     try:
         _refuse_other_head(name, args)
-        with nullcontext() if download else _offline(name):
+        if not download:
+            _refuse_uncached(name)
+        with hub.asked_briefly() if download else hub.offline():
             module: nn.Module = timm.create_model(name, pretrained=True, **args)
     except (RuntimeError, OSError, ValueError) as error:
         raise _no_weights(name, error, download) from None
@@ -191,6 +200,14 @@ def _torchvision_weights(recipe: Recipe, download: bool) -> Path:
     return cached
 
 
+def _refuse_unknown_tag(name: str) -> None:
+    architecture, dot, tag = name.partition(".")
+    known = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")] if dot else []
+    if dot and tag not in known:
+        fix = f"one of {', '.join(known[:5])}" if known else f"{architecture} --checkpoint FILE"
+        raise ModelError("--model", printable(f"{architecture} has no pretrained weights {tag!r}"), fix)
+
+
 def _refuse_other_head(name: str, args: Mapping[str, Any]) -> None:
     """Refuse a head of another size than the pretrained one: timm would fill it with random numbers."""
     asked = args.get("num_classes")
@@ -203,19 +220,13 @@ def _refuse_other_head(name: str, args: Mapping[str, Any]) -> None:
         )
 
 
-@contextmanager
-def _offline(name: str) -> Iterator[None]:
-    """Allow cached weights only. The hub's own switch is read at its import, so it is turned here."""
+def _refuse_uncached(name: str) -> None:
+    """Look for weights that lie outside the hub in torch's cache, which has no switch."""
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and isinstance(cfg.url, str) and not cfg.hf_hub_id:  # torch's cache has no switch
+    if cfg is not None and isinstance(cfg.url, str) and not cfg.hf_hub_id:
         cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(cfg.url).path).name)
         if not cached.is_file():
             raise FileNotFoundError(cached)
-    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE = before
 
 
 def _refuse_nonfinite(module: nn.Module) -> None:
@@ -230,8 +241,11 @@ def _class_names(
     """Find the names of the classes, and say where they were found if nobody gave them."""
     if config.class_names is not None:
         names = read_class_names(config.class_names, num_classes)
-        twice = len(names) - len(set(names))
-        return names, (f"class names that an earlier class has, too: {twice}",) * bool(twice)
+        shared = sorted(repeated(names))
+        listed = ", ".join(shared[:5]) + (" ..." if len(shared) > 5 else "")
+        return names, (printable(f"names of several classes, which as labels mean none: {listed}"),) * bool(
+            shared
+        )
     if source.class_names:
         if len(source.class_names) != num_classes:
             said = f"{len(source.class_names)} names for {num_classes} classes"

@@ -27,9 +27,12 @@ from torch import nn
 
 from camray.config import ModelConfig
 from camray.errors import CamrayError, ModelError, printable
+from camray.explain import hub
 from camray.explain.own_code import OwnCode, collect_code, importable, load_object
 
 Kind = Literal["timm", "torchvision", "own"]
+
+_LONGEST_NAME = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,12 @@ def find_source(config: ModelConfig) -> Source:
         ModelError: nothing of that name, or a description that cannot be read.
     """
     name = config.name
+    if "\0" in name or len(name) > _LONGEST_NAME:
+        raise ModelError("--model", f"{printable(name, 60)!r} is no name of a model", "see --help")
     weights = _checkpoint(config.checkpoint) if config.checkpoint else None
+    if "://" in name:
+        fix = "fetch the file, then --model NAME --checkpoint FILE"
+        raise ModelError("--model", f"{printable(name)} is an address", fix)
     if name.startswith("torchvision:"):
         source = _torchvision(name.partition(":")[2])
     elif name.startswith("hf-hub:"):
@@ -144,11 +152,15 @@ def _build(kind: str, name: str, args: dict[str, Any], files: Mapping[str, str])
 def _timm(name: str) -> Source:
     if timm.is_model(name.partition(".")[0]):
         return Source(Recipe("timm", name))
+    if Path(name).expanduser().is_dir():
+        raise ModelError("--model", f"{printable(name)} holds no config.json", "give a timm model folder")
     if Path(name).expanduser().is_file():
         fix = "--model NAME (or path/to/file.py:ClassName) --checkpoint " + printable(name)
         raise ModelError("--model", f"{printable(name)} is a file of weights, not an architecture", fix)
     near = difflib.get_close_matches(name, timm.list_models(), 3)
     fix = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
+    if "/" in name and not near:
+        fix = f"hf-hub:{printable(name)} to fetch it, or the path of a folder"
     raise ModelError("--model", f"{printable(name)!r} is no timm model and no local folder", fix)
 
 
@@ -198,10 +210,11 @@ def _from_hub(name: str, fetch_weights: bool) -> Source:
 
     repository, _, revision = name.removeprefix("hf-hub:").partition("@")
     try:
-        source = _described(Path(hf_hub_download(repository, "config.json", revision=revision or None)))
-        weights = None
-        if fetch_weights:
-            weights = Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
+        with hub.asked_briefly():
+            source = _described(Path(hf_hub_download(repository, "config.json", revision=revision or None)))
+            weights = None
+            if fetch_weights:
+                weights = Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001 - the hub's client has many exceptions

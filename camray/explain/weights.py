@@ -55,6 +55,12 @@ def head_size(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     return int(next(iter(sizes))[0][0]) if alike else None
 
 
+def misfits(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Name the tensors whose shape is not that of the model's own."""
+    own = module.state_dict()
+    return [k for k in own if k in state and own[k].shape != state[k].shape]
+
+
 def fit(module: nn.Module, state: Mapping[str, Tensor], file: str, partial: bool = False) -> Fitted:
     """Check the tensors against the model.
 
@@ -62,7 +68,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], file: str, partial: bool
         ModelError: other shapes, missing or unexpected weights, and no `partial`.
     """
     own = module.state_dict()
-    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    shapes = misfits(module, state)
     missing = [k for k in own if k not in state and not k.endswith(_COUNTER)]
     unexpected = [k for k in state if k not in own and not k.endswith(_COUNTER)]
     if not partial:

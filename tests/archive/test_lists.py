@@ -5,6 +5,7 @@ import os
 
 import pyarrow as pa
 import pytest
+from pyarrow import fs as pafs
 from pyarrow import parquet as pq
 
 from camray.archive.listing import list_archive
@@ -223,3 +224,28 @@ def test_names_that_are_no_utf8(photos):
     (photos / "l.csv").write_bytes(b"path,label\n\xff.png,x\n")
     (member,) = members(photos / "l.csv")
     assert (member.content, member.label) == (png(8), "x")
+
+
+def test_a_list_in_a_store(tmp_path, monkeypatch):
+    """A list on s3 names what lies beside it, in the same bucket, by the same address and its options."""
+    server = pytest.importorskip("moto.server", reason="moto serves as the store")
+    store = server.ThreadedMotoServer(port=0, verbose=False)
+    store.start()
+    try:
+        host, port = store.get_host_and_port()
+        for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x"), ("REGION", "us-east-1")):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        options = f"?scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true"
+        fs, _ = pafs.FileSystem.from_uri(f"s3://bucket{options}")
+        fs.create_dir("bucket")
+        for name, content in (
+            ("in/l.csv", b"path,label\nimg/a.png,cat\nimg/lost.png,dog\n"),
+            ("in/img/a.png", png(8)),
+        ):
+            with fs.open_output_stream(f"bucket/{name}") as file:
+                file.write(content)
+        here, lost = members(f"s3://bucket/in/l.csv{options}")
+        assert (here.content, here.label) == (png(8), "cat")
+        assert (lost.content, lost.error_code) == (None, ErrorCode.MEMBER_UNREADABLE)
+    finally:
+        store.stop()

@@ -164,8 +164,8 @@ def test_no_rows(tmp_path):
     [
         ({"text": ["a"], "n": [1]}, None, "no column of images; there are: text (string), n (int64)"),
         ({"a": [b"1"], "b": [b"2"]}, None, "several: a, b"),
-        ({"a": [b"1"], "n": [1]}, "n", "not a column of bytes"),
-        ({"a": [b"1"]}, "zz", "no such column"),
+        ({"a": [b"1"], "n": [1]}, "n", "holds int64, not bytes"),
+        ({"a": [b"1"]}, "zz", "no column 'zz'"),
     ],
 )
 def test_columns_are_proven_at_listing(tmp_path, columns, wanted, says):

@@ -99,3 +99,17 @@ def test_wanted_and_selection(tmp_path):
     members, code, _ = read(tmp_path, zip_of(data), "zip", selection=(1, 3))
     assert [(m.index, m.content) for m in members] == [(1, png(1)), (3, png(3))]
     assert code is None
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    """Without the flag for UTF-8 any bytes are a name; with it, a broken one ends the shard, said so."""
+    whole = zip_of([("aXb.png", png(1)), ("b.png", png(2))]).replace(b"aXb", b"a\xe9b")
+    members, code, _ = read(tmp_path, whole, "zip")
+    assert code is None
+    assert [m.content for m in members] == [png(1), png(2)]
+    assert [m.name.isprintable() for m in members] == [True, True]
+    flagged = zip_of([("é.png", png(1)), ("b.png", png(2))]).replace("é".encode(), b"\xff\xfe")
+    members, code, message = read(tmp_path, flagged, "zip")
+    assert members == []
+    assert code == ErrorCode.SHARD_UNREADABLE
+    assert "utf-8" in message

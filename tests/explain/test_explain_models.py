@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from timm.data import create_transform, resolve_data_config
 
 from camray.config import ModelConfig
 from camray.errors import ModelError
-from camray.explain.labels import IMAGENET_CLASSES, imagenet_names, label_lookup
+from camray.explain.labels import IMAGENET_CLASSES, classes_named, imagenet_names, label_lookup
 from camray.explain.models import load_model, state_sha256
 from camray.explain.preprocessing import input_spec, timm_defaults
 
@@ -161,6 +162,19 @@ def test_imagenet_labels_are_found_by_every_name_an_archive_uses() -> None:
 def test_labels_of_other_models_are_their_own_names_only() -> None:
     assert label_lookup(("cat, house cat", "dog")) == {"cat, house cat": 0, "cat": 0, "dog": 1}
     assert label_lookup(()) == {}
+
+
+def test_a_name_of_two_classes_is_no_label() -> None:
+    """ImageNet has two cranes: guessing one would make right answers wrong."""
+    names = imagenet_names()
+    assert names[134] == names[517] == "crane"
+    lookup = label_lookup(names)
+    assert "crane" not in lookup
+    assert (lookup["n02012849"], lookup["n03126707"]) == (134, 517)
+    assert classes_named("crane", names) == [134, 517]
+    assert label_lookup(("cat, house cat", "cat, big cat", "dog")).keys() == {
+        "cat, house cat", "cat, big cat", "dog",
+    }  # fmt: skip
 
 
 def test_an_exact_name_wins_over_the_first_word_of_another() -> None:
@@ -313,3 +327,49 @@ def test_the_hub_is_asked_only_by_name_and_tells_in_a_line_that_it_is_away(
     said = refusal(name="hf-hub:nobody/nothing-of-this-name")
     assert said.startswith("--model: hf-hub:nobody/nothing-of-this-name cannot be fetched (")
     assert "Fix: go online once, or copy it here and give the folder" in said
+
+
+def put_in_cache(cache: Path, repository: str, files: dict[str, bytes]) -> None:
+    """Lay files as the hub's client keeps what it once fetched."""
+    revision = "0" * 40
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    for name, content in files.items():
+        place = folder / "snapshots" / revision / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(revision)
+
+
+def test_a_model_that_was_fetched_once_needs_no_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: dict[str, torch.Tensor]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    files = {n: (CLEAN / n).read_bytes() for n in ("config.json", "model.safetensors")}
+    put_in_cache(tmp_path, "owner/shapes", files)
+    found = load_model(ModelConfig(name="hf-hub:owner/shapes"))
+    assert found.class_names == SHAPES
+    assert all(torch.equal(found.module.state_dict()[k], v) for k, v in state.items())
+    assert found.weights_sha256 == load_model(ModelConfig(name=str(CLEAN))).weights_sha256
+    put_in_cache(tmp_path, "owner/bare", {"config.json": files["config.json"]})
+    given = ModelConfig(name="hf-hub:owner/bare", checkpoint=str(CLEAN / "model.safetensors"))
+    assert load_model(given).weights_sha256 == found.weights_sha256  # only the description is needed
+    assert "cannot be fetched" in refusal(name="hf-hub:owner/bare")
+
+
+def test_a_dead_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Named or with --download, the network is tried; when it is away there is one line, not a long wait."""
+    asked = []
+
+    def away(*args: Any, **_: Any) -> None:
+        asked.append(args)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", away)
+    started = time.monotonic()
+    assert "cannot be fetched" in refusal(name="hf-hub:owner/nothing")
+    assert "pretrained weights of resnet18" in refusal(name="resnet18", download=True)
+    assert asked
+    assert time.monotonic() - started < 15

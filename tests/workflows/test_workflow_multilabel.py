@@ -19,6 +19,7 @@ FINDINGS = (
 )  # fmt: skip
 METHODS = (
     "gradcam", "gradcam++", "xgradcam", "layercam", "hirescam", "eigengradcam", "gradcam(eigen_smooth=True)",
+    "gradcam(aug_smooth=True)",
     "ablationcam", "guidedbackprop", "guided-gradcam", "scorecam(channels=8)",
 )  # fmt: skip
 
