@@ -89,12 +89,12 @@ def distinct_masks(maps: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     """Find the different masks of each image: maps (n, h, w) -> first of each kind (u,), kind of each (n,).
 
     Behind a ReLU many channels are silent, or active in a single cell: scaled to [0, 1] they are one mask.
-    Masks count as one when their cells, and the share that the guard leaves of them, agree to 1e-6.
+    Masks count as one when their cells, and the share that the guard leaves of them, are equal.
     """
     cells = (maps - maps.amin(SPACE, keepdim=True)).flatten(1)  # (n, h*w)
     height = cells.amax(1, keepdim=True)
     unit = cells / height.masked_fill(height == 0, 1.0)
-    keys = torch.cat([image[:, None], unit * 1e6, height / (height + GUARD) * 1e6], 1).round()
+    keys = torch.cat([image[:, None], unit, height / (height + GUARD)], 1)
     kinds, same = torch.unique(keys, dim=0, return_inverse=True)
     place = torch.arange(len(same), device=same.device)
     return place.new_full((len(kinds),), len(same)).scatter_reduce(0, same, place, "amin"), same

@@ -116,7 +116,9 @@ def test_scorecam(name: str, place: str) -> None:
     layer = place_of(arch, place)
     found = explain(build(name), x, layer, "scorecam", torch.tensor(TARGETS[:2]))
     truth = peer_map("ScoreCAM", arch, layer.name, x)
-    assert relative(found.maps["scorecam", layer.name][:, 0], truth) <= TOLERANCE
+    # the softmax over channels turns the rounding of a score, 1e-6 of its size, into as much of a weight
+    rounding = 1e-6 * float(found.logits.abs().max())
+    assert relative(found.maps["scorecam", layer.name][:, 0], truth) <= max(TOLERANCE, rounding)
 
 
 @pytest.mark.parametrize(
