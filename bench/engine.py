@@ -55,6 +55,7 @@ def measure(calls: dict[str, Callable[[], Any]], repeats: int, device: str) -> d
     times: dict[str, list[float]] = {name: [] for name in calls}
     for lap in range(repeats + 1):
         for name, call in calls.items():
+            time.sleep(0.2)  # NumPy's threads of the call before spin on for a while
             start = CLOCK[0]()
             call()
             if device == "cuda":
