@@ -36,7 +36,8 @@ class Tail:
     def replay(self, raw: Tensor, rows: Tensor) -> Tensor:
         """Logits for activations `raw` in the layer's own layout; row i belongs to image rows[i]."""
         stubs: dict[str, Callable[..., Any]] = {
-            self.layer.name: lambda *_, **__: with_first(self.result, raw)
+            # a copy: a ReLU in place may stand behind the layer
+            self.layer.name: lambda *_, **__: with_first(self.result, raw.clone())
         }
         for name, calls in self.outputs.items():
             stubs[name] = self._stub(name, calls, rows)

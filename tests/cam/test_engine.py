@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 from cam_zoo import build, images, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from camray.cam import METHODS, TargetLayer, engine, explain, find_target_layer
 from camray.cam.ablation import is_affine, sees_only_mean
@@ -262,6 +264,20 @@ def test_heads_are_recognised(name: str, layer: str, affine: bool, mean_only: bo
     net = build(name)
     tail = make_tail(net, images(64, 2), find_target_layer(net, (3, 64, 64), layer))
     assert (is_affine(tail), sees_only_mean(tail)) == (affine, mean_only)
+
+
+def test_the_tail_runs_alone_in_front_of_a_relu_in_place() -> None:
+    """torchvision's DenseNet overwrites the layer's output; its 1024 channels must not cost 1024 forwards."""
+    net = torchvision.models.densenet121(weights=None, num_classes=5).eval()
+    place, x = find_target_layer(net, (3, 64, 64), "features.norm5"), images(64, 2)
+    with FlopCounterMode(display=False) as forward:
+        A = net.features(x).detach()
+    with FlopCounterMode(display=False) as whole:
+        found = explain(net, x, place, "ablationcam", "class:1").maps["ablationcam", place.name][:, 0]
+    assert whole.get_total_flops() < 3 * forward.get_total_flops()  # shared forward; one image to learn from
+    share = A.relu().mean((2, 3)) * net.classifier.weight[1]  # (2, 1024), what each channel adds to the logit
+    truth = torch.einsum("bc,bchw->bhw", share / net(x)[:, 1:2], A).detach()
+    assert relative(found, truth) < 1e-3  # differences of two close numbers
 
 
 @pytest.mark.parametrize(
