@@ -14,7 +14,7 @@ from camray.errors import UsageError
     ("settings", "said"),
     [
         ({"run__device": "cuda"}, "--device: cuda, but the cluster has no GPU. Fix: --device cpu"),
-        ({"run__device": "cpu", "run__actors": 500}, "--actors: 500 on 2 CPUs. Fix: at most 10"),
+        ({"run__device": "cpu", "run__actors": 500}, "--actors: 500 on 2 CPUs. Fix: at most 20"),
     ],
 )
 def test_what_the_cluster_does_not_have(
