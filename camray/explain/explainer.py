@@ -86,7 +86,7 @@ def _try_out(loaded: LoadedModel, layer: cam.TargetLayer, method: str, target: s
 
 
 class BatchExplainer:
-    """Holds one model and one method on one device. On a CPU the weights are those of `state`, no copies."""
+    """Holds one model and one method on one device. Weights are views of `state` where that is safe."""
 
     def __init__(
         self, explainer: Explainer, state: dict[str, Tensor], device: str = "cpu", batch_size: int = 16
@@ -94,9 +94,7 @@ class BatchExplainer:
         self.explainer, self.batch_size = explainer, batch_size
         self.device = torch.device(device)
         module = build(explainer.model_args)
-        written = {name for name, _ in module.named_buffers()}  # by a model itself, unlike its weights
-        own = {name: tensor.clone() if name in written else tensor for name, tensor in state.items()}
-        module.load_state_dict(own, assign=True)
+        module.load_state_dict(_own_copies(module, state, explainer.model_args["kind"]), assign=True)
         self.module: nn.Module = module.eval().requires_grad_(False).to(self.device)
         grid = explainer.layout["grid"]
         self._layer = cam.TargetLayer(
@@ -206,6 +204,15 @@ class BatchExplainer:
             row |= _failure(ImageError(ErrorCode.BAD_TARGET, printable(said)))
             return False
         return True
+
+
+def _own_copies(module: nn.Module, state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Copy what a model may write: its buffers, and everything where the code is the user's own.
+
+    `state` may lie in read-only memory, where a write ends the process.
+    """
+    shared = set() if kind not in ("timm", "torchvision") else {name for name, _ in module.named_parameters()}
+    return {name: tensor if name in shared else tensor.clone() for name, tensor in state.items()}
 
 
 def _why_no_class(label: str | None, class_names: tuple[str, ...]) -> str:

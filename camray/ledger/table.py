@@ -107,7 +107,7 @@ class Table:
             )
         self._out, self._uri = out, out.child_uri(TABLE)
         self._delta: DeltaTable | None = None
-        self._current: dict[str, list[RecordFile]] | None = None  # committed files, as `shards` last saw them
+        self._current: dict[str, list[RecordFile]] | None = None  # committed files, as `commit` last saw them
         if DeltaTable.is_deltatable(self._uri):
             self._delta = DeltaTable(self._uri)
 
@@ -165,8 +165,7 @@ class Table:
                     f"its table holds {printable(file.path)}, which camray did not write (a compaction?)"
                 )
                 raise UsageError("OUT", problem, "restore the table's version before that") from None
-        self._current = dict(found)
-        return self._current
+        return dict(found)
 
     def commit(self, explainer: str, run_id: str, finished: Sequence[ShardCommit]) -> list[ShardCommit]:
         """Make finished shards visible in one transaction, replacing older content of the same shards.
@@ -182,17 +181,16 @@ class Table:
         for attempt in range(COMMIT_ATTEMPTS):
             if self._current is None or attempt:  # a refused commit means that somebody else wrote
                 self._delta.update_incremental()
-                self.shards(explainer)
-            current = self._current or {}
-            mine = [f for f in finished if not is_committed(f.shard, current.get(f.shard.key, []))]
+                self._current = self.shards(explainer)
+            mine = [f for f in finished if not is_committed(f.shard, self._current.get(f.shard.key, []))]
             if not mine:
                 return []
             try:
-                self._write(explainer, run_id, mine, current)
+                self._write(explainer, run_id, mine, self._current)
             except CommitFailedError:
                 time.sleep(min(2.0, 0.02 * 2**attempt))
                 continue
-            current.update({f.shard.key: [_file_of(r) for r in f.receipts] for f in mine})
+            self._current |= {f.shard.key: [_file_of(r) for r in f.receipts] for f in mine}
             return mine
         raise IncompleteError(f"{COMMIT_ATTEMPTS} commits were refused: another run keeps writing here")
 

@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
-from torch import Tensor
+from torch import Tensor, nn
 
 from camray import cam
 from camray.config import Config, MethodConfig, ModelConfig, OverlayConfig, RunConfig
 from camray.errors import ModelError, UsageError
 from camray.explain import explainer as explainer_module
 from camray.explain.actor import choose_overlays
-from camray.explain.explainer import BatchExplainer, is_flagged, resolve
+from camray.explain.explainer import BatchExplainer, _own_copies, is_flagged, resolve
 from camray.explain.models import build
 from camray.records import DECODED, EXPLAINED, struct_array
 
@@ -546,3 +546,16 @@ def test_flags() -> None:
     assert is_flagged(image(0, correct=False))
     assert is_flagged(image(0, margin=0.0))
     assert is_flagged(image(0, heat_status="dead"))
+
+
+@pytest.mark.parametrize(("kind", "shared"), [("timm", True), ("torchvision", True), ("own", False)])
+def test_only_what_no_model_writes_is_shared(kind: str, shared: bool) -> None:
+    """The state may lie in read-only memory: buffers, and weights of own code, are copies."""
+    module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    state = module.state_dict()
+    used = _own_copies(module, state, kind)
+    assert used.keys() == state.keys()
+    assert all(torch.equal(used[name], state[name]) for name in state)
+    same = {name for name in state if used[name].data_ptr() == state[name].data_ptr()}
+    weights = {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert same == (weights if shared else set())

@@ -96,6 +96,28 @@ def test_a_stale_table_object_does_not_double_a_shard(out: Folder) -> None:
     assert "r2" not in {run for _, run in runs_seen(out)}
 
 
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_was_read_while_planning_is_not_believed_at_the_first_commit(out: Folder, exists: bool) -> None:
+    """Another run may have come and gone in between, also where there was no table yet."""
+    if exists:
+        opened(out)
+    planning = Table(out)
+    assert planning.shards(E1) == {}
+    committed(out, shard(), run_id="r1")
+    planning.create()
+    assert planning.commit(E1, "r2", [finished(out, shard())]) == []
+    assert {run for _, run in runs_seen(out)} == {"r1"}
+    assert len(runs_seen(out)) == 6
+
+
+def test_one_explainers_rows_are_not_taken_for_anothers(out: Folder) -> None:
+    committed(out, shard(), run_id="r1")
+    table = Table(out)
+    assert table.shards(E2) == {}
+    assert table.commit(E1, "r2", [finished(out, shard())]) == []
+    assert len(runs_seen(out)) == 6
+
+
 def test_the_last_of_two_contents_stays_alone(out: Folder) -> None:
     first, second = opened(out), opened(out)
     first.commit(E1, "r1", [finished(out, shard(version="v1"))])
