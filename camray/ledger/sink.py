@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from camray.ledger.table import TABLE, file_name
+from camray.ledger.committed import file_name
+from camray.ledger.table import TABLE
 from camray.records import RECORD_SCHEMA, SCHEMA_VERSION, Receipt, Status
 from camray.storage import Folder
 
