@@ -83,10 +83,11 @@ class ErrorCode(StrEnum):
     TRUNCATED_IMAGE = "truncated_image"
     CORRUPT_IMAGE = "corrupt_image"
     NONFINITE_PIXELS = "nonfinite_pixels"
+    DECODE_TIMEOUT = "decode_timeout"  # the decoder worked on it beyond all reason, or hung
     # the model
     BAD_TARGET = "bad_target"  # the class asked for is unknown for this member
     NONFINITE_OUTPUT = "nonfinite_output"  # NaN or infinity in logits
-    WORKER_CRASHED = "worker_crashed"  # this image killed its worker twice
+    WORKER_CRASHED = "worker_crashed"  # this image ended the decoder, or its worker process, again and again
     MODEL_FAILED = "model_failed"
 
 
