@@ -133,7 +133,7 @@ def explain(config: Config, reporter: Reporter) -> Outcome:
             "committed": ready.plan.committed,
             "changed": ready.plan.changed,
         }
-        report = first_report(run_id, ready.explainer, config, shards)
+        report = first_report(run_id, ready.explainer, config, shards, ready.model.notes)
         report.write(ready.out)
         return _work(ready, report, reporter, pool)
 
@@ -182,6 +182,8 @@ def _work(ready: Prepared, report: RunReport, reporter: Reporter, pool: Pool) ->
         ended = report.ended(code, total, duration, dict(progress.stage_seconds), progress.bottleneck())
         ended.write(ready.out)
     _summarise(total, code, duration, progress, reporter)
+    if code == ExitCode.FAILURES_OVER_BUDGET and total.n_failed:
+        reporter.say(_over_budget(total, ready.config.run.max_failed))
     return Outcome(code, report.run_id, total, ready.out.uri, ready.explainer.id)
 
 
@@ -285,10 +287,16 @@ def _known_members(plan: Plan) -> int | None:
     return total
 
 
-def _judge(total: Accounting, max_failed: float) -> ExitCode:
-    if total.shard_errors or total.n_failed > max_failed * max(1, total.members):
-        return ExitCode.FAILURES_OVER_BUDGET
-    return ExitCode.DONE
+def _judge(total: Accounting, max_failed: int | float) -> ExitCode:
+    """Compare the failures with what is fine; a shard that was not read to its end never is."""
+    allowed = max_failed if isinstance(max_failed, int) else max_failed * total.members
+    return ExitCode.FAILURES_OVER_BUDGET if total.shard_errors or total.n_failed > allowed else ExitCode.DONE
+
+
+def _over_budget(total: Accounting, max_failed: int | float) -> str:
+    share = f"{total.n_failed / max(1, total.members):.1%}"
+    allowed = f"{max_failed:,} images" if isinstance(max_failed, int) else f"{max_failed * 100:g}%"
+    return f"FAILED: {total.n_failed:,} of {total.members:,} images ({share}); --max-failed allows {allowed}"
 
 
 def _announce(ready: Prepared, reporter: Reporter) -> None:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 from pyarrow import NativeFile
 from pyarrow import fs as pafs
@@ -20,6 +20,8 @@ from pyarrow import fs as pafs
 from camray.errors import UsageError, printable
 
 SCHEMES = ("s3", "gs", "gcs", "file")
+_SECRET_OPTIONS = ("secret", "token", "password", "signature", "credential", "access_key", "access-key")
+_FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # at most, and less where the umask says so: nobody else may write
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,8 @@ def open_folder(place: str, field: str) -> Folder:
         raise UsageError(field, f"scheme {scheme!r} is not supported", f"use a path or {', '.join(SCHEMES)}")
     if scheme != "file" and not rest.strip("/"):
         raise UsageError(field, f"{place} names no bucket", f"{scheme}://BUCKET/PATH")
-    if "@" in rest.partition("/")[0]:
+    names = {name.lower() for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True)}
+    if "@" in rest.partition("/")[0] or any(word in name for name in names for word in _SECRET_OPTIONS):
         raise UsageError(field, "credentials in the URI are refused", "set them in the environment")
     try:
         fs, path = pafs.FileSystem.from_uri(place)
@@ -135,11 +138,13 @@ def _write_local(files: Mapping[Path, bytes]) -> None:
     """Write, flush and rename; one flush of each folder at the end, which is what a rename waits for."""
     parents = {path.parent for path in files}
     for parent in parents:
-        parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(parent)
     for path, data in files.items():
         temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
-            with open(temporary, "xb") as file:
+            # Never through a link that somebody put there.
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, _FILE_MODE)
+            with open(handle, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -153,3 +158,9 @@ def _write_local(files: Mapping[Path, bytes]) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _make_folder(path: Path) -> None:
+    if not path.is_dir():
+        _make_folder(path.parent)
+        path.mkdir(_FOLDER_MODE, exist_ok=True)

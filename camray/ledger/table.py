@@ -7,6 +7,7 @@ same shard is refused by the table and then found to be done already.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
@@ -59,6 +61,11 @@ class RecordFile:
         """The shard's content, the second part of the name."""
         return parse_name(self.path)[1]
 
+    @property
+    def checksum(self) -> str:
+        """The checksum of its bytes, the last part of the name."""
+        return self.path.removesuffix(".parquet").rpartition("-")[2]
+
 
 @dataclass(frozen=True, slots=True)
 class ShardCommit:
@@ -69,9 +76,14 @@ class ShardCommit:
     accounting: Accounting
 
 
-def file_name(explainer: str, shard_id: str, chunk: int, attempt: str) -> str:
-    """Name a record file: ``explainer=<id>/<shard key>-<content key>-<chunk>-<attempt>.parquet``."""
-    return f"{PARTITION}={explainer}/{shard_id}-{chunk:06d}-{attempt}.parquet"
+def checksum(data: Any) -> str:
+    """Give 16 hex digits of the SHA-256 of a file's bytes: the last part of its name."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def file_name(explainer: str, shard_id: str, chunk: int, digest: str) -> str:
+    """Name a record file: ``explainer=<id>/<shard key>-<content key>-<chunk>-<checksum>.parquet``."""
+    return f"{PARTITION}={explainer}/{shard_id}-{chunk:06d}-{digest}.parquet"
 
 
 def parse_name(path: str) -> tuple[str, str, int]:
@@ -83,7 +95,7 @@ def parse_name(path: str) -> tuple[str, str, int]:
     name = path.rpartition("/")[2]
     if not name.endswith(".parquet"):
         raise ValueError(f"{name} is no record file")
-    key, content, chunk, _attempt = name.removesuffix(".parquet").split("-")
+    key, content, chunk, _digest = name.removesuffix(".parquet").split("-")
     return key, content, int(chunk)
 
 
@@ -129,15 +141,21 @@ class Table:
         """The table for readers, or None before the first run."""
         return self._delta
 
-    def dataset(self) -> Any:
-        """Open the committed rows as a `pyarrow.dataset.Dataset`; no row is read yet.
+    def dataset(self) -> pads.FileSystemDataset:
+        """Open the committed rows; no row is read yet. Reading fails where a page is not as it was written.
 
         Through Arrow's own file systems: deltalake's calls back into Python from Arrow's threads, also while
         Python ends, and then aborts the process.
         """
         assert self._delta is not None
         place = pafs.SubTreeFileSystem(self._out.at(TABLE), self._out.fs)
-        return self._delta.to_pyarrow_dataset(filesystem=place)
+        plain = self._delta.to_pyarrow_dataset(filesystem=place)
+        scan = pads.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
+        checked = pads.ParquetFileFormat(default_fragment_scan_options=scan)
+        fragments = [
+            checked.make_fragment(f.path, place, f.partition_expression) for f in plain.get_fragments()
+        ]
+        return pads.FileSystemDataset(fragments, plain.schema, checked, place)
 
     def files(self, explainer: str) -> Iterator[RecordFile]:
         """List the committed files of one explainer, from the log, without opening any."""
