@@ -208,9 +208,17 @@ class Table:
             except CommitFailedError:
                 time.sleep(min(2.0, 0.02 * 2**attempt))
                 continue
-            self._current |= {f.shard.key: [_file_of(r) for r in f.receipts] for f in mine}
+            self._follow({f.shard.key: [_file_of(r) for r in f.receipts] for f in mine})
             return mine
         raise IncompleteError(f"{COMMIT_ATTEMPTS} commits were refused: another run keeps writing here")
+
+    def _follow(self, mine: dict[str, list[RecordFile]]) -> None:
+        """Step over the own commit; where another run's came along with it, forget what was known."""
+        assert self._delta is not None
+        assert self._current is not None
+        before = self._delta.version()
+        self._delta.update_incremental()
+        self._current = self._current | mine if self._delta.version() == before + 1 else None
 
     def _write(
         self,
