@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from camray.errors import IncompleteError, UsageError, printable
@@ -31,6 +31,9 @@ from camray.storage import Folder
 TABLE = "records"
 PARTITION = "explainer"
 COMMIT_ATTEMPTS = 20
+
+STORE_ERRORS = (OSError, DeltaError)
+"""What a full disk or a store that is away looks like, from Arrow and from Delta Lake."""
 
 TABLE_SCHEMA = pa.schema([pa.field(PARTITION, pa.string()), *RECORD_SCHEMA])
 _CONFIGURATION = {

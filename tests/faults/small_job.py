@@ -9,9 +9,11 @@ once; each job is a fork of it (`Jobs`).
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
+import pickle
 import select
 import signal
 import subprocess
@@ -25,7 +27,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from camray import stages
+from camray import stages, storage
 from camray.archive.decode import decode
 from camray.archive.listing import list_archive
 from camray.archive.regions import regions_of
@@ -37,6 +39,7 @@ from camray.ledger.plan import ShardTask, make_plan
 from camray.ledger.runs import Hold, first_report, new_run_id, write_explainer
 from camray.ledger.table import Table
 from camray.records import EXPLAINED, Accounting, Chunk, ChunkKind, struct_array
+from camray.run import _told_plainly
 from camray.storage import open_folder
 from tests.faults import sabotage
 
@@ -58,6 +61,7 @@ class Order:
     sabotage: str = ""
     pause_s: float = 0.0  # before each chunk is written
     commit_every_s: float = 0.03
+    patience_s: float = 120.0
 
 
 class _HereGuard(Guard):
@@ -104,22 +108,26 @@ def explain(row: pa.Table) -> pa.Table:
 # ── a worker ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _work(tasks: dict[str, ShardTask], order: Order, run_id: str, orders: int, answers: int) -> None:
+def _work(order: Order, orders: int, answers: int) -> None:
     archive = ArchiveConfig(path=order.archive)
     decoder = stages.Decode(SPEC, 10**6, False, _HereGuard())
-    constants = {"run_id": run_id, "model": "stand-in", "weights_sha256": "0" * 64}
-    uris = {t.shard.id: t.shard.uri for t in tasks.values()}
-    sink = stages.Sink(order.out, EXPLAINER.id, constants, CHUNK, 10**6, uris, SPEC, OverlayConfig())
     with os.fdopen(orders) as lines, os.fdopen(answers, "w") as out:
         for line in lines:
-            for row in stages.read_shard(tasks[line.strip()], archive, CHUNK):
-                time.sleep(order.pause_s)
-                done = sink(explain(decoder(row)))
-                for i in range(done.num_rows):
-                    note = Chunk.from_row(done.slice(i, 1))
-                    out.write(json.dumps([note.shard_id, note.kind, note.note]) + "\n")
-                out.flush()
-            out.write("[]\n")
+            task, run_id = pickle.loads(base64.b64decode(line))
+            constants = {"run_id": run_id, "model": "stand-in", "weights_sha256": "0" * 64}
+            uris = {task.shard.id: task.shard.uri}
+            sink = stages.Sink(order.out, EXPLAINER.id, constants, CHUNK, 10**6, uris, SPEC, OverlayConfig())
+            try:
+                for row in stages.read_shard(task, archive, CHUNK):
+                    time.sleep(order.pause_s)
+                    done = sink(explain(decoder(row)))
+                    for i in range(done.num_rows):
+                        note = Chunk.from_row(done.slice(i, 1))
+                        out.write(json.dumps([note.shard_id, note.kind, note.note]) + "\n")
+                    out.flush()
+                out.write("[]\n")
+            except OSError as error:  # as a Ray task would: the driver hears of it
+                out.write(json.dumps([error.errno, str(error)]) + "\n")
             out.flush()
 
 
@@ -132,7 +140,7 @@ class _Worker:
     shard: str | None = None
 
 
-def _hire(tasks: dict[str, ShardTask], order: Order, run_id: str) -> _Worker:
+def _hire(order: Order) -> _Worker:
     there, here = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -141,7 +149,7 @@ def _hire(tasks: dict[str, ShardTask], order: Order, run_id: str) -> _Worker:
             for other in {int(fd) for fd in os.listdir("/proc/self/fd")} - {0, 1, 2, there[0], here[1]}:
                 with contextlib.suppress(OSError):  # the other workers' pipes: they must end with the driver
                     os.close(other)
-            _work(tasks, order, run_id, there[0], here[1])
+            _work(order, there[0], here[1])
         except BaseException:  # noqa: BLE001 - a fork must not go on as its parent
             traceback.print_exc()
             os._exit(1)
@@ -159,6 +167,8 @@ def drive(order: Order) -> ExitCode:
     commit.COMMIT_EVERY_S = order.commit_every_s
     stages.decoder_of = lambda _: _Direct()  # type: ignore[assignment,return-value]
     sabotage.apply(order.sabotage)
+    storage.PATIENCE_S = order.patience_s
+    crew = [_hire(order) for _ in range(WORKERS + SPARE)]  # before any library starts threads
     config = Config(out=order.out, archive=ArchiveConfig(path=order.archive))
     out = open_folder(order.out, "OUT")
     shards = list_archive(config.archive).shards
@@ -173,15 +183,16 @@ def drive(order: Order) -> ExitCode:
         report = first_report(run_id, EXPLAINER, config, {"todo": len(plan.tasks)})
         report.write(out)
         desk = commit.CommitDesk(table, EXPLAINER.id, run_id, plan.tasks)
-        total = _run(order, run_id, {t.shard.id: t for t in plan.tasks}, desk)
+        total = _run(crew, run_id, {t.shard.id: t for t in plan.tasks}, desk)
         code = ExitCode.INCOMPLETE if desk.open_shards else ExitCode.DONE
         report.ended(code, total, 1.0, {}).write(out)
         return code
 
 
-def _run(order: Order, run_id: str, tasks: dict[str, ShardTask], desk: commit.CommitDesk) -> Accounting:
+def _run(
+    crew: list[_Worker], run_id: str, tasks: dict[str, ShardTask], desk: commit.CommitDesk
+) -> Accounting:
     """Hand out shards, take receipts; a shard whose worker died is done again by another, from its start."""
-    crew = [_hire(tasks, order, run_id) for _ in range(WORKERS + SPARE)]
     idle, busy = crew[:], list[_Worker]()
     todo, total = list(tasks), Accounting()
     while todo or busy:
@@ -191,7 +202,8 @@ def _run(order: Order, run_id: str, tasks: dict[str, ShardTask], desk: commit.Co
             worker = idle.pop(0)
             worker.shard = todo.pop(0)
             try:
-                os.write(worker.orders, f"{worker.shard}\n".encode())
+                task = base64.b64encode(pickle.dumps((tasks[worker.shard], run_id)))
+                os.write(worker.orders, task + b"\n")
             except BrokenPipeError:
                 todo.insert(0, worker.shard)
                 continue
@@ -210,6 +222,8 @@ def _run(order: Order, run_id: str, tasks: dict[str, ShardTask], desk: commit.Co
                     busy.remove(worker)
                     idle.append(worker)
                     continue
+                if len(note) == 2:
+                    raise OSError(*note)
                 for done in desk.take([(note[0], ChunkKind(note[1]), note[2])]):
                     total += done.accounting
     for done in desk.flush():
@@ -222,7 +236,8 @@ def _run(order: Order, run_id: str, tasks: dict[str, ShardTask], desk: commit.Co
 def _job(order: Order) -> int:
     os.setpgid(0, 0)
     try:
-        return int(drive(order))
+        with _told_plainly():
+            return int(drive(order))
     except CamrayError as error:
         print(f"{error}", file=sys.stderr, flush=True)
         return int(error.exit_code)
