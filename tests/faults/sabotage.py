@@ -167,6 +167,14 @@ def _without_flush() -> None:
     os.fsync = lambda _: None  # type: ignore[assignment]
 
 
+def _clock(by_s: float) -> Callable[[], None]:
+    def skew() -> None:
+        real = time.time
+        time.time = lambda: real() + by_s  # type: ignore[assignment]
+
+    return skew
+
+
 SMALL_JOB: dict[str, Callable[[], None]] = {
     "receipt before file": _receipt_before_file,
     "written in place": _in_place,
@@ -177,4 +185,6 @@ SMALL_JOB: dict[str, Callable[[], None]] = {
     "finished chunks forgotten": _forget_chunks,
     "no hold": _without_hold,
     "no flush": _without_flush,
+    "clock a day ahead": _clock(90_000),
+    "clock a day behind": _clock(-90_000),
 }
