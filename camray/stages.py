@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -141,8 +142,17 @@ class Sink:
         self._spec, self._overlay = spec, overlay
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        """Write one chunk and give its receipt; an end row of a broken shard writes the shard's own row."""
+        """Write one chunk and give its receipt; an end row of a broken shard writes the shard's own row.
+
+        A full disk or an absent store is a row as well: as an exception it would reach the driver as text.
+        """
         chunk = Chunk.from_row(row)
+        try:
+            return self._take(chunk)
+        except OSError as error:
+            return _note_row(chunk, ChunkKind.LOST, json.dumps([error.errno or 0, str(error)]))
+
+    def _take(self, chunk: Chunk) -> pa.Table:
         if chunk.kind == ChunkKind.DATA:
             return _note_row(chunk, ChunkKind.DATA, self._write(chunk))
         end = ShardEnd.from_json(chunk.note) if chunk.kind == ChunkKind.END else None

@@ -189,7 +189,7 @@ def drive(order: Order) -> ExitCode:
         return code
 
 
-def _run(
+def _run(  # noqa: PLR0912 - the whole scheduler
     crew: list[_Worker], run_id: str, tasks: dict[str, ShardTask], desk: commit.CommitDesk
 ) -> Accounting:
     """Hand out shards, take receipts; a shard whose worker died is done again by another, from its start."""
@@ -222,8 +222,8 @@ def _run(
                     busy.remove(worker)
                     idle.append(worker)
                     continue
-                if len(note) == 2:
-                    raise OSError(*note)
+                if len(note) == 2 or note[1] == ChunkKind.LOST:
+                    raise OSError(*(note if len(note) == 2 else json.loads(note[2])))
                 for done in desk.take([(note[0], ChunkKind(note[1]), note[2])]):
                     total += done.accounting
     for done in desk.flush():
