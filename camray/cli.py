@@ -195,7 +195,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--max-actors", type=int, metavar="N", help="grow up to N copies while more nodes join")
     work.add_argument("--batch-size", type=int, metavar="N", help="images per forward (32 GPU, 16 CPU)")
     work.add_argument("--chunk-size", type=int, metavar="N", help="images per unit of work (256)")
-    work.add_argument("--max-failed", type=float, metavar="F", help="share of failures that is fine (0.01)")
+    work.add_argument("--max-failed", metavar="N", help="failures that are fine: images, or a share (1%%)")
     work.add_argument("--force", action="store_true", help="run although another run seems to hold OUT")
 
 
@@ -232,11 +232,8 @@ def _plan(args: argparse.Namespace) -> ExitCode:
         print(json.dumps(facts))
     else:
         for name, value in facts.items():
-            print(
-                f"{name.replace('_', ' '):<18} {value:,}"
-                if isinstance(value, int)
-                else f"{name.replace('_', ' '):<18} {value}"
-            )
+            said = f"{value:,}" if isinstance(value, int) else printable(value, 2000)
+            print(f"{name.replace('_', ' '):<18} {said}")
     return ExitCode.DONE
 
 

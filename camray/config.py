@@ -102,7 +102,7 @@ class RunConfig:
     batch_size: int | None = None  # None: 32 on a GPU, 16 on a CPU
     chunk_size: int = 256
     top_k: int = 5
-    max_failed: float = 0.01
+    max_failed: int | float = 0.01  # a number of images (25), or a share (0.01, "1%")
     allow_empty: bool = False
     force: bool = False  # run although another run seems to hold OUT
 
@@ -224,6 +224,7 @@ def _replaced(config: Config, name: str, value: Any, origin: str) -> Config:
         near = difflib.get_close_matches(name, known, 1)
         fix = f"did you mean {near[0]}?" if near else "see `camray explain --help`"
         raise UsageError(f"{origin} {name}", "no such setting", fix)
+    value = _failure_budget(value) if name == "run.max_failed" else value
     change: dict[str, Any] = {leaf or name: _coerced(name, value, _annotation(owner, leaf or name))}
     if isinstance(change.get(leaf), dict):  # a table: options add to the file's
         change[leaf] = getattr(owner, leaf) | change[leaf]
@@ -258,12 +259,26 @@ def _coerced(name: str, value: Any, annotation: str) -> Any:
         return value
     if name == "method.target" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    wanted = {"bool": bool, "int": int, "float": (int, float), "str": str}
+    wanted = {"bool": bool, "int | float": (int, float), "int": int, "float": (int, float), "str": str}
     kind = next((k for k in wanted if annotation.startswith(k)), "")
     if kind and isinstance(value, wanted[kind]) and (kind == "bool" or not isinstance(value, bool)):  # type: ignore[arg-type]
         return float(value) if kind == "float" else value
     expected = f"one of {', '.join(choices)}" if choices else _SPOKEN.get(kind, "a list of texts")
     raise UsageError(name, printable(f"{value!r} will not do"), f"give {expected}")
+
+
+def _failure_budget(value: Any) -> Any:
+    """Read how many failures are fine: a whole number counts images, `1%` and `0.01` are shares of them."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return int(text) if text.lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        fix = "give a share (1% or 0.01) or a number of images (25)"
+        raise UsageError("--max-failed", printable(f"{value!r} will not do"), fix) from None
 
 
 def _numbers(name: str, value: Any, kind: type) -> tuple[Any, ...]:
@@ -298,7 +313,7 @@ def _check(config: Config) -> None:
         ("--overlay-sample", o.sample_per_chunk, 0, None),
         ("--max-pixels", a.max_pixels, 1, None),
         ("archive.max_member_bytes", a.max_member_bytes, 1, None),
-        ("--max-failed", r.max_failed, 0, 1),
+        ("--max-failed", r.max_failed, 0, None if isinstance(r.max_failed, int) else 1),
     ):
         if value is not None and not low <= value <= (math.inf if high is None else high):  # NaN is outside
             span = f"at least {low}" if high is None else f"between {low} and {high}"

@@ -14,6 +14,7 @@ The strings of `ErrorCode` and `Stage` are the same in the record, the log, the 
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum, StrEnum
 
 
@@ -83,10 +84,11 @@ class ErrorCode(StrEnum):
     TRUNCATED_IMAGE = "truncated_image"
     CORRUPT_IMAGE = "corrupt_image"
     NONFINITE_PIXELS = "nonfinite_pixels"
+    DECODE_TIMEOUT = "decode_timeout"  # the decoder worked on it beyond all reason, or hung
     # the model
     BAD_TARGET = "bad_target"  # the class asked for is unknown for this member
     NONFINITE_OUTPUT = "nonfinite_output"  # NaN or infinity in logits
-    WORKER_CRASHED = "worker_crashed"  # this image killed its worker twice
+    WORKER_CRASHED = "worker_crashed"  # this image ended the decoder, or its worker process, again and again
     MODEL_FAILED = "model_failed"
 
 
@@ -157,10 +159,31 @@ class ImageError(CamrayError):
         return f"{self.code}: {self.message}"
 
 
+_SECRETS = (
+    (re.compile(r"(?<=://)[^/\s\"'@]*@"), "…@"),  # user:password@ of a URI
+    (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{20,}|\bgh[opsu]_[A-Za-z0-9]{20,}"), "…"),
+    (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}"), r"\1…"),
+    (
+        re.compile(  # name=value, or "name": "value"
+            r"(?i)([\w-]*(?:secret|password|passwd|token|signature|credential|access_?key|api_?key)[\w-]*|\bsig)"
+            r"(=|\"\s*:\s*\")[^\s&,;\"'}\\]{4,}"
+        ),
+        r"\1\2…",
+    ),
+)
+
+
+def redacted(text: str) -> str:
+    """Take out what looks like a credential: passwords in URIs, cloud keys, tokens, signatures."""
+    for pattern, stand_in in _SECRETS:
+        text = pattern.sub(stand_in, text)
+    return text
+
+
 def printable(text: str, limit: int = 300) -> str:
-    r"""Make untrusted text safe for a terminal or a log: one line, no control or bidi characters.
+    r"""Make untrusted text safe for a terminal or a log: one line, no control or bidi characters, no secrets.
 
     Characters outside the printable set become `\xNN` or `\uNNNN`; longer text is cut with `…`.
     """
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in redacted(text))
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"

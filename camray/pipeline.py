@@ -7,6 +7,7 @@ A row is one chunk, `batch_size=1` everywhere: no engine setting can split or mi
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -134,7 +135,11 @@ def run_waves(
     run_id: str,
     pool: Pool,
 ) -> Iterator[list[tuple[str, ChunkKind, str]]]:
-    """Explain the shards, wave after wave; yield (shard id, kind, note) as chunks and shards finish."""
+    """Explain the shards, wave after wave; yield (shard id, kind, note) as chunks and shards finish.
+
+    Raises:
+        OSError: a stage could not write to OUT.
+    """
     settings = DataContext.get_current()
     settings.enable_progress_bars = False  # progress is told from receipts
     settings.print_on_execution_start = False
@@ -148,7 +153,9 @@ def run_waves(
         dataset = _graph(wave, config, explainer, weights, run_id, pool, Guard(attempts))
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(block, pa.Table)
-            rows = (Chunk.from_row(block.slice(i, 1)) for i in range(block.num_rows))
+            rows = [Chunk.from_row(block.slice(i, 1)) for i in range(block.num_rows)]
+            for lost in (row for row in rows if row.kind == ChunkKind.LOST):
+                raise OSError(*json.loads(lost.note))
             yield [(row.shard_id, row.kind, row.note) for row in rows]
 
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from camray.errors import printable, redacted
 from camray.records import Accounting, ChunkKind, Receipt
 
 LINE_EVERY_S = 30.0
@@ -35,9 +36,9 @@ class Reporter:
     def say(self, text: str, **data: Any) -> None:
         """Print one message; with --json, one object with `message` and the given data."""
         if self.as_json:
-            print(json.dumps({"message": text, **data}), flush=True)
+            print(redacted(json.dumps({"message": text, **data})), flush=True)
         else:
-            self.console.print(text, markup=False)
+            self.console.print(printable(text, 2000), markup=False)
 
 
 class RunProgress:

@@ -276,6 +276,7 @@ class ChunkKind(StrEnum):
     DATA = "data"  # images
     DONE = "done"  # nothing: its file is on disk from an interrupted run; note = its Receipt
     END = "end"  # nothing: the reader reached the end of the shard; note = ShardEnd
+    LOST = "lost"  # nothing: OUT could not be written; note = [errno, message], and the run ends
 
 
 @dataclass(frozen=True, slots=True)

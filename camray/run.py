@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ from camray.ledger.commit import CommitDesk
 from camray.ledger.intake import Grouping, group_files, recall, remember
 from camray.ledger.plan import Plan, make_plan
 from camray.ledger.runs import Hold, RunReport, first_report, new_run_id, write_explainer
-from camray.ledger.table import Table
+from camray.ledger.table import STORE_ERRORS, Table
 from camray.progress import Reporter, RunProgress
 from camray.records import Accounting, Shard
 from camray.storage import Folder, open_folder
@@ -112,6 +113,11 @@ def explain(config: Config, reporter: Reporter) -> Outcome:
     Raises:
         CamrayError: with the exit code of its class.
     """
+    with _told_plainly():
+        return _explain(config, reporter)
+
+
+def _explain(config: Config, reporter: Reporter) -> Outcome:
     ready = prepare(config)
     run_id = new_run_id()
     _announce(ready, reporter)
@@ -131,7 +137,7 @@ def explain(config: Config, reporter: Reporter) -> Outcome:
             "committed": ready.plan.committed,
             "changed": ready.plan.changed,
         }
-        report = first_report(run_id, ready.explainer, config, shards)
+        report = first_report(run_id, ready.explainer, config, shards, ready.model.notes)
         report.write(ready.out)
         return _work(ready, report, reporter, pool)
 
@@ -178,9 +184,19 @@ def _work(ready: Prepared, report: RunReport, reporter: Reporter, pool: Pool) ->
     finally:
         duration = time.monotonic() - started
         ended = report.ended(code, total, duration, dict(progress.stage_seconds), progress.bottleneck())
-        ended.write(ready.out)
+        _keep(ended, ready.out, reporter)
     _summarise(total, code, duration, progress, reporter)
+    if code == ExitCode.FAILURES_OVER_BUDGET and total.n_failed:
+        reporter.say(_over_budget(total, ready.config.run.max_failed))
     return Outcome(code, report.run_id, total, ready.out.uri, ready.explainer.id)
+
+
+def _keep(report: RunReport, out: Folder, reporter: Reporter) -> None:
+    """Write the last report; where that fails too, it must not hide why the run ended."""
+    try:
+        report.write(out)
+    except OSError as error:
+        reporter.say(f"run.json keeps its first state: {error}")
 
 
 def _commits(ready: Prepared, run_id: str, progress: RunProgress, pool: Pool) -> Iterator[Accounting]:
@@ -189,11 +205,12 @@ def _commits(ready: Prepared, run_id: str, progress: RunProgress, pool: Pool) ->
 
     from camray.pipeline import run_waves
 
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     desk = CommitDesk(ready.table, ready.explainer.id, run_id, ready.plan.tasks)
     progress.actors = pool.actors
     state = {name: tensor.numpy() for name, tensor in ready.model.module.state_dict().items()}
     weights = ray.put(state)
-    with _signals(), _told_plainly(), progress:
+    with _signals(), progress:
         for notes in run_waves(ready.plan.tasks, ready.config, ready.explainer, weights, run_id, pool):
             commits = desk.take(notes)
             progress.take(notes, len(commits))
@@ -283,10 +300,16 @@ def _known_members(plan: Plan) -> int | None:
     return total
 
 
-def _judge(total: Accounting, max_failed: float) -> ExitCode:
-    if total.shard_errors or total.n_failed > max_failed * max(1, total.members):
-        return ExitCode.FAILURES_OVER_BUDGET
-    return ExitCode.DONE
+def _judge(total: Accounting, max_failed: int | float) -> ExitCode:
+    """Compare the failures with what is fine; a shard that was not read to its end never is."""
+    allowed = max_failed if isinstance(max_failed, int) else max_failed * total.members
+    return ExitCode.FAILURES_OVER_BUDGET if total.shard_errors or total.n_failed > allowed else ExitCode.DONE
+
+
+def _over_budget(total: Accounting, max_failed: int | float) -> str:
+    share = f"{total.n_failed / max(1, total.members):.1%}"
+    allowed = f"{max_failed:,} images" if isinstance(max_failed, int) else f"{max_failed * 100:g}%"
+    return f"FAILED: {total.n_failed:,} of {total.members:,} images ({share}); --max-failed allows {allowed}"
 
 
 def _announce(ready: Prepared, reporter: Reporter) -> None:
@@ -347,20 +370,28 @@ def _signals() -> Iterator[None]:
 
 @contextmanager
 def _told_plainly() -> Iterator[None]:
-    """Turn a failure inside a Ray task into one line with the right exit code."""
-    import ray
-
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    """Turn a failure of a store, or inside a Ray task, into one line with the right exit code."""
     try:
         yield
-    except (ray.exceptions.RayError, OSError) as error:
-        cause: Exception = error
-        while isinstance(cause, ray.exceptions.RayTaskError) and isinstance(cause.cause, Exception):
-            cause = cause.cause
+    except Exception as error:
+        cause = _innermost(error)
         if isinstance(cause, CamrayError):
-            raise cause from error
-        if isinstance(cause, OSError):
-            full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = "no space left in OUT" if full else printable(str(cause))
+            raise cause from (None if cause is error else error)
+        if isinstance(cause, STORE_ERRORS):
+            full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+            what = "no space left in OUT" if full or "No space left" in str(cause) else printable(str(cause))
             raise IncompleteError(f"{what}; what is committed stays, the same command resumes") from error
         raise
+
+
+def _innermost(error: Exception) -> Exception:
+    """Give what a Ray task really raised."""
+    if "ray" not in sys.modules:
+        return error
+    import ray
+
+    while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    if isinstance(error, ray.exceptions.RaySystemError | ray.exceptions.NodeDiedError):
+        return IncompleteError(f"the cluster is gone: {printable(str(error))}")
+    return error

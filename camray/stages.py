@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,9 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from camray.archive.decode import decode, upright
+from camray.archive.guarded import decoder_of
 from camray.archive.members import read_members
-from camray.archive.regions import regions_of
 from camray.attempts import Guard
 from camray.config import ArchiveConfig, InputSpec, OverlayConfig
 from camray.errors import PASSING_ERRORS, ImageError, ShardError, Stage
@@ -120,8 +120,7 @@ class Decode:
         data = memoryview(content)
         row: Row = {"content_sha256": hashlib.sha256(data).hexdigest()}
         try:
-            decoded = decode(data.tobytes(), self._spec, self._max_pixels)
-            row |= regions_of(item, decoded.geometry, self._spec, self._max_pixels)
+            return row | decoder_of(self._max_pixels).to_input(data.tobytes(), item, self._spec)
         except ImageError as error:
             return row | {
                 "status": str(Status.FAILED),
@@ -129,9 +128,6 @@ class Decode:
                 "error_stage": str(Stage.DECODE),
                 "error_message": error.message,
             }
-        row |= dataclasses.asdict(decoded.geometry)
-        row |= {"format": decoded.format, "pixel_rule": decoded.pixel_rule}
-        return row | {"pixels": decoded.pixels.tobytes()}
 
 
 class Sink:
@@ -146,8 +142,17 @@ class Sink:
         self._spec, self._overlay = spec, overlay
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        """Write one chunk and give its receipt; an end row of a broken shard writes the shard's own row."""
+        """Write one chunk and give its receipt; an end row of a broken shard writes the shard's own row.
+
+        A full disk or an absent store is a row as well: as an exception it would reach the driver as text.
+        """
         chunk = Chunk.from_row(row)
+        try:
+            return self._take(chunk)
+        except OSError as error:
+            return _note_row(chunk, ChunkKind.LOST, json.dumps([error.errno or 0, str(error)]))
+
+    def _take(self, chunk: Chunk) -> pa.Table:
         if chunk.kind == ChunkKind.DATA:
             return _note_row(chunk, ChunkKind.DATA, self._write(chunk))
         end = ShardEnd.from_json(chunk.note) if chunk.kind == ChunkKind.END else None
@@ -163,7 +168,8 @@ class Sink:
         images = chunk.images
         columns: dict[str, Any] = {f.name: images.field(f.name) for f in images.type}
         columns["key"] = [key_of(name) for name in columns["member"].to_pylist()]
-        drawn = {i: self._draw(image) for i, image in enumerate(images) if image["overlay"].as_py()}
+        due = ((i, self._draw(image)) for i, image in enumerate(images) if image["overlay"].as_py())
+        drawn = {i: picture for i, picture in due if picture is not None}
         paths = {i: self._overlay_path(chunk, images[i]) for i in drawn}
         self._out.write_all({paths[i]: jpeg for i, jpeg in drawn.items()})
         columns["overlay_path"] = [paths.get(i) for i in range(len(images))]
@@ -192,14 +198,17 @@ class Sink:
         )  # fmt: skip
         return receipt.to_json()
 
-    def _draw(self, image: pa.StructScalar) -> bytes:
-        """Draw and encode one overlay."""
+    def _draw(self, image: pa.StructScalar) -> bytes | None:
+        """Draw and encode one overlay; None where the original cannot be decoded a second time."""
         shape = (image["heat_h"].as_py(), image["heat_w"].as_py())
         heat = np.array(image["heatmap"].as_py(), np.float32).reshape(shape)
         if self._overlay.on == "original":
             names = ("width", "height", "crop_x0", "crop_y0", "crop_x1", "crop_y1")
             where = Geometry(*(image[name].as_py() for name in names))
-            source = upright(image["content"].as_py(), self._max_pixels)
+            try:
+                source = decoder_of(self._max_pixels).upright(image["content"].as_py())
+            except ImageError:  # its decoder was killed, as the machine's memory was short: the record counts
+                return None
             picture = overlays.overlay_on_original(source, heat, where, self._overlay)
         else:
             view = np.frombuffer(image["pixels"].as_buffer(), np.uint8)

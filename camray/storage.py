@@ -8,18 +8,30 @@ leaves an empty file under the final name, without the folder's the rename itsel
 from __future__ import annotations
 
 import os
+import random
+import re
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from urllib.parse import quote
+from typing import TypeVar
+from urllib.parse import parse_qsl, quote
 
 from pyarrow import NativeFile
 from pyarrow import fs as pafs
 
 from camray.errors import UsageError, printable
 
+_T = TypeVar("_T")
+
 SCHEMES = ("s3", "gs", "gcs", "file")
+PATIENCE_S = 120.0
+"""How long a store may fail before the run gives up (exit 4) and waits for its next start."""
+_LASTING = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|HTTP status (400|403)")
+_SECRET_OPTIONS = ("secret", "token", "password", "signature", "credential", "access_key", "access-key")
+_FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # at most, and less where the umask says so: nobody else may write
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +58,7 @@ class Folder:
 
     def kind(self, relative: str = "") -> pafs.FileType:
         """Tell whether a path is a file, a directory, or not there."""
-        return self.fs.get_file_info(self.at(relative)).type
+        return self._patiently(lambda: self.fs.get_file_info(self.at(relative)).type)
 
     def exists(self, relative: str = "") -> bool:
         """Tell whether a path is there."""
@@ -69,14 +81,16 @@ class Folder:
         """List files under a path, sorted by path; nothing where the path is not there."""
         base = self.at(relative).rstrip("/")
         selector = pafs.FileSelector(base, allow_not_found=True, recursive=recursive)
-        infos = [i for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File]
+        listed = self._patiently(lambda: self.fs.get_file_info(selector))
+        infos = [i for i in listed if i.type == pafs.FileType.File]
         for info in sorted(infos, key=lambda i: i.path):
             yield Entry(info.path.removeprefix(base).removeprefix("/"), info.size, str(info.mtime_ns))
 
     def folders(self, relative: str = "") -> list[str]:
         """List the names of the folders directly under a path, sorted."""
         selector = pafs.FileSelector(self.at(relative), allow_not_found=True)
-        found = [i for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.Directory]
+        listed = self._patiently(lambda: self.fs.get_file_info(selector))
+        found = [i for i in listed if i.type == pafs.FileType.Directory]
         return sorted(i.base_name for i in found)
 
     def open(self, relative: str = "") -> NativeFile:
@@ -85,6 +99,9 @@ class Folder:
 
     def read(self, relative: str) -> bytes:
         """Read a whole file."""
+        return self._patiently(lambda: self._read_once(relative))
+
+    def _read_once(self, relative: str) -> bytes:
         with self.open(relative) as file:
             return bytes(file.read())
 
@@ -98,12 +115,30 @@ class Folder:
             _write_local({Path(self.at(relative)): data for relative, data in files.items()})
             return
         for relative, data in files.items():
-            with self.fs.open_output_stream(self.at(relative)) as stream:  # visible at close
-                stream.write(data)
+            self._patiently(partial(self._write_once, relative, data))
+
+    def _write_once(self, relative: str, data: bytes) -> None:
+        with self.fs.open_output_stream(self.at(relative)) as stream:  # visible at close
+            stream.write(data)
 
     def delete(self, relative: str) -> None:
         """Delete a file that is there."""
         self.fs.delete_file(self.at(relative))
+
+    def _patiently(self, action: Callable[[], _T]) -> _T:
+        """Ask a store again until PATIENCE_S are over: each action is whole and harmless to repeat."""
+        ends, wait_s = time.monotonic() + PATIENCE_S, 0.1
+        while True:
+            try:
+                return action()
+            except OSError as error:
+                lasting = isinstance(error, FileNotFoundError | PermissionError) or _LASTING.search(
+                    str(error)
+                )
+                if self.is_local or lasting or time.monotonic() + wait_s > ends:
+                    raise
+                time.sleep(wait_s * random.uniform(0.5, 1))
+                wait_s = min(2 * wait_s, 8.0)
 
 
 def open_folder(place: str, field: str) -> Folder:
@@ -122,7 +157,8 @@ def open_folder(place: str, field: str) -> Folder:
         raise UsageError(field, f"scheme {scheme!r} is not supported", f"use a path or {', '.join(SCHEMES)}")
     if scheme != "file" and not rest.strip("/"):
         raise UsageError(field, f"{place} names no bucket", f"{scheme}://BUCKET/PATH")
-    if "@" in rest.partition("/")[0]:
+    names = {name.lower() for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True)}
+    if "@" in rest.partition("/")[0] or any(word in name for name in names for word in _SECRET_OPTIONS):
         raise UsageError(field, "credentials in the URI are refused", "set them in the environment")
     try:
         fs, path = pafs.FileSystem.from_uri(place)
@@ -135,11 +171,13 @@ def _write_local(files: Mapping[Path, bytes]) -> None:
     """Write, flush and rename; one flush of each folder at the end, which is what a rename waits for."""
     parents = {path.parent for path in files}
     for parent in parents:
-        parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(parent)
     for path, data in files.items():
         temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
-            with open(temporary, "xb") as file:
+            # Never through a link that somebody put there.
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, _FILE_MODE)
+            with open(handle, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -153,3 +191,9 @@ def _write_local(files: Mapping[Path, bytes]) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _make_folder(path: Path) -> None:
+    if not path.is_dir():
+        _make_folder(path.parent)
+        path.mkdir(_FOLDER_MODE, exist_ok=True)

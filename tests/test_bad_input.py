@@ -95,9 +95,11 @@ OPTIONS = """
 --overlay-gamma 0        | --overlay-gamma: 0.0 is out of range
 --colormap rainbow       | --colormap: 'rainbow' will not do. Fix: give one of turbo, jet
 --overlay-sample -1      | --overlay-sample: -1 is out of range
---max-failed 5           | --max-failed: 5.0 is out of range. Fix: give a value between 0 and 1
---max-failed 5%          | --max-failed: invalid float value: '5%'
+--max-failed 5.0         | --max-failed: 5.0 is out of range. Fix: give a value between 0 and 1
+--max-failed 101%        | --max-failed: 1.01 is out of range
+--max-failed some        | --max-failed: 'some' will not do. Fix: give a share (1% or 0.01) or a number
 --max-failed nan         | --max-failed: nan is out of range
+--max-failed=-1          | --max-failed: -1 is out of range. Fix: give a value at least 0
 --input-size 0x0         | --input-size: 0 is out of range
 --input-size 1000000     | --input-size: 1000000 is out of range
 --input-size 3x4x5       | --input-size: 3 numbers. Fix: give one, or HEIGHTxWIDTH

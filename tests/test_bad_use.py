@@ -57,7 +57,7 @@ CPU_ONLY = [  # arguments after `explain`, words of the message; none of these l
     ([ARCHIVE, "s3://key:secret@bucket/x", "--model", MODEL], ["OUT", "credentials"]),
     ([ARCHIVE, "OUT", "--model", MODEL, "--batch-size", "0"], ["--batch-size", "0", "between 1"]),
     ([ARCHIVE, "OUT", "--model", MODEL, "--batch-size", "many"], ["--batch-size", "many"]),
-    ([ARCHIVE, "OUT", "--model", MODEL, "--max-failed", "5"], ["--max-failed", "between 0 and 1"]),
+    ([ARCHIVE, "OUT", "--model", MODEL, "--max-failed", "1.5"], ["--max-failed", "between 0 and 1"]),
     ([ARCHIVE, "OUT", "--model", MODEL, "--limit", "3", "--sample", "4"], ["--sample", "--limit"]),
     ([ARCHIVE, "OUT", "--model", MODEL, "--batchsize", "4"], ["--batchsize", "Fix"]),
     ([ARCHIVE, "OUT", "--model", MODEL, "--overlays", "some"], ["--overlays", "some", "flagged"]),

@@ -21,9 +21,29 @@ def test_options_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) ->
     )
     found = load(str(file), {"run.top_k": 7})
     assert (found.out, found.model.name, found.run.top_k) == ("a", "x", 7)
-    assert found.run.max_failed == 1.0
-    assert isinstance(found.run.max_failed, float)
+    assert found.overlay.alpha == 1.0
+    assert isinstance(found.overlay.alpha, float)
     assert found.run.chunk_size == Config().run.chunk_size
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("1%", 0.01),
+        ("0.5 %", 0.005),
+        ("0.02", 0.02),
+        ("25", 25),
+        (25, 25),
+        (0.5, 0.5),
+        (1, 1),
+        ("0", 0),
+        ("100%", 1.0),
+    ],
+)
+def test_failures_that_are_fine_are_a_number_or_a_share(given: Any, read: float) -> None:
+    found = load(None, {"run.max_failed": given}).run.max_failed
+    assert found == read
+    assert isinstance(found, type(read))  # 1 is one image, 1.0 is all of them
 
 
 def test_lists_become_tuples_and_a_class_index_text() -> None:
@@ -69,6 +89,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"archive.max_member_bytes": -1}, "max_member_bytes"),
     ({"run.max_failed": -0.1}, "--max-failed"),
     ({"run.max_failed": float("inf")}, "--max-failed"),
+    ({"run.max_failed": True}, "run.max_failed: True will not do"),
+    ({"run.max_failed": "1 %%"}, "--max-failed: '1 %%' will not do"),
     ({"run.max_failed": float("nan")}, "--max-failed"),
     ({"archive.limit": 1, "archive.sample": 1}, "--limit"),
     ({"method.target": True}, "method.target"),

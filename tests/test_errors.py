@@ -1,6 +1,7 @@
 """The exception tree: exit codes, one-line messages, a journey through pickle, untrusted text."""
 
 import ast
+import json
 import pickle
 import unicodedata
 from pathlib import Path
@@ -19,6 +20,7 @@ from camray.errors import (
     Stage,
     UsageError,
     printable,
+    redacted,
 )
 
 # The numbers are a promise to shell scripts: written out here, not read from the source.
@@ -124,3 +126,39 @@ def test_every_refusal_names_a_fix() -> None:
     assert len(refusals) > 100
     lacking = [f"{name}:{call.lineno}" for name, call in refusals if len(call.args) < 3]
     assert not lacking
+
+
+SECRET = "wJalrXUtnFEMIK7MDENG"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"s3://AKIAIOSFODNN7EXAMPLE:{SECRET}@bucket/x",
+        f"https://h/x?X-Amz-Signature={SECRET}&X-Amz-Credential={SECRET}",
+        f"?sig={SECRET}&sp=r",
+        f"AWS_SECRET_ACCESS_KEY={SECRET}",
+        f'{{"session_token": "{SECRET}", "n": 1}}',
+        f"Authorization: Bearer {SECRET}",
+        f"password={SECRET}",
+        f"hf_{SECRET}abc",
+    ],
+)
+def test_what_looks_like_a_credential_is_never_told(text: str) -> None:
+    for safe in (redacted(text), printable(text)):
+        assert SECRET not in safe
+        assert "AKIA" not in safe
+    assert redacted(redacted(text)) == redacted(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["s3://bucket/a@b?region=eu-west-1", "tokens: the attention of 196 patches", "user@host", "signal=9"],
+)
+def test_what_is_no_credential_is_left_alone(text: str) -> None:
+    assert redacted(text) == text
+
+
+def test_json_stays_json_without_its_secrets() -> None:
+    text = json.dumps({"args": {"api_key": SECRET, "depth": 3}, "uri": f"s3://u:{SECRET}@b/x"})
+    assert json.loads(redacted(text)) == {"args": {"api_key": "…", "depth": 3}, "uri": "s3://…@b/x"}

@@ -137,6 +137,8 @@ def test_file_uri_is_a_local_folder(tmp_path: Path) -> None:
         ("http://host/x", "scheme 'http' is not supported"),
         ("s3://KEY:SECRET@bucket/x", "credentials in the URI are refused"),
         ("gs://user@bucket/x", "credentials in the URI are refused"),
+        ("s3://bucket/x?region=eu&secret_key=SECRET", "credentials in the URI are refused"),
+        ("s3://bucket/x?X-Amz-Signature=SECRET", "credentials in the URI are refused"),
     ],
 )
 def test_odd_places_are_refused_and_no_secret_is_shown(place: str, said: str) -> None:
@@ -163,3 +165,22 @@ def test_an_object_store_gets_one_write_per_file(tmp_path: Path) -> None:
 
 def test_only_these_schemes() -> None:
     assert set(storage.SCHEMES) == {"s3", "gs", "gcs", "file"}
+
+
+def test_nobody_else_may_write_what_was_written(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        open_folder(str(tmp_path / "out"), "OUT").write("a/b/c", b"1")
+    finally:
+        os.umask(before)
+    assert [p.stat().st_mode & 0o777 for p in sorted((tmp_path / "out").rglob("*"))] == [0o755, 0o755, 0o644]
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_stricter_umask_is_kept(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        open_folder(str(tmp_path / "out"), "OUT").write("a", b"1")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out/a").stat().st_mode & 0o777 == 0o600

@@ -93,6 +93,9 @@ def _group(
     except (pa.ArrowException, OSError, ValueError) as error:
         message = f"row group {group}: {printable(str(error))}"
         raise ShardError(ErrorCode.SHARD_CORRUPT, message) from None
+    if index != rows.stop:
+        message = f"row group {group} holds {index - rows.start:,} rows, the footer says {len(rows):,}"
+        raise ShardError(ErrorCode.SHARD_CORRUPT, message)
 
 
 def _member(

@@ -6,10 +6,12 @@ take about 200 MB: columns sorted by name, searched by halving; a dictionary of 
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,10 +36,20 @@ class RecordFile:
         """The shard's content, the second part of the name."""
         return parse_name(self.path)[1]
 
+    @property
+    def checksum(self) -> str:
+        """The checksum of its bytes, the last part of the name."""
+        return self.path.removesuffix(".parquet").rpartition("-")[2]
 
-def file_name(explainer: str, shard_id: str, chunk: int, attempt: str) -> str:
-    """Name a record file: ``explainer=<id>/<shard key>-<content key>-<chunk>-<attempt>.parquet``."""
-    return f"{PARTITION}={explainer}/{shard_id}-{chunk:06d}-{attempt}.parquet"
+
+def checksum(data: Any) -> str:
+    """Give 16 hex digits of the SHA-256 of a file's bytes: the last part of its name."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def file_name(explainer: str, shard_id: str, chunk: int, digest: str) -> str:
+    """Name a record file: ``explainer=<id>/<shard key>-<content key>-<chunk>-<checksum>.parquet``."""
+    return f"{PARTITION}={explainer}/{shard_id}-{chunk:06d}-{digest}.parquet"
 
 
 def parse_name(path: str) -> tuple[str, str, int]:
@@ -49,7 +61,7 @@ def parse_name(path: str) -> tuple[str, str, int]:
     name = path.rpartition("/")[2]
     if not name.endswith(".parquet"):
         raise ValueError(f"{name} is no record file")
-    key, content, chunk, _attempt = name.removesuffix(".parquet").split("-")
+    key, content, chunk, _digest = name.removesuffix(".parquet").split("-")
     return key, content, int(chunk)
 
 

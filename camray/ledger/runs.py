@@ -14,6 +14,7 @@ import platform
 import secrets
 import socket
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from camray.config import Config, Explainer
-from camray.errors import ExitCode, OutputLockedError
+from camray.errors import ExitCode, OutputLockedError, redacted
 from camray.records import Accounting
 from camray.storage import Folder
 
@@ -46,6 +47,7 @@ class RunReport:
     started_at: str
     versions: dict[str, str]
     shards: dict[str, int]
+    notes: tuple[str, ...] = ()  # what was done to load the model; a trusted pickle is named here
     accounting: dict[str, Any] = dataclasses.field(default_factory=dict)
     duration_s: float | None = None
     images_per_s: float | None = None
@@ -77,10 +79,12 @@ class RunReport:
     def write(self, out: Folder) -> None:
         """Write run.json, replacing the run's earlier one."""
         text = json.dumps(dataclasses.asdict(self), indent=1, default=str)
-        out.write(f"{RUNS}/{self.run_id}/run.json", text.encode())
+        out.write(f"{RUNS}/{self.run_id}/run.json", redacted(text).encode())
 
 
-def first_report(run_id: str, explainer: Explainer, config: Config, shards: dict[str, int]) -> RunReport:
+def first_report(
+    run_id: str, explainer: Explainer, config: Config, shards: dict[str, int], notes: Sequence[str] = ()
+) -> RunReport:
     """Start the report of a run."""
     return RunReport(
         run_id=run_id,
@@ -89,6 +93,7 @@ def first_report(run_id: str, explainer: Explainer, config: Config, shards: dict
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"python": platform.python_version(), **installed_versions()},
         shards=shards,
+        notes=tuple(notes),
     )
 
 

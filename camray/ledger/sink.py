@@ -1,13 +1,13 @@
-"""One chunk of explained images becomes one Parquet file: unique attempt name, atomic, page checksums.
+"""One chunk of explained images becomes one Parquet file: named after its bytes, atomic, page checksums.
 
-The file carries its own receipt in the footer, so that a later run can take it over without reading rows.
-It is invisible to readers until a commit names it.
+The name ends in a checksum of the whole file: `verify` sees every bit that changed. The file carries its own
+receipt in the footer, so that a later run can take it over without reading rows. It is invisible to readers
+until a commit names it.
 """
 
 from __future__ import annotations
 
 import json
-import uuid
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from camray.ledger.committed import file_name
+from camray.ledger.committed import checksum, file_name
 from camray.ledger.table import TABLE
 from camray.records import RECORD_SCHEMA, SCHEMA_VERSION, Receipt, Status
 from camray.storage import Folder
@@ -38,13 +38,13 @@ def write_records(
     `records` has the columns of `RECORD_SCHEMA`; a row with a null member is the shard's own and is not
     counted as a member.
     """
-    path = file_name(explainer, shard_id, chunk, uuid.uuid4().hex[:12])
     note = {"shard_id": shard_id, "chunk": chunk, "rows": records.num_rows, **_counts(records)}
     footer = json.dumps(note | {"chunk_size": chunk_size, "schema_version": SCHEMA_VERSION})
     table = records.cast(RECORD_SCHEMA).replace_schema_metadata({FOOTER_KEY: footer.encode()})
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     data = buffer.getvalue()
+    path = file_name(explainer, shard_id, chunk, checksum(data))
     out.write(f"{TABLE}/{path}", data)
     return Receipt(path=path, size_bytes=data.size, seconds=dict(seconds or {}), **note)
 

@@ -12,13 +12,13 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from camray.errors import IncompleteError, UsageError
@@ -36,6 +36,9 @@ _NO_FILES = pa.table(
         "num_records": pa.array([], pa.int64()),
     }
 )
+STORE_ERRORS = (OSError, DeltaError)
+"""What a full disk or a store that is away looks like, from Arrow and from Delta Lake."""
+
 TABLE_SCHEMA = pa.schema([pa.field(PARTITION, pa.string()), *RECORD_SCHEMA])
 _CONFIGURATION = {
     # The accounting of each shard lives in its commit: keep the log as long as the records.
@@ -95,15 +98,21 @@ class Table:
         """The table for readers, or None before the first run."""
         return self._delta
 
-    def dataset(self) -> Any:
-        """Open the committed rows as a `pyarrow.dataset.Dataset`; no row is read yet.
+    def dataset(self) -> pads.FileSystemDataset:
+        """Open the committed rows; no row is read yet. Reading fails where a page is not as it was written.
 
         Through Arrow's own file systems: deltalake's calls back into Python from Arrow's threads, also while
         Python ends, and then aborts the process.
         """
         assert self._delta is not None
         place = pafs.SubTreeFileSystem(self._out.at(TABLE), self._out.fs)
-        return self._delta.to_pyarrow_dataset(filesystem=place)
+        plain = self._delta.to_pyarrow_dataset(filesystem=place)
+        scan = pads.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
+        checked = pads.ParquetFileFormat(default_fragment_scan_options=scan)
+        fragments = [
+            checked.make_fragment(f.path, place, f.partition_expression) for f in plain.get_fragments()
+        ]
+        return pads.FileSystemDataset(fragments, plain.schema, checked, place)
 
     def shards(self, explainer: str) -> CommittedFiles:
         """Give the committed files of one explainer by shard key, from the log, without opening any.
@@ -150,9 +159,19 @@ class Table:
             except CommitFailedError:
                 time.sleep(min(2.0, 0.02 * 2**attempt))
                 continue
-            self._own |= {f.shard.key: [_file_of(r) for r in f.receipts] for f in mine}
+            self._follow({f.shard.key: [_file_of(r) for r in f.receipts] for f in mine})
             return mine
         raise IncompleteError(f"{COMMIT_ATTEMPTS} commits were refused: another run keeps writing here")
+
+    def _follow(self, mine: dict[str, list[RecordFile]]) -> None:
+        """Step over the own commit; where another run's came along with it, forget what was known."""
+        assert self._delta is not None
+        before = self._delta.version()
+        self._delta.update_incremental()
+        if self._delta.version() == before + 1:
+            self._own |= mine
+        else:
+            self._seen = None
 
     def _current(self, key: str) -> list[RecordFile]:
         """Give the files of a shard, as this table last saw them."""

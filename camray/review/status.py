@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from camray.errors import ExitCode, UsageError
+from camray.errors import ExitCode, UsageError, printable
 from camray.ledger.committed import PARTITION
 from camray.ledger.runs import read_reports
 from camray.ledger.table import Table
@@ -49,7 +49,8 @@ def _describe(out: Folder, explainer: str) -> str:
         what = json.loads(out.read(f"explainers/{explainer}.json"))
     except (OSError, ValueError):
         return "its description is missing: see `camray verify`"
-    return f"{what['model']}, {what['method']} at {what['target_layer']}, target {what['target']}"
+    said = f"{what['model']}, {what['method']} at {what['target_layer']}, target {what['target']}"
+    return printable(said)
 
 
 def print_status(place: str, as_json: bool) -> ExitCode:

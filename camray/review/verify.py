@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from camray.errors import ExitCode, UsageError, printable
-from camray.ledger.committed import RecordFile
+from camray.ledger.committed import RecordFile, checksum
 from camray.ledger.table import TABLE, Table
 from camray.records import RECORD_SCHEMA, Status
 from camray.review.status import committed_shards, open_out
@@ -108,11 +108,13 @@ def _check_row(where: str, row: dict[str, Any], overlays: dict[str, int]) -> Ite
 
 
 def _read(out: Folder, file: RecordFile) -> list[dict[str, Any]]:
-    """Read a whole record file, page checksums verified; its schema, size and rows must be as committed."""
-    with out.open(f"{TABLE}/{file.path}") as source:
-        if source.size() != file.size_bytes:
-            raise pa.ArrowInvalid(f"{source.size()} bytes, committed with {file.size_bytes}")
-        table = pq.ParquetFile(source, page_checksum_verification=True).read()
+    """Read a whole record file; its bytes, schema and rows must be as committed."""
+    data = out.read(f"{TABLE}/{file.path}")
+    if len(data) != file.size_bytes:
+        raise pa.ArrowInvalid(f"{len(data)} bytes, committed with {file.size_bytes}")
+    if checksum(data) != file.checksum:
+        raise pa.ArrowInvalid("its bytes are not those that were committed")
+    table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
     if table.num_rows != file.rows:
         raise pa.ArrowInvalid(f"{table.num_rows} rows, committed with {file.rows}")
     if not table.schema.equals(RECORD_SCHEMA):

@@ -1,5 +1,6 @@
 """One chunk, one file: counted, whole, checked page by page, with its own receipt inside."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -74,11 +75,13 @@ def test_a_flipped_bit_in_a_page_is_noticed_by_any_reader_that_checks(out: Folde
         pq.ParquetFile(file, page_checksum_verification=True).read()
 
 
-def test_two_attempts_at_one_chunk_do_not_meet(out: Folder) -> None:
-    first, second = (write_chunk(out, shard(), 0) for _ in range(2))
-    assert first.path != second.path
-    assert place(out, first.path).is_file()
-    assert place(out, second.path).is_file()
+def test_two_attempts_at_one_chunk_meet_only_where_they_are_the_same(out: Folder) -> None:
+    first, same = (write_chunk(out, shard(), 0) for _ in range(2))
+    other = write_chunk(out, shard(), 0, run_id="r2")
+    assert first.path == same.path != other.path
+    for receipt in (first, other):
+        data = place(out, receipt.path).read_bytes()
+        assert receipt.path.endswith(f"-{hashlib.sha256(data).hexdigest()[:16]}.parquet")
 
 
 def test_a_column_of_the_wrong_kind_never_reaches_the_disk(out: Folder) -> None:

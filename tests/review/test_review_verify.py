@@ -67,6 +67,17 @@ def test_a_sound_out_passes(out: Folder, capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads(capsys.readouterr().out) == {"shards": 3, "members": 13, "problems": []}
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_no_bit_flips_unseen(out: Folder, seed: int) -> None:
+    """`tests/faults/test_bit_flips.py` draws 1,000."""
+    chance, file = random.Random(seed), record_file(out)
+    data = bytearray(file.read_bytes())
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    file.write_bytes(data)
+    (problem,) = problems(out)
+    assert file.name in problem
+
+
 def test_a_changed_shard_is_checked_in_its_new_content(out: Folder) -> None:
     committed(out, shard("a", "v2"), [rows(0, 2)], run_id="r2")
     assert problems(out) == []
