@@ -23,6 +23,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from camray.errors import IncompleteError, UsageError, printable
+from camray.panels import SCORE_SCHEMA
 from camray.records import RECORD_SCHEMA, Accounting, Receipt, Shard
 from camray.storage import Folder
 
@@ -30,7 +31,24 @@ TABLE = "records"
 PARTITION = "explainer"
 COMMIT_ATTEMPTS = 20
 
-TABLE_SCHEMA = pa.schema([pa.field(PARTITION, pa.string()), *RECORD_SCHEMA])
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A table of OUT: its folder, the column it is partitioned by, and the columns of its files."""
+
+    folder: str
+    partition: str
+    schema: pa.Schema
+
+    @property
+    def whole(self) -> pa.Schema:
+        """What readers see: the partition, then the columns of the files."""
+        return pa.schema([pa.field(self.partition, pa.string()), *self.schema])
+
+
+RECORDS = Kind(TABLE, PARTITION, RECORD_SCHEMA)
+SCORES = Kind("scores", "panel", SCORE_SCHEMA)
+TABLE_SCHEMA = RECORDS.whole
 _CONFIGURATION = {
     # The accounting of each shard lives in its commit: keep the log as long as the records.
     "delta.logRetentionDuration": "interval 3650 days",
@@ -69,9 +87,9 @@ class ShardCommit:
     accounting: Accounting
 
 
-def file_name(explainer: str, shard_id: str, chunk: int, attempt: str) -> str:
+def file_name(explainer: str, shard_id: str, chunk: int, attempt: str, kind: Kind = RECORDS) -> str:
     """Name a record file: ``explainer=<id>/<shard key>-<content key>-<chunk>-<attempt>.parquet``."""
-    return f"{PARTITION}={explainer}/{shard_id}-{chunk:06d}-{attempt}.parquet"
+    return f"{kind.partition}={explainer}/{shard_id}-{chunk:06d}-{attempt}.parquet"
 
 
 def parse_name(path: str) -> tuple[str, str, int]:
@@ -98,14 +116,14 @@ def is_committed(shard: Shard, files: Sequence[RecordFile]) -> bool:
 
 
 class Table:
-    """The records of one OUT. Opens what is there; `create` makes it where it is not."""
+    """The records, or the scores, of one OUT. Opens what is there; `create` makes it where it is not."""
 
-    def __init__(self, out: Folder) -> None:
+    def __init__(self, out: Folder, kind: Kind = RECORDS) -> None:
         if out.is_local and (odd := _NO_PLACE.search(out.path)):
             raise UsageError(
                 "OUT", f"{out.uri}: Delta Lake keeps no table under a name with {odd[0]}", "rename"
             )
-        self._out, self._uri = out, out.child_uri(TABLE)
+        self._out, self._uri, self._kind = out, out.child_uri(kind.folder), kind
         self._delta: DeltaTable | None = None
         self._current: dict[str, list[RecordFile]] | None = None  # committed files, as `commit` last saw them
         if DeltaTable.is_deltatable(self._uri):
@@ -116,10 +134,10 @@ class Table:
         if self._delta is None:
             DeltaTable.create(
                 self._uri,
-                TABLE_SCHEMA,
+                self._kind.whole,
                 mode="ignore",
-                partition_by=[PARTITION],
-                name="camray records",
+                partition_by=[self._kind.partition],
+                name=f"camray {self._kind.folder}",
                 configuration=_CONFIGURATION,
             )
             self._delta = DeltaTable(self._uri)
@@ -136,7 +154,7 @@ class Table:
         Python ends, and then aborts the process.
         """
         assert self._delta is not None
-        place = pafs.SubTreeFileSystem(self._out.at(TABLE), self._out.fs)
+        place = pafs.SubTreeFileSystem(self._out.at(self._kind.folder), self._out.fs)
         return self._delta.to_pyarrow_dataset(filesystem=place)
 
     def files(self, explainer: str) -> Iterator[RecordFile]:
@@ -146,7 +164,7 @@ class Table:
         actions = pa.table(self._delta.get_add_actions(flatten=True))
         if actions.num_rows == 0:
             return
-        actions = actions.filter(pc.field(f"partition.{PARTITION}") == explainer)
+        actions = actions.filter(pc.field(f"partition.{self._kind.partition}") == explainer)
         for batch in actions.select(["path", "size_bytes", "num_records"]).to_batches(max_chunksize=65536):
             yield from map(RecordFile, *(column.to_pylist() for column in batch.columns))
 
@@ -177,7 +195,7 @@ class Table:
             IncompleteError: other writers kept winning; nothing of `finished` became visible.
         """
         if self._delta is None:
-            raise IncompleteError("the records table is gone")
+            raise IncompleteError(f"the {self._kind.folder} table is gone")
         for attempt in range(COMMIT_ATTEMPTS):
             if self._current is None or attempt:  # a refused commit means that somebody else wrote
                 self._delta.update_incremental()
@@ -203,7 +221,7 @@ class Table:
     ) -> None:
         assert self._delta is not None
         now_ms = int(time.time() * 1000)
-        partition: dict[str, str | None] = {PARTITION: explainer}
+        partition: dict[str, str | None] = {self._kind.partition: explainer}
         actions: list[AddAction | RemoveAction] = []
         transactions = []
         for done in mine:
@@ -223,8 +241,8 @@ class Table:
         self._delta.create_write_transaction(
             actions,
             "append",
-            TABLE_SCHEMA,
-            partition_by=[PARTITION],
+            self._kind.whole,
+            partition_by=[self._kind.partition],
             commit_properties=CommitProperties(
                 custom_metadata=metadata, max_commit_retries=0, app_transactions=transactions
             ),

@@ -1,0 +1,158 @@
+"""One comparison, from config to exit code: check, draw the sample, plan, measure, commit, report.
+
+Flows in: an archive, a model, methods. Flows out: rows in OUT/scores, and a page in OUT/comparisons. The same
+ledger as `camray.run`: a panel of methods stands where the explainer stands there, so that a comparison that
+was killed resumes, and a method added later computes only itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from camray.attempts import Guard
+from camray.compare_plan import Prepared, prepare
+from camray.config import Config
+from camray.errors import EmptyArchiveError, ExitCode, UsageError
+from camray.ledger.intake import remember
+from camray.ledger.plan import ShardTask
+from camray.ledger.runs import Hold, first_report, new_run_id
+from camray.panels import Panel
+from camray.progress import Reporter, spoken_duration
+from camray.records import Chunk, Status
+from camray.run import Work, execute, known_members
+from camray.stages import Decode, read_shard
+
+if TYPE_CHECKING:
+    from camray.measure.trial import Trial
+
+TRIED = 2  # images on which the cost is measured before it is paid
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a comparison ended."""
+
+    code: ExitCode
+    out: str
+    sample: str
+
+
+def compare(config: Config, reporter: Reporter) -> Outcome:
+    """Measure what is left of the sample, commit it, and write the page.
+
+    Raises:
+        CamrayError: with the exit code of its class.
+    """
+    ready = prepare(config)
+    reporter.say(_sentence(ready), sample=ready.sample.id)
+    code = ExitCode.DONE
+    if ready.todo:
+        trials = _trials(ready)
+        _check_budget(ready, [trial for _, trial in trials], reporter)
+        code = _measure(ready, trials, reporter)
+    else:
+        reporter.say("nothing to measure: every method is committed for this sample")
+    return Outcome(code, ready.out.uri, ready.sample.id)
+
+
+def _measure(ready: Prepared, trials: Sequence[tuple[Panel, Trial]], reporter: Reporter) -> ExitCode:
+    from camray.pipeline import connect, score_flow, size_pool
+
+    pool = size_pool(ready.config, *connect())
+    run_id = new_run_id()
+    worst = ExitCode.DONE
+    with Hold(ready.out, run_id, ready.config.run.force):
+        ready.sample.write(ready.out)
+        ready.table.create()
+        if ready.grouping is not None:
+            remember(ready.out, ready.grouping.root, ready.grouping.new)
+        for panel, trial in trials:
+            if not ready.out.exists(f"costs/{panel.id}.json"):
+                ready.out.write(f"costs/{panel.id}.json", json.dumps(trial.costs(), indent=1).encode())
+        for panel, plan in ready.todo:
+            text = json.dumps(json.loads(panel.to_json()), indent=1, sort_keys=True)
+            ready.out.write(f"panels/{panel.id}.json", text.encode())
+            shards = {"todo": len(plan.tasks), "committed": plan.committed, "changed": plan.changed}
+            report = first_report(run_id, panel.id, ready.config, shards)
+            report.write(ready.out)
+            flow = partial(score_flow, ready.config, panel)
+            work = Work(
+                ready.out, ready.table, panel.id, plan.tasks, ready.model.module, flow,
+                ready.config.run.max_failed,
+            )  # fmt: skip
+            worst = max(worst, execute(work, report, reporter, pool).code)
+    return worst
+
+
+def dry_run(config: Config, reporter: Reporter) -> None:
+    """Tell what a comparison would cost; write nothing."""
+    ready = prepare(config)
+    reporter.say(_sentence(ready), sample=ready.sample.id)
+    _check_budget(ready, [trial for _, trial in _trials(ready)], reporter)
+
+
+def _trials(ready: Prepared) -> list[tuple[Panel, Trial]]:
+    """Set up each incomplete panel on the first images of the sample."""
+    from camray.measure.trial import Trial
+
+    images = _first_images(ready)
+    return [(panel, Trial(panel, ready.model, images, ready.config.run.device)) for panel, _ in ready.todo]
+
+
+def _first_images(ready: Prepared) -> pa.StructArray:
+    """Decode the first images of the sample that can be decoded.
+
+    Raises:
+        EmptyArchiveError: there is none.
+    """
+    spec, max_pixels = ready.model.input, ready.config.archive.max_pixels
+    decode = Decode(spec, max_pixels, False, Guard(None)).decode
+    for shard in ready.shards:
+        few = replace(shard, selection=(shard.selection or ())[: 4 * TRIED])
+        for row in read_shard(ShardTask(few), ready.config.archive, 4 * TRIED):
+            images = decode(Chunk.from_row(row).images)
+            images = images.filter(pc.equal(images.field("status"), str(Status.OK)))[:TRIED]
+            if len(images):
+                return images
+    raise EmptyArchiveError("ARCHIVE: no image of the sample can be decoded. Fix: see `camray explain`")
+
+
+def _check_budget(ready: Prepared, trials: Sequence[Trial], reporter: Reporter) -> None:
+    """Tell the cost before it is paid.
+
+    Raises:
+        UsageError: it is over the budget.
+    """
+    images = [known_members([*plan.tasks]) or 0 for _, plan in ready.todo]
+    forwards = seconds = 0.0
+    for count, trial in zip(images, trials, strict=True):
+        one = trial.estimate()
+        forwards, seconds = forwards + count * one.forwards, seconds + count * one.seconds
+        reporter.say(
+            f"an image costs about {one.forwards:,.0f} forwards, {one.backwards:,.0f} backwards and "
+            f"{one.seconds:.2f} s on one {one.device}; {count:,} images about {count * one.forwards:,.0f} "
+            f"forwards and {spoken_duration(count * one.seconds)}",
+            forwards=round(count * one.forwards), images=count, seconds=round(count * one.seconds, 1),
+        )  # fmt: skip
+    allowed = ready.config.compare.budget.get("forwards")
+    if allowed is not None and forwards > allowed:
+        fits = int(ready.sample.size * allowed / forwards)
+        raise UsageError(
+            "--budget", f"forwards={allowed:,}, but about {forwards:,.0f} are needed",
+            f"--sample {fits} fits, or fewer methods" if fits else "allow more, or ask for fewer methods",
+        )  # fmt: skip
+
+
+def _sentence(ready: Prepared) -> str:
+    sample = ready.sample
+    how = f"stratified by {', '.join(sample.stratified_by)}" if sample.stratified_by else "drawn at random"
+    methods = [m for panel, _ in ready.panels for m in panel.methods]
+    new = [m for panel, _ in ready.todo for m in panel.methods]
+    return f"{sample.size:,} images {how}; {len(methods)} methods, {len(new)} to measure"
