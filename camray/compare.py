@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from camray.attempts import Guard
-from camray.compare_plan import Prepared, prepare
+from camray.compare_plan import Prepared, prepare, read_panels
 from camray.config import Config
 from camray.errors import EmptyArchiveError, ExitCode, UsageError
 from camray.ledger.intake import remember
 from camray.ledger.plan import ShardTask
-from camray.ledger.runs import Hold, first_report, new_run_id
+from camray.ledger.runs import Hold, first_report, installed_versions, new_run_id
 from camray.panels import Panel
 from camray.progress import Reporter, spoken_duration
 from camray.records import Chunk, Status
@@ -42,6 +42,7 @@ class Outcome:
     code: ExitCode
     out: str
     sample: str
+    page: str
 
 
 def compare(config: Config, reporter: Reporter) -> Outcome:
@@ -59,7 +60,30 @@ def compare(config: Config, reporter: Reporter) -> Outcome:
         code = _measure(ready, trials, reporter)
     else:
         reporter.say("nothing to measure: every method is committed for this sample")
-    return Outcome(code, ready.out.uri, ready.sample.id)
+    page = _report(ready, code)
+    reporter.say(f"scores: {ready.out.uri}/scores   page: {page}", page=page)
+    return Outcome(code, ready.out.uri, ready.sample.id, page)
+
+
+def _report(ready: Prepared, code: ExitCode) -> str:
+    """Write summary and page of everything measured on the sample; give the place of the page."""
+    from camray.compare_report import write_report
+
+    panels = [p for p in read_panels(ready.out) if p.sample == ready.sample.id]
+    first = ready.panels[0][0].explainer
+    facts = {
+        "model": first.model,
+        "weights": first.weights_sha256,
+        "layer": first.target_layer,
+        "input": f"{first.input.width} x {first.input.height}, {first.input.crop_mode} crop",
+        "target": first.target,
+        "archive": ready.config.archive.path,
+        "sample": _sentence(ready).partition(";")[0] + f", seed {ready.config.archive.seed}",
+        "baseline": ready.config.compare.baseline,
+        "ended": "complete" if code == ExitCode.DONE else code.meaning,
+        "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
+    }
+    return write_report(ready.out, ready.sample, panels, facts)
 
 
 def _measure(ready: Prepared, trials: Sequence[tuple[Panel, Trial]], reporter: Reporter) -> ExitCode:
