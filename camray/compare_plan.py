@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from camray.explain.models import LoadedModel
 
 SAMPLE = 2000  # images, unless asked otherwise
-CHUNK = 16  # images between two receipts: each costs hundreds of forwards
-BATCH = 8  # images whose maps are held at once
+CHUNK = 4  # images between two receipts: each costs hundreds of forwards, half a minute on a core
+BATCH = 4  # images whose maps are held at once; their altered copies fill larger batches
 
 
 @dataclass(frozen=True, slots=True)

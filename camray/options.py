@@ -35,7 +35,7 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--budget", action=Pairs, metavar="forwards=N", help="refuse to spend more than that")
     work.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the model runs (auto)")
     work.add_argument("--actors", type=int, metavar="N", help="model copies; default: one a GPU, or by CPUs")
-    work.add_argument("--batch-size", type=int, metavar="N", help="images measured at once (8)")
+    work.add_argument("--batch-size", type=int, metavar="N", help="images measured at once (4)")
     work.add_argument("--max-failed", type=float, metavar="F", help="share of failures that is fine (0.01)")
     work.add_argument("--force", action="store_true", help="run although another run seems to hold OUT")
 

@@ -30,6 +30,8 @@ from camray.panels import SCORED, Panel
 from camray.records import EDGES, Status, struct_array
 
 Row = dict[str, Any]
+# Altered images run at once. MobileNetV2, one core, 224 pixels: 34 to 64 ms each in fours, 113 to 118 in 64s.
+_AT_ONCE = {"cpu": 4}
 _PICTURE_SIDE, _PICTURE_QUALITY = 224, 85
 _PASSED = (
     "index", "member", "label", "label_class", "status", "content_sha256",
@@ -46,7 +48,7 @@ class BatchScorer:
     ) -> None:
         self.panel = panel
         self._core = BatchExplainer(panel.explainer, state, device, batch_size)
-        self.settings = Settings(**panel.settings)
+        self.settings = Settings(**panel.settings, chunk=_AT_ONCE.get(device, 64))
         self._copies: Copies | None = None
 
     def __call__(self, images: pa.StructArray, pictured: frozenset[int] = frozenset()) -> pa.StructArray:

@@ -22,7 +22,7 @@ from camray.measure.arranged import Arranged
 from camray.measure.bootstrap import RESAMPLES, Floats, weights
 from camray.measure.boxes import CUTS, OVERLAPS
 from camray.measure.catalogue import CONTROLS, METRICS
-from camray.measure.standing import SAME, class_means, overall_rank, reliability, standings
+from camray.measure.standing import SAME, Sample, class_means, only, overall_rank, reliability, standings
 from camray.measure.tests_of_difference import differences, rank
 
 Tree = dict[str, Any]
@@ -39,11 +39,9 @@ def summarise(rows: pa.Table, subjects: Mapping[str, str], costs: Mapping[str, T
     sample = found.sample
     groups = same_maps(found)
     reference = _reference(sample.methods)
-    ranked = {
-        metric: rank(class_means(sample, metric), METRICS[metric].high_is_good is True)
-        for metric in sample.values
-        if METRICS[metric].high_is_good is not None
-    }
+    first = {m: g[0] for g in groups for m in g}
+    apart = only(sample, [m for m in sample.methods if first.get(m, m) == m])  # one of each group of twins
+    overall = overall_rank(apart)
     tree: Tree = {
         "images": len(sample.images),
         "failed": found.failed,
@@ -51,11 +49,11 @@ def summarise(rows: pa.Table, subjects: Mapping[str, str], costs: Mapping[str, T
         "controls": [m for m in sample.methods if m.partition(" @ ")[0] in CONTROLS],
         "reference": reference,
         "groups": [list(g) for g in groups],
-        "metrics": [_metric(name, w) for name, w in reliability(sample).items()],
+        "metrics": [_metric(name, w) for name, w in reliability(apart).items()],
         "lines": [_clean(asdict(line)) for line in standings(sample)],
         "differences": _differences(sample, reference),
-        "ranks": {m: _clean(asdict(r) | {"mean": list(r.mean)}) for m, r in ranked.items()},
-        "overall": _clean(overall_rank(sample)),
+        "ranks": _ranks(apart, sample.methods, first),
+        "overall": _clean({m: overall[first.get(m, m)] for m in sample.methods} if overall else {}),
         "curves": _curves(found),
         "agreement": _agreement(found),
         "boxes": _box_lines(found),
@@ -63,6 +61,19 @@ def summarise(rows: pa.Table, subjects: Mapping[str, str], costs: Mapping[str, T
         "cost": _costs(found, costs),
     }  # fmt: skip
     return tree | {"advice": advise(tree)}
+
+
+def _ranks(apart: Sample, methods: Sequence[str], first: Mapping[str, str]) -> Tree:
+    """Rank one of each group of twins over classes; the others share its rank. Means follow `methods`."""
+    tree: Tree = {}
+    for metric in apart.values:
+        direction = METRICS[metric].high_is_good
+        if direction is None:
+            continue
+        found = rank(class_means(apart, metric), direction)
+        place = [apart.methods.index(first.get(m, m)) for m in methods]
+        tree[metric] = _clean(asdict(found) | {"mean": [found.mean[j] for j in place]})
+    return tree
 
 
 def same_maps(found: Arranged) -> list[tuple[str, ...]]:

@@ -37,10 +37,10 @@ def render(tree: Tree, facts: Mapping[str, str], strips: Sequence[Strip]) -> str
     )  # fmt: skip
     where.filters["num"] = number
     colours = colours_of(tree)
-    shown = [m for m in tree["metrics"] if any(line["metric"] == m["name"] for line in tree["lines"])]
+    shown = sorted(tree["metrics"], key=lambda m: not m["ranks"])  # those that rank come first
     return where.get_template("comparison.html").render(
         tree=tree, facts=facts, strips=strips, colours=colours, metrics=shown,
-        rows=_rows(tree), ranks=_rank_plot(tree, colours), front=_front(tree, colours),
+        rows=_rows(tree), pairs=_pairs(tree), ranks=_rank_plot(tree, colours), front=_front(tree, colours),
         curves=_curves(tree, colours), shade=shade,
     )  # fmt: skip
 
@@ -83,9 +83,25 @@ def _rows(tree: Tree) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _pairs(tree: Tree) -> dict[str, dict[str, Tree]]:
+    """Give the differences from the reference, method -> metric, of the metrics that rank."""
+    used = {m["name"] for m in tree["metrics"] if m["ranks"]}
+    found: dict[str, dict[str, Tree]] = {}
+    for d in tree["differences"]:
+        if d["metric"] in used:
+            found.setdefault(d["method"], {})[d["metric"]] = d
+    return found
+
+
+def _one_of_each(tree: Tree) -> list[str]:
+    """Leave out methods whose map is that of one before, best rank first."""
+    twins = {m for g in tree["groups"] for m in g[1:]}
+    return sorted((m for m in tree["methods"] if m not in twins), key=lambda m: tree["overall"].get(m) or 99)
+
+
 def _rank_plot(tree: Tree, colours: Mapping[str, int]) -> Markup:
     names = [m["name"] for m in tree["metrics"] if m["ranks"] and m["name"] in tree["ranks"]]
-    order = sorted(tree["methods"], key=lambda m: tree["overall"].get(m) or 99)
+    order = _one_of_each(tree)
     place = [tree["methods"].index(m) for m in order]
     panels = []
     for name in names:
@@ -95,10 +111,15 @@ def _rank_plot(tree: Tree, colours: Mapping[str, int]) -> Markup:
 
 
 def _front(tree: Tree, colours: Mapping[str, int]) -> Markup:
-    points = {}
+    points, apart = {}, _one_of_each(tree)
     for line in tree["lines"]:
         cost = tree["cost"].get(line["method"])
-        if line["metric"] == _FRONT and cost is not None and line["low"] is not None:
+        if (
+            line["method"] in apart
+            and line["metric"] == _FRONT
+            and cost is not None
+            and line["low"] is not None
+        ):
             points[line["method"]] = (max(cost["work"], 0.01), (line["mean"], line["low"], line["high"]))
     return (
         Markup(charts.scatter(points, colours, "arithmetic, in forwards of the model", "ROAD"))
