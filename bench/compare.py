@@ -1,4 +1,4 @@
-"""A comparison beside its peers: one process, one run, the same maps to judge and the same things to find out.
+"""A comparison beside its peers: one process, one run, the same maps and the same things to find out.
 
     python bench/compare.py                       MobileNetV2, 2 images of 224 pixels, about 10 minutes
     python bench/compare.py --images 4 --model resnet18
@@ -123,11 +123,11 @@ def imputation(x: Tensor, repeats: int) -> None:
     )
     ranking = Ranking.of(heat)
     print("\nROAD imputation alone, ms per image and fraction")
+    imputer = NoisyLinearImputer(noise=0)
     for percent in (10, 50, 90):
         removed = (ranking.ranks[:, 0] < ranking.count(percent / 100)).reshape(len(x), *x.shape[2:])
         own = min(timed(lambda r=removed: impute(x, r))[0] for _ in range(repeats))
         masks = (~removed).float()
-        imputer = NoisyLinearImputer(noise=0)
         peer = min(
             timed(lambda m=masks: [imputer(i, k) for i, k in zip(x, m, strict=True)])[0]
             for _ in range(repeats)
