@@ -151,8 +151,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     torch.manual_seed(0)
-    model = timm.create_model(args.model).eval().requires_grad_(False)
-    nn.init.normal_(model.get_classifier().weight, std=0.05)
+    model = timm.create_model(args.model).eval()  # the peers want parameters with gradients
+    with torch.no_grad():
+        nn.init.normal_(model.get_classifier().weight, std=0.05)
     x = smooth_images(args.images, args.side)
     layer = find_target_layer(model, (3, args.side, args.side))
     copies = Copies.of(model, x)

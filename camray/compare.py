@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -55,9 +55,9 @@ def compare(config: Config, reporter: Reporter) -> Outcome:
     reporter.say(_sentence(ready), sample=ready.sample.id)
     code = ExitCode.DONE
     if ready.todo:
-        trials = _trials(ready)
-        _check_budget(ready, [trial for _, trial in trials], reporter)
-        code = _measure(ready, trials, reporter)
+        prices = _prices(ready)
+        _check_budget(ready, prices, reporter)
+        code = _measure(ready, prices, reporter)
     else:
         reporter.say("nothing to measure: every method is committed for this sample")
     page = _report(ready, code)
@@ -86,7 +86,7 @@ def _report(ready: Prepared, code: ExitCode) -> str:
     return write_report(ready.out, ready.sample, panels, facts)
 
 
-def _measure(ready: Prepared, trials: Sequence[tuple[Panel, Trial]], reporter: Reporter) -> ExitCode:
+def _measure(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> ExitCode:
     from camray.pipeline import connect, score_flow, size_pool
 
     pool = size_pool(ready.config, *connect())
@@ -97,9 +97,10 @@ def _measure(ready: Prepared, trials: Sequence[tuple[Panel, Trial]], reporter: R
         ready.table.create()
         if ready.grouping is not None:
             remember(ready.out, ready.grouping.root, ready.grouping.new)
-        for panel, trial in trials:
-            if not ready.out.exists(f"costs/{panel.id}.json"):
-                ready.out.write(f"costs/{panel.id}.json", json.dumps(trial.costs(), indent=1).encode())
+        for price in prices:
+            if price.trial is not None:
+                told = price.trial.costs() | {"estimate": price.estimate}
+                ready.out.write(_costs(price.panel), json.dumps(told, indent=1).encode())
         for panel, plan in ready.todo:
             text = json.dumps(json.loads(panel.to_json()), indent=1, sort_keys=True)
             ready.out.write(f"panels/{panel.id}.json", text.encode())
@@ -119,15 +120,35 @@ def dry_run(config: Config, reporter: Reporter) -> None:
     """Tell what a comparison would cost; write nothing."""
     ready = prepare(config)
     reporter.say(_sentence(ready), sample=ready.sample.id)
-    _check_budget(ready, [trial for _, trial in _trials(ready)], reporter)
+    _check_budget(ready, _prices(ready), reporter)
 
 
-def _trials(ready: Prepared) -> list[tuple[Panel, Trial]]:
-    """Set up each incomplete panel on the first images of the sample."""
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a panel costs an image; `trial` is there unless an earlier run has measured it."""
+
+    panel: Panel
+    estimate: dict[str, Any]  # forwards, backwards, seconds, device
+    trial: Trial | None
+
+
+def _prices(ready: Prepared) -> list[Price]:
+    """Try each incomplete panel on the first images of the sample, or recall what that gave."""
     from camray.measure.trial import Trial
 
-    images = _first_images(ready)
-    return [(panel, Trial(panel, ready.model, images, ready.config.run.device)) for panel, _ in ready.todo]
+    prices, images = [], None
+    for panel, _ in ready.todo:
+        if ready.out.exists(_costs(panel)):
+            prices.append(Price(panel, json.loads(ready.out.read(_costs(panel)))["estimate"], None))
+            continue
+        images = _first_images(ready) if images is None else images
+        trial = Trial(panel, ready.model, images, ready.config.run.device)
+        prices.append(Price(panel, asdict(trial.estimate()), trial))
+    return prices
+
+
+def _costs(panel: Panel) -> str:
+    return f"costs/{panel.id}.json"
 
 
 def _first_images(ready: Prepared) -> pa.StructArray:
@@ -148,22 +169,23 @@ def _first_images(ready: Prepared) -> pa.StructArray:
     raise EmptyArchiveError("ARCHIVE: no image of the sample can be decoded. Fix: see `camray explain`")
 
 
-def _check_budget(ready: Prepared, trials: Sequence[Trial], reporter: Reporter) -> None:
+def _check_budget(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> None:
     """Tell the cost before it is paid.
 
     Raises:
         UsageError: it is over the budget.
     """
     images = [known_members([*plan.tasks]) or 0 for _, plan in ready.todo]
-    forwards = seconds = 0.0
-    for count, trial in zip(images, trials, strict=True):
-        one = trial.estimate()
-        forwards, seconds = forwards + count * one.forwards, seconds + count * one.seconds
+    forwards = 0.0
+    for count, price in zip(images, prices, strict=True):
+        one = price.estimate
+        each, whole = one["forwards"], count * one["forwards"]
+        forwards, seconds = forwards + whole, count * one["seconds"]
         reporter.say(
-            f"an image costs about {one.forwards:,.0f} forwards, {one.backwards:,.0f} backwards and "
-            f"{one.seconds:.2f} s on one {one.device}; {count:,} images about {count * one.forwards:,.0f} "
-            f"forwards and {spoken_duration(count * one.seconds)}",
-            forwards=round(count * one.forwards), images=count, seconds=round(count * one.seconds, 1),
+            f"an image costs about {each:,.0f} forwards, {one['backwards']:,.0f} backwards and "
+            f"{one['seconds']:.2f} s on one {one['device']}; {count:,} images about {whole:,.0f} "
+            f"forwards and {spoken_duration(seconds)}",
+            forwards=round(whole), images=count, seconds=round(seconds, 1),
         )  # fmt: skip
     allowed = ready.config.compare.budget.get("forwards")
     if allowed is not None and forwards > allowed:

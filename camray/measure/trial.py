@@ -63,15 +63,13 @@ class Trial:
         self._images = images
 
     def estimate(self) -> Estimate:
-        """Count the passes of one run, and time a second one."""
-        n = len(self._images)
+        """Count the passes of one run, and time it."""
+        n, start = len(self._images), time.perf_counter()
         with count_passes(self._scorer.module) as passes:
             self._scorer(self._images)
-        seconds = time.perf_counter()
-        self._scorer(self._images)
         if self.device == "cuda":
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - seconds
+        seconds = time.perf_counter() - start
         return Estimate(passes.forwards / n, passes.backwards / n, seconds / n, self.device)
 
     def costs(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ said.push('named=' + names().join('|'));
 document.querySelector('input[data-group=faithfulness]').click();
 said.push('hidden=' + road().hidden);
 said.push('requests=' + performance.getEntriesByType('resource').length);
-document.title = said.join(';;');
+document.title = said.join(' @@ ');
 </script></body>"""
 
 
@@ -47,7 +47,7 @@ def test_headings_sort_filters_filter_and_nothing_is_fetched(tmp_path: Path) -> 
     assert "CONSOLE" not in done.stderr, [s for s in done.stderr.splitlines() if "CONSOLE" in s]
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)
     assert title is not None
-    said = dict(item.split("=", 1) for item in title[1].split(";;"))
+    said = dict(item.split("=", 1) for item in title[1].split(" @@ "))
     nasty = '&lt;script&gt;alert("x")&lt;/script&gt;'
     assert said["up"] == f"random|gradcam|cam|{nasty}"  # what has no value stays last
     assert said["down"] == f"gradcam|cam|random|{nasty}"
