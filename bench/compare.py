@@ -157,6 +157,8 @@ def main() -> None:
     x = smooth_images(args.images, args.side)
     layer = find_target_layer(model, (3, args.side, args.side))
     copies = Copies.of(model, x)
+    for copy in (copies.head, copies.whole):
+        copy.requires_grad_(True)
     batch = Batch([str(i) for i in range(len(x))], x)
     settings = Settings(chunk=4)  # as an actor on a CPU does
     own = partial(score_batch, model, batch, layer, list(PEERS), copies=copies, settings=settings)

@@ -150,7 +150,7 @@ def _agreement(found: Arranged) -> Tree:
         sums, counts = np.zeros((3, len(places), len(places))), np.zeros((3, len(places), len(places)))
         for start in range(0, len(stack), 256):
             part = stack[start : start + 256]
-            good: NDArray[np.bool_] = np.isfinite(part).all(axis=2)
+            good: NDArray[np.bool_] = np.asarray(np.isfinite(part).all(axis=2))
             maps = torch.from_numpy(np.maximum(np.nan_to_num(part), 0))[:, :, None]  # (n, m, 1, cells)
             each = pair_agreement(maps)
             both = good[:, :, None] & good[:, None]
