@@ -32,6 +32,7 @@ from camray.stages import Decode, read_shard
 if TYPE_CHECKING:
     from camray.measure.trial import Trial
 
+STOPPED = (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 TRIED = 2  # images on which the cost is measured before it is paid
 
 
@@ -60,8 +61,11 @@ def compare(config: Config, reporter: Reporter) -> Outcome:
         code = _measure(ready, prices, reporter)
     else:
         reporter.say("nothing to measure: every method is committed for this sample")
+    if code in STOPPED:
+        return Outcome(code, ready.out.uri, ready.sample.id, "")
     page = _report(ready, code)
-    reporter.say(f"scores: {ready.out.uri}/scores   page: {page}", page=page)
+    shown = f"page: {page}" if page else "no page: no image could be measured"
+    reporter.say(f"scores: {ready.out.uri}/scores   {shown}", page=page)
     return Outcome(code, ready.out.uri, ready.sample.id, page)
 
 
@@ -113,6 +117,8 @@ def _measure(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> Ex
                 ready.config.run.max_failed,
             )  # fmt: skip
             worst = max(worst, execute(work, report, reporter, pool).code)
+            if worst in STOPPED:
+                break
     return worst
 
 

@@ -31,11 +31,13 @@ _BEHIND = ["picture", "heatmap", "heat_h", "heat_w"]
 
 
 def write_report(out: Folder, sample: Sample, panels: Sequence[Panel], facts: Mapping[str, str]) -> str:
-    """Write both and give the place of the page. `panels` are those measured on the sample."""
+    """Write both and give the place of the page, "" where no image was measured. `panels`: of the sample."""
     dataset = Table(out, SCORES).dataset()
     ours = pc.field("panel").isin([p.id for p in panels])
     columns = [n for n in dataset.schema.names if n != "picture"]
     rows = dataset.to_table(columns=columns, filter=ours)
+    if rows["method"].null_count == rows.num_rows:
+        return ""
     subjects = subjects_of(panels)
     costs = {
         p.id: json.loads(out.read(f"costs/{p.id}.json")) for p in panels if out.exists(f"costs/{p.id}.json")
