@@ -267,6 +267,7 @@ def compare(name: str, archive: Path, model: Path, rounds: int) -> None:
             facts = measure(side, archive, model)
             speeds[side].append(facts["images_per_s"])
             start_up[side].append(facts["startup_s"])
+            print(f"{name} {side}: {facts['images_per_s']:.1f} images/s", file=sys.stderr)
     print(name)
     for side in sides:
         median, first = statistics.median(speeds[side]), statistics.median(start_up[side])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,9 @@ from pathlib import Path
 from deltalake import DeltaTable
 
 from camray.ledger.commit import CommitDesk
+from camray.ledger.committed import PARTITION, file_name
 from camray.ledger.plan import make_plan
-from camray.ledger.table import PARTITION, Table, file_name
+from camray.ledger.table import Table
 from camray.records import ChunkKind, Shard, ShardEnd
 from camray.storage import open_folder
 
@@ -48,36 +48,35 @@ def fill(out: str, count: int) -> None:
 
 
 def peak_gib() -> float:
-    """Peak memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Peak memory of this process (getrusage would include that of the process that started it)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
 
 
 def plan(out: str, count: int, new: int) -> None:
     """What the driver does before and around the work."""
     began = time.perf_counter()
+
+    def tell(step: str, note: str = "") -> None:
+        seconds = time.perf_counter() - began
+        print(f"    {step:<24} after {seconds:6.1f} s, peak {peak_gib():5.2f} GiB   {note}", flush=True)
+
+    tell("imports")
     shards = [shard(i) for i in range(new, count + new)]  # the archive: the oldest are gone, as many came
-    listed = time.perf_counter()
+    tell("archive listed", "(objects only)")
     folder = open_folder(out, "OUT")
     table = Table(folder)
+    tell("table opened")
     committed = table.shards(EXPLAINER)
-    opened = time.perf_counter()
+    tell("committed files read", f"{count * ROWS:,} rows, none of them read")
     made = make_plan(folder, EXPLAINER, shards, committed, 256)
-    planned = time.perf_counter()
+    tell("planned", f"{len(made.tasks):,} of {count:,} to do")
     assert len(made.tasks) == new
     assert made.gone == new
     desk = CommitDesk(table, EXPLAINER, "run", made.tasks)
     ends = [(t.shard.id, ChunkKind.END, ShardEnd(0, 0).to_json()) for t in made.tasks]
     done = desk.take(ends)
-    print(f"    list objects made          {listed - began:6.1f} s")
-    print(
-        f"    table opened and read      {opened - listed:6.1f} s   {count * ROWS:,} rows, none of them read"
-    )
-    print(
-        f"    plan                       {planned - opened:6.1f} s   {len(made.tasks):,} of {count:,} to do"
-    )
-    print(f"    commit of {len(done):,} shards     {time.perf_counter() - planned:6.1f} s")
-    print(f"    all                        {time.perf_counter() - began:6.1f} s   <= 60 s")
-    print(f"    peak memory                {peak_gib():6.2f} GiB   <= 2 GiB")
+    tell("committed", f"{len(done):,} shards; goals 60 s, 2 GiB")
 
 
 def main() -> None:

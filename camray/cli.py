@@ -30,9 +30,9 @@ _SETTINGS = {
     "overlays": "overlay.policy", "overlay_sample": "overlay.sample_per_chunk", "overlay_on": "overlay.on",
     "overlay_alpha": "overlay.alpha", "overlay_gamma": "overlay.gamma", "overlay_picture": "overlay.picture",
     "colormap": "overlay.colormap", "caption": "overlay.caption",
-    "device": "run.device", "actors": "run.actors", "batch_size": "run.batch_size",
-    "chunk_size": "run.chunk_size", "top_k": "run.top_k", "max_failed": "run.max_failed",
-    "allow_empty": "run.allow_empty", "force": "run.force",
+    "device": "run.device", "actors": "run.actors", "max_actors": "run.max_actors",
+    "batch_size": "run.batch_size", "chunk_size": "run.chunk_size", "top_k": "run.top_k",
+    "max_failed": "run.max_failed", "allow_empty": "run.allow_empty", "force": "run.force",
     **options.SETTINGS,
 }  # fmt: skip
 
@@ -201,6 +201,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("how")
     work.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the model runs (auto)")
     work.add_argument("--actors", type=int, metavar="N", help="model copies; default: one a GPU, or by CPUs")
+    work.add_argument("--max-actors", type=int, metavar="N", help="grow up to N copies while more nodes join")
     work.add_argument("--batch-size", type=int, metavar="N", help="images per forward (32 GPU, 16 CPU)")
     work.add_argument("--chunk-size", type=int, metavar="N", help="images per unit of work (256)")
     work.add_argument("--max-failed", type=float, metavar="F", help="share of failures that is fine (0.01)")

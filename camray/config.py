@@ -111,6 +111,7 @@ class RunConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     actors: int | None = None
+    max_actors: int | None = None  # the pool grows up to this while more work waits than it can take
     batch_size: int | None = None  # None: 32 on a GPU, 16 on a CPU
     chunk_size: int = 256
     top_k: int = 5
@@ -300,6 +301,7 @@ def _check(config: Config) -> None:
         ("--limit", a.limit, 1, None),
         ("--sample", a.sample, 1, None),
         ("--actors", r.actors, 1, None),
+        ("--max-actors", r.max_actors, r.actors or 1, None),
         ("--batch-size", r.batch_size, 1, 4096),
         ("--chunk-size", r.chunk_size, 1, 65536),
         ("--top-k", r.top_k, 1, 1000),

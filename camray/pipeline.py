@@ -40,6 +40,7 @@ class Pool:
     """The actor pool: how many, on what, with how many threads each."""
 
     actors: int
+    max_actors: int  # more than `actors`: the pool grows when nodes join
     device: str
     cpus: float
     gpus: float
@@ -65,12 +66,13 @@ def size_pool(config: Config, cpus: float, gpus: float) -> Pool:
         actors = run.actors or int(gpus)
         if actors > gpus:
             raise UsageError("--actors", f"{actors} on {int(gpus)} GPUs", f"at most {int(gpus)}")
-        return Pool(actors, device, 0.5, 1, 1, run.batch_size or 32)
+        return Pool(actors, max(actors, run.max_actors or 0), device, 0.5, 1, 1, run.batch_size or 32)
     actors = run.actors or max(1, int(cpus))
     if actors > cpus * 10:
         raise UsageError("--actors", f"{actors} on {int(cpus)} CPUs", f"at most {int(cpus * 10)}")
     share = int(cpus / 2 / actors * 100) / 100
-    return Pool(actors, device, share, 0, max(1, int(cpus / actors)), run.batch_size or 16)
+    threads = max(1, int(cpus / actors))
+    return Pool(actors, max(actors, run.max_actors or 0), device, share, 0, threads, run.batch_size or 16)
 
 
 def connect() -> tuple[float, float]:
@@ -172,7 +174,9 @@ def run_waves(
     settings = DataContext.get_current()
     settings.enable_progress_bars = False  # progress is told from receipts
     settings.print_on_execution_start = False
-    settings.target_max_block_size = 64 * 2**20  # one or two chunks: bounded memory, timely receipts
+    # Every row is a block of its own. Ray Data would join rows up to this size, and what is in one block is
+    # decoded by one task and explained by one actor: of a large shard of small images, all of it.
+    settings.target_max_block_size = 1
     # It may lose its counts when its own worker dies; it must not take the run with it.
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
     for start in range(0, len(tasks), WAVE_SHARDS):
@@ -185,15 +189,17 @@ def run_waves(
 
 def _graph(tasks: Sequence[ShardTask], flow: Flow, pool: Pool, guard: Guard) -> Dataset:
     one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    # An actor of one thread on a CPU also decodes (equal resources: Ray Data fuses the two); others are fed.
+    decode_cpus = pool.cpus if pool.threads == 1 and not pool.gpus else DECODE_CPUS
     source = ray.data.read_datasource(
         ShardSource(tasks, flow.config), override_num_blocks=len(tasks), num_cpus=READ_CPUS
     )
-    decoded = source.map_batches(flow.decode(guard).__call__, num_cpus=DECODE_CPUS, **one_chunk)
+    decoded = source.map_batches(flow.decode(guard).__call__, num_cpus=decode_cpus, **one_chunk)
     worked = decoded.map_batches(
         flow.actor,
         fn_constructor_kwargs=flow.arguments
         | {"device": pool.device, "batch_size": pool.batch_size, "threads": pool.threads, "guard": guard},
-        compute=ActorPoolStrategy(size=pool.actors),
+        compute=ActorPoolStrategy(min_size=pool.actors, max_size=pool.max_actors),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
         **one_chunk,

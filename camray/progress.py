@@ -104,6 +104,10 @@ class RunProgress:
             return f"the model is the limit, at work {busy:.0%} of the time: more actors or GPUs"
         stage = max(_ADVICE, key=lambda s: self.stage_seconds[s])
         what, helps = _ADVICE[stage]
+        if (
+            self.stage_seconds[stage] < elapsed * (1 - busy) / 2
+        ):  # no stage was at work while the model waited
+            what, helps = "handing on chunks", "a larger --chunk-size, or fewer other programs on the machine"
         return f"{what} is the limit, the model waits {1 - busy:.0%} of the time: {helps}"
 
     def _sentence(self) -> str:

@@ -33,7 +33,7 @@ from camray.errors import (
 )
 from camray.ledger.commit import CommitDesk
 from camray.ledger.intake import Grouping, group_files, recall, remember
-from camray.ledger.plan import Plan, ShardTask, is_committed, make_plan
+from camray.ledger.plan import Plan, ShardTask, make_plan
 from camray.ledger.runs import Hold, RunReport, first_report, new_run_id, write_explainer
 from camray.ledger.table import Table
 from camray.progress import Reporter, RunProgress
@@ -113,10 +113,8 @@ def prepare(config: Config) -> Prepared:
     shards = list(chosen.shards)
     grouping = None
     if listing.files:
-        grouping = group_files(
-            listing.root, listing.files, recall(out, listing.root),
-            lambda shard: is_committed(shard, committed.get(shard.key, ())),
-        )  # fmt: skip
+        known = recall(out, listing.root)
+        grouping = group_files(listing.root, listing.files, known, committed.holds)
         shards += _chosen_groups(grouping, listing, chosen)
     plan = make_plan(out, explainer.id, shards, committed, config.run.chunk_size)
     return Prepared(config, out, listing, explainer, model, table, grouping, plan)

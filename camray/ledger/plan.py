@@ -13,12 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from camray.ledger.committed import CommittedFiles, parse_name
 from camray.ledger.sink import FOOTER_KEY
-from camray.ledger.table import RECORDS, Kind, RecordFile, is_committed, parse_name
+from camray.ledger.table import RECORDS, Kind
 from camray.records import Receipt, Shard, account
 from camray.storage import Folder
-
-__all__ = ["Plan", "ShardTask", "is_committed", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +48,30 @@ def make_plan(
     out: Folder,
     explainer: str,
     shards: Sequence[Shard],
-    committed: Mapping[str, Sequence[RecordFile]],
+    committed: CommittedFiles,
     chunk_size: int,
     kind: Kind = RECORDS,
 ) -> Plan:
     """Compare the archive with the table and with the files of interrupted runs."""
-    keys = {s.key for s in shards}
-    left = [s for s in shards if not is_committed(s, committed.get(s.key, ()))]
-    known = {f.path for s in left for f in committed.get(s.key, ())}
-    finished = _finished_chunks(out, explainer, {s.id for s in left}, known, chunk_size, kind) if left else {}
+    left: list[Shard] = []
+    known: set[str] = set()  # committed files of shards that changed
+    kept = changed = 0
+    for shard in shards:
+        if committed.holds(shard):
+            kept += 1
+        else:
+            files = committed.get(shard.key, [])
+            left.append(shard)
+            known |= {f.path for f in files}
+            changed += bool(files)
+    ids = {s.id for s in left}
+    finished = _finished_chunks(out, explainer, ids, known, chunk_size, kind) if left else {}
     return Plan(
         tasks=tuple(ShardTask(s, finished.get(s.id, {})) for s in left),
-        committed=len(shards) - len(left),
-        changed=sum(s.key in committed for s in left),
+        committed=kept,
+        changed=changed,
         resumed=sum(s.id in finished for s in left),
-        gone=sum(key not in keys for key in committed),
+        gone=len(committed) - kept - changed,
     )
 
 

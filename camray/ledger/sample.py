@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from camray.config import Explainer
 from camray.errors import UsageError
-from camray.ledger.table import Table, is_committed
+from camray.ledger.table import Table
 from camray.records import Shard, as_text
 from camray.storage import Folder
 
@@ -123,11 +123,7 @@ def explained_images(
     if table.delta is None or not names:
         return empty
     committed = [table.shards(name) for name in names]
-    known = {
-        as_text(s.uri): s.key
-        for s in shards
-        if any(is_committed(s, files.get(s.key, ())) for files in committed)
-    }
+    known = {as_text(s.uri): s.key for s in shards if any(files.holds(s) for files in committed)}
     wanted = (pc.field("explainer").isin(names)) & (pc.field("status") == "ok")
     rows = table.dataset().to_table(columns=["shard", "index", *fields], filter=wanted)
     rows = rows.filter(pc.is_in(rows["shard"], pa.array(list(known), pa.string())))

@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from camray.ledger.table import RECORDS, Kind, file_name
+from camray.ledger.committed import file_name
+from camray.ledger.table import RECORDS, Kind
 from camray.records import SCHEMA_VERSION, Receipt, Status
 from camray.storage import Folder
 
@@ -38,7 +39,7 @@ def write_records(
     `records` has the columns of the kind's schema; a row with a null member is the shard's own and is not
     counted as a member.
     """
-    path = file_name(explainer, shard_id, chunk, uuid.uuid4().hex[:12], kind)
+    path = file_name(explainer, shard_id, chunk, uuid.uuid4().hex[:12], kind.partition)
     note = {"shard_id": shard_id, "chunk": chunk, "rows": records.num_rows, **_counts(records)}
     footer = json.dumps(note | {"chunk_size": chunk_size, "schema_version": SCHEMA_VERSION})
     table = records.cast(kind.schema).replace_schema_metadata({FOOTER_KEY: footer.encode()})

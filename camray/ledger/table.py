@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -22,14 +21,22 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
-from camray.errors import IncompleteError, UsageError, printable
+from camray.errors import IncompleteError, UsageError
+from camray.ledger.committed import PARTITION, CommittedFiles, RecordFile, is_committed
 from camray.panels import SCORE_SCHEMA
 from camray.records import RECORD_SCHEMA, Accounting, Receipt, Shard
 from camray.storage import Folder
 
 TABLE = "records"
-PARTITION = "explainer"
 COMMIT_ATTEMPTS = 20
+
+_NO_FILES = pa.table(
+    {
+        "path": pa.array([], pa.string()),
+        "size_bytes": pa.array([], pa.int64()),
+        "num_records": pa.array([], pa.int64()),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +60,13 @@ _CONFIGURATION = {
     # The accounting of each shard lives in its commit: keep the log as long as the records.
     "delta.logRetentionDuration": "interval 3650 days",
     "delta.checkpointInterval": "100",
+    # Commits say how many rows a file has and nothing of its columns; a hundred empty statistics for each of
+    # a million files would take the driver over 1 GB.
+    "delta.dataSkippingNumIndexedCols": "0",
 }
 
 
 _NO_PLACE = re.compile(r"[][^|\\]|%[0-9A-Fa-f]{2}")  # in a local path: deltalake panics, or looks elsewhere
-
-
-@dataclass(frozen=True, slots=True)
-class RecordFile:
-    """One committed record file; the name tells the shard, its content and the chunk."""
-
-    path: str  # relative to the table
-    size_bytes: int
-    rows: int
-
-    @property
-    def shard_key(self) -> str:
-        """The shard's key, the first part of the name."""
-        return parse_name(self.path)[0]
-
-    @property
-    def content_key(self) -> str:
-        """The shard's content, the second part of the name."""
-        return parse_name(self.path)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,34 +76,6 @@ class ShardCommit:
     shard: Shard
     receipts: tuple[Receipt, ...]
     accounting: Accounting
-
-
-def file_name(explainer: str, shard_id: str, chunk: int, attempt: str, kind: Kind = RECORDS) -> str:
-    """Name a record file: ``explainer=<id>/<shard key>-<content key>-<chunk>-<attempt>.parquet``."""
-    return f"{kind.partition}={explainer}/{shard_id}-{chunk:06d}-{attempt}.parquet"
-
-
-def parse_name(path: str) -> tuple[str, str, int]:
-    """Read (shard key, content key, chunk) back from a file's path.
-
-    Raises:
-        ValueError: the name is not one of ours.
-    """
-    name = path.rpartition("/")[2]
-    if not name.endswith(".parquet"):
-        raise ValueError(f"{name} is no record file")
-    key, content, chunk, _attempt = name.removesuffix(".parquet").split("-")
-    return key, content, int(chunk)
-
-
-def is_committed(shard: Shard, files: Sequence[RecordFile]) -> bool:
-    """Tell whether the table holds this content of the shard, or all of it where a part is asked for."""
-    if not files:
-        return False
-    wanted = {shard.content_key}
-    if shard.selection is not None:
-        wanted.add(replace(shard, selection=None).content_key)
-    return any(f.content_key in wanted for f in files)
 
 
 class Table:
@@ -125,7 +88,11 @@ class Table:
             )
         self._out, self._uri, self._kind = out, out.child_uri(kind.folder), kind
         self._delta: DeltaTable | None = None
-        self._current: dict[str, list[RecordFile]] | None = None  # committed files, as `commit` last saw them
+        self._read: tuple[int | None, str, CommittedFiles] | None = (
+            None  # what `shards` read, of which version
+        )
+        self._seen: CommittedFiles | None = None  # as `commit` last read it
+        self._own: dict[str, list[RecordFile]] = {}  # committed here since
         if DeltaTable.is_deltatable(self._uri):
             self._delta = DeltaTable(self._uri)
 
@@ -157,33 +124,27 @@ class Table:
         place = pafs.SubTreeFileSystem(self._out.at(self._kind.folder), self._out.fs)
         return self._delta.to_pyarrow_dataset(filesystem=place)
 
-    def files(self, explainer: str) -> Iterator[RecordFile]:
-        """List the committed files of one explainer, from the log, without opening any."""
-        if self._delta is None:
-            return
-        actions = pa.table(self._delta.get_add_actions(flatten=True))
-        if actions.num_rows == 0:
-            return
-        actions = actions.filter(pc.field(f"partition.{self._kind.partition}") == explainer)
-        for batch in actions.select(["path", "size_bytes", "num_records"]).to_batches(max_chunksize=65536):
-            yield from map(RecordFile, *(column.to_pylist() for column in batch.columns))
-
-    def shards(self, explainer: str) -> dict[str, list[RecordFile]]:
-        """Group the committed files of one explainer by shard key.
+    def shards(self, explainer: str) -> CommittedFiles:
+        """Give the committed files of one explainer by shard key, from the log, without opening any.
 
         Raises:
             UsageError: the table holds files that camray did not write, a compaction's for example.
         """
-        found: dict[str, list[RecordFile]] = defaultdict(list)
-        for file in self.files(explainer):
-            try:
-                found[file.shard_key].append(file)
-            except ValueError:
-                problem = (
-                    f"its table holds {printable(file.path)}, which camray did not write (a compaction?)"
-                )
-                raise UsageError("OUT", problem, "restore the table's version before that") from None
-        return dict(found)
+        version = None if self._delta is None else self._delta.version()
+        if self._read is None or self._read[:2] != (version, explainer):
+            self._read = version, explainer, CommittedFiles(self._files(explainer))
+        return self._read[2]
+
+    def _files(self, explainer: str) -> pa.Table:
+        if self._delta is None:
+            return _NO_FILES
+        actions = self._delta.get_add_actions(flatten=True)
+        if not actions.num_rows:
+            return _NO_FILES
+        columns = [*_NO_FILES.column_names, f"partition.{self._kind.partition}"]
+        actions = pa.table(actions.select(columns))  # the others, a hundred of statistics, are let go here
+        chosen = actions.filter(pc.field(columns[-1]) == explainer)
+        return chosen.select(_NO_FILES.column_names).cast(_NO_FILES.schema)
 
     def commit(self, explainer: str, run_id: str, finished: Sequence[ShardCommit]) -> list[ShardCommit]:
         """Make finished shards visible in one transaction, replacing older content of the same shards.
@@ -197,27 +158,31 @@ class Table:
         if self._delta is None:
             raise IncompleteError(f"the {self._kind.folder} table is gone")
         for attempt in range(COMMIT_ATTEMPTS):
-            if self._current is None or attempt:  # a refused commit means that somebody else wrote
+            if self._seen is None or attempt:  # a refused commit means that somebody else wrote
                 self._delta.update_incremental()
-                self._current = self.shards(explainer)
-            mine = [f for f in finished if not is_committed(f.shard, self._current.get(f.shard.key, []))]
+                self._seen, self._own = self.shards(explainer), {}
+            mine = [f for f in finished if not is_committed(f.shard, self._current(f.shard.key))]
             if not mine:
                 return []
             try:
-                self._write(explainer, run_id, mine, self._current)
+                self._write(explainer, run_id, mine)
             except CommitFailedError:
                 time.sleep(min(2.0, 0.02 * 2**attempt))
                 continue
-            self._current |= {f.shard.key: [_file_of(r) for r in f.receipts] for f in mine}
+            self._own |= {f.shard.key: [_file_of(r) for r in f.receipts] for f in mine}
             return mine
         raise IncompleteError(f"{COMMIT_ATTEMPTS} commits were refused: another run keeps writing here")
+
+    def _current(self, key: str) -> list[RecordFile]:
+        """Give the files of a shard, as this table last saw them."""
+        assert self._seen is not None
+        return self._own.get(key) or self._seen.get(key, [])
 
     def _write(
         self,
         explainer: str,
         run_id: str,
         mine: Sequence[ShardCommit],
-        current: dict[str, list[RecordFile]],
     ) -> None:
         assert self._delta is not None
         now_ms = int(time.time() * 1000)
@@ -233,7 +198,7 @@ class Table:
             ]
             actions += [
                 RemoveAction(old.path, True, now_ms, old.size_bytes, partition)
-                for old in current.get(done.shard.key, [])
+                for old in self._current(done.shard.key)
             ]
         metadata = {
             "camray": json.dumps({"run_id": run_id, "shards": [_statement(explainer, d) for d in mine]})

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from camray.errors import ExitCode, UsageError
+from camray.ledger.committed import PARTITION
 from camray.ledger.runs import read_reports
-from camray.ledger.table import PARTITION, Table
+from camray.ledger.table import Table
 from camray.records import Accounting
 from camray.storage import Folder, open_folder
 

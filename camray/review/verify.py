@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from camray.errors import ExitCode, UsageError, printable
-from camray.ledger.table import TABLE, RecordFile, Table
+from camray.ledger.committed import RecordFile
+from camray.ledger.table import TABLE, Table
 from camray.records import RECORD_SCHEMA, Status
 from camray.review.status import committed_shards, open_out
 from camray.storage import Folder
@@ -33,10 +34,14 @@ def find_problems(out: Folder, table: Table) -> Iterator[str]:
         except UsageError as error:
             yield str(error)
             continue
+        unaccounted = set(shards)
         for key, statement in sorted((k, s) for (e, k), s in said.items() if e == explainer):
-            files = shards.pop(key, [])
+            unaccounted.discard(key)
+            files = shards.get(key, [])
             yield from _check_shard(out, statement, files, overlays)
-        yield from (f"shard {key} is in the table but no commit accounts for it" for key in sorted(shards))
+        yield from (
+            f"shard {key} is in the table but no commit accounts for it" for key in sorted(unaccounted)
+        )
 
 
 def print_verify(place: str, as_json: bool) -> ExitCode:

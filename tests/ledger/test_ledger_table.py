@@ -10,7 +10,8 @@ from ledger_world import E1, E2, committed, finished, rows, shard, visible, writ
 
 from camray.errors import IncompleteError, UsageError
 from camray.ledger import table as table_module
-from camray.ledger.table import ShardCommit, Table, file_name, is_committed, parse_name
+from camray.ledger.committed import file_name, is_committed, parse_name
+from camray.ledger.table import ShardCommit, Table
 from camray.records import Accounting
 from camray.storage import Folder, open_folder
 
@@ -28,12 +29,12 @@ def runs_seen(out: Folder) -> list[tuple[int, str]]:
 def test_nothing_is_there_before_the_first_run(out: Folder) -> None:
     table = Table(out)
     assert table.delta is None
-    assert (list(table.files(E1)), table.shards(E1), list(table.statements())) == ([], {}, [])
+    assert (table.shards(E1), len(table.shards(E1)), list(table.statements())) == ({}, 0, [])
     with pytest.raises(IncompleteError):
         table.commit(E1, "r1", [finished(out, shard())])
     table.create()
     table.create()
-    assert (list(table.files(E1)), list(table.statements())) == ([], [])
+    assert (table.shards(E1), list(table.statements())) == ({}, [])
 
 
 def test_rows_are_seen_after_the_commit_and_not_before(out: Folder) -> None:
@@ -42,10 +43,12 @@ def test_rows_are_seen_after_the_commit_and_not_before(out: Folder) -> None:
     assert table.commit(E1, "r1", [done]) == [done]
     assert [r["index"] for r in visible(out)] == [0, 1, 2, 3, 4, 5]
     assert {r["explainer"] for r in visible(out)} == {E1}
-    assert [(f.path, f.size_bytes, f.rows) for f in sorted(Table(out).files(E1), key=lambda f: f.path)] == [
+    shards = Table(out).shards(E1)
+    assert [(f.path, f.size_bytes, f.rows) for f in shards[shard().key]] == [
         (r.path, r.size_bytes, r.rows) for r in done.receipts
     ]
-    assert list(Table(out).shards(E1)) == [shard().key]
+    assert (list(shards), len(shards)) == ([shard().key], 1)
+    assert shard("elsewhere").key not in shards
     assert Table(out).shards(E2) == {}
 
 
