@@ -4,6 +4,7 @@ archive ──> plan ──> read ──> decode ──> explain ──> sink �
 (shards)  (driver)  (CPU)     (CPU)     (actors)    (CPU)   (driver)   (readers)
 """
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "ExitCode",
     "UsageError",
     "__version__",
+    "compare_methods",
     "explain_archive",
     "open_records",
 ]
@@ -42,6 +44,23 @@ def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Any:
 
     named = {"archive.path": archive, "out": out, "model.name": model, **settings}
     return run.explain(config.load(None, named), Reporter())
+
+
+def compare_methods(archive: str, out: str, model: str, methods: Sequence[str], **settings: Any) -> Any:
+    """Measure methods on a sample of an archive from Python, as `camray compare` does.
+
+    Further settings go by their dotted names: ``**{"archive.sample": 500, "compare.baseline": "zero"}``.
+    Returns a `camray.compare.Outcome`: exit code, OUT, the sample's id, the place of the page.
+
+    Raises:
+        UsageError: a bad setting; nothing was written.
+        CamrayError: with `exit_code`, for everything else camray stops at.
+    """
+    from camray import compare, config
+    from camray.progress import Reporter
+
+    named = {"archive.path": archive, "out": out, "model.name": model, "compare.methods": list(methods)}
+    return compare.compare(config.load(None, named | settings), Reporter())
 
 
 def open_records(out: str) -> Any:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from camray import __version__, config
+from camray import __version__, config, options
 from camray.arguments import Pairs, Parser, numbers, sizes
 from camray.errors import CamrayError, ExitCode, printable
 
@@ -33,6 +33,7 @@ _SETTINGS = {
     "device": "run.device", "actors": "run.actors", "max_actors": "run.max_actors",
     "batch_size": "run.batch_size", "chunk_size": "run.chunk_size", "top_k": "run.top_k",
     "max_failed": "run.max_failed", "allow_empty": "run.allow_empty", "force": "run.force",
+    **options.SETTINGS,
 }  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         return int(ExitCode.DONE)
-    if code is not None and args.command == "explain":
+    if code is not None and args.command in ("explain", "compare"):
         _last_line(ExitCode(code), args)
     return int(code or 0)
 
@@ -98,6 +99,10 @@ def build_parser() -> argparse.ArgumentParser:
         ("plan", _plan, "show what explain would do, how much, and why the rest is skipped"),
     ):
         _add_run_options(verb(name, run, text))
+    compared = verb("compare", _compare, "measure methods on a sample of ARCHIVE; rerun to resume or to add")
+    _add_places(compared)
+    _add_model_options(compared)
+    options.add_compare_options(compared)
     for name, run, text in (
         ("status", _status, "show what OUT holds and how its runs ended"),
         ("verify", _verify, "check that every committed member is accounted for and every file readable"),
@@ -147,7 +152,7 @@ def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False
     how.add_argument("--std", type=numbers, metavar="S", help="of channels in 0..1: one number, or R,G,B")
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "archive",
         metavar="ARCHIVE",
@@ -156,6 +161,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("out", metavar="OUT", nargs="?", help="folder for records, overlays and runs")
     parser.add_argument("--config", metavar="TOML", help="settings; options on the command line win")
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    _add_places(parser)
     _add_model_options(parser)
     method = parser.add_argument_group("method")
     method.add_argument("--method", metavar="NAME", help="class activation map method (gradcam)")
@@ -210,7 +219,7 @@ def _settings(args: argparse.Namespace) -> config.Config:
         (settings.model.name, "--model"),
     ):
         if not value:
-            raise UsageError(field, "is missing", "camray explain ARCHIVE OUT --model NAME")
+            raise UsageError(field, "is missing", f"camray {args.command} ARCHIVE OUT --model NAME")
     return settings
 
 
@@ -235,6 +244,17 @@ def _plan(args: argparse.Namespace) -> ExitCode:
             said = f"{value:,}" if isinstance(value, int) else printable(value, 2000)
             print(f"{name.replace('_', ' '):<18} {said}")
     return ExitCode.DONE
+
+
+def _compare(args: argparse.Namespace) -> ExitCode:
+    from camray.compare import compare, dry_run
+    from camray.progress import Reporter
+
+    reporter = Reporter(args.json)
+    if getattr(args, "dry_run", False):
+        dry_run(_settings(args), reporter)
+        return ExitCode.DONE
+    return compare(_settings(args), reporter).code
 
 
 def _status(args: argparse.Namespace) -> ExitCode:

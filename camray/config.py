@@ -93,6 +93,19 @@ class OverlayConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CompareConfig:
+    """What `camray compare` measures; its sample is `archive.sample`, drawn with `archive.seed`."""
+
+    methods: tuple[str, ...] = (
+        "gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcam-elementwise", "eigencam",
+        "eigengradcam",
+    )  # fmt: skip
+    stratify: tuple[str, ...] | None = None  # None: predicted_class, confidence where OUT has records
+    baseline: Literal["blur", "zero"] = "blur"  # what insertion and deletion put in place of pixels
+    budget: dict[str, Any] = field(default_factory=dict)  # forwards: at most so many, or nothing is run
+
+
+@dataclass(frozen=True, slots=True)
 class RunConfig:
     """How the work is done; none of it changes a result beyond rounding."""
 
@@ -117,6 +130,7 @@ class Config:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     overlay: OverlayConfig = field(default_factory=OverlayConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -318,6 +332,9 @@ def _check(config: Config) -> None:
         if value is not None and not low <= value <= (math.inf if high is None else high):  # NaN is outside
             span = f"at least {low}" if high is None else f"between {low} and {high}"
             raise UsageError(name, f"{value} is out of range", f"give a value {span}")
+    for name, value in config.compare.budget.items():
+        if name != "forwards" or not isinstance(value, int) or value < 1:
+            raise UsageError("--budget", printable(f"{name}={value!r} will not do"), "forwards=500000")
     if a.limit is not None and a.sample is not None:
         raise UsageError("--sample", "given together with --limit", "give one of the two")
     if p.resize is not None and p.crop_pct is not None:

@@ -1,6 +1,7 @@
 """The whole Ray Data graph on one screen.
 
 shards ──ShardSource──> chunk rows ──Decode──> pixels ──ExplainActor──> heatmaps ──Sink──> receipts
+                                                 └──────ScoreActor────> scores ──ChunkSink──> receipts
 
 A row is one chunk, `batch_size=1` everywhere: no engine setting can split or mix chunks.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,8 +26,10 @@ from camray.config import Config, Explainer
 from camray.errors import UsageError
 from camray.explain.actor import ExplainActor
 from camray.ledger.plan import ShardTask
+from camray.measure.actor import ScoreActor
+from camray.panels import Panel
 from camray.records import Chunk, ChunkKind
-from camray.stages import Decode, Sink, read_shard
+from camray.stages import ChunkSink, Decode, Sink, read_shard
 
 WAVE_SHARDS = 2000  # a read task costs the driver about 5 KB and 1.3 ms for as long as its wave runs
 # Logical CPUs. They differ from stage to stage: Ray Data fuses neighbours with equal resources.
@@ -127,15 +130,48 @@ class ShardSource(Datasource):
         return sum(task.shard.size_bytes for task in self._tasks)
 
 
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What differs between jobs: how images are prepared, the actor, and where its rows go."""
+
+    config: Config
+    decode: Callable[[Guard], Decode]
+    actor: type
+    arguments: dict[str, Any]  # of the actor, beside device, threads, batch_size and guard
+    sink: Callable[[dict[str, str]], ChunkSink]  # takes the URIs of the shards by id
+
+
+def explain_flow(config: Config, explainer: Explainer, weights: Any, run_id: str) -> Flow:
+    """Describe `camray explain`: one heatmap an image and target."""
+    constants = {"run_id": run_id, "model": explainer.model, "weights_sha256": explainer.weights_sha256}
+    keep_content = config.overlay.on == "original" and config.overlay.policy != "none"
+    return Flow(
+        config,
+        partial(Decode, explainer.input, explainer.max_pixels, keep_content),
+        ExplainActor,
+        {"explainer": explainer, "weights": [weights], "overlay": config.overlay},
+        lambda uris: Sink(
+            config.out, explainer.id, constants, config.run.chunk_size, explainer.max_pixels,
+            uris, explainer.input, config.overlay,
+        ),
+    )  # fmt: skip
+
+
+def score_flow(config: Config, panel: Panel, weights: Any, run_id: str) -> Flow:
+    """Describe `camray compare`: rows of scores of a panel of methods."""
+    return Flow(
+        config,
+        partial(Decode, panel.explainer.input, panel.explainer.max_pixels, False),
+        ScoreActor,
+        {"panel": panel, "weights": [weights]},
+        lambda uris: ChunkSink(config.out, panel.id, {"run_id": run_id}, config.run.chunk_size, uris),
+    )
+
+
 def run_waves(
-    tasks: Sequence[ShardTask],
-    config: Config,
-    explainer: Explainer,
-    weights: Any,
-    run_id: str,
-    pool: Pool,
+    tasks: Sequence[ShardTask], flow: Flow, pool: Pool
 ) -> Iterator[list[tuple[str, ChunkKind, str]]]:
-    """Explain the shards, wave after wave; yield (shard id, kind, note) as chunks and shards finish.
+    """Do the shards, wave after wave; yield (shard id, kind, note) as chunks and shards finish.
 
     Raises:
         OSError: a stage could not write to OUT.
@@ -149,8 +185,7 @@ def run_waves(
     # It may lose its counts when its own worker dies; it must not take the run with it.
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
     for start in range(0, len(tasks), WAVE_SHARDS):
-        wave = tasks[start : start + WAVE_SHARDS]
-        dataset = _graph(wave, config, explainer, weights, run_id, pool, Guard(attempts))
+        dataset = _graph(tasks[start : start + WAVE_SHARDS], flow, pool, Guard(attempts))
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(block, pa.Table)
             rows = [Chunk.from_row(block.slice(i, 1)) for i in range(block.num_rows)]
@@ -159,50 +194,23 @@ def run_waves(
             yield [(row.shard_id, row.kind, row.note) for row in rows]
 
 
-def _graph(
-    tasks: Sequence[ShardTask],
-    config: Config,
-    explainer: Explainer,
-    weights: Any,
-    run_id: str,
-    pool: Pool,
-    guard: Guard,
-) -> Dataset:
-    constants = {"run_id": run_id, "model": explainer.model, "weights_sha256": explainer.weights_sha256}
+def _graph(tasks: Sequence[ShardTask], flow: Flow, pool: Pool, guard: Guard) -> Dataset:
     one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     # An actor of one thread on a CPU also decodes (equal resources: Ray Data fuses the two); others are fed.
     decode_cpus = pool.cpus if pool.threads == 1 and not pool.gpus else DECODE_CPUS
-    keep_content = config.overlay.on == "original" and config.overlay.policy != "none"
     source = ray.data.read_datasource(
-        ShardSource(tasks, config), override_num_blocks=len(tasks), num_cpus=READ_CPUS
+        ShardSource(tasks, flow.config), override_num_blocks=len(tasks), num_cpus=READ_CPUS
     )
-    decode = Decode(explainer.input, explainer.max_pixels, keep_content, guard)
-    decoded = source.map_batches(decode.__call__, num_cpus=decode_cpus, **one_chunk)
-    explained = decoded.map_batches(
-        ExplainActor,
-        fn_constructor_kwargs={
-            "explainer": explainer,
-            "weights": [weights],  # in a list, so that Ray hands over the reference, not the value
-            "device": pool.device,
-            "batch_size": pool.batch_size,
-            "threads": pool.threads,
-            "overlay": config.overlay,
-            "guard": guard,
-        },
+    decoded = source.map_batches(flow.decode(guard).__call__, num_cpus=decode_cpus, **one_chunk)
+    worked = decoded.map_batches(
+        flow.actor,
+        fn_constructor_kwargs=flow.arguments
+        | {"device": pool.device, "batch_size": pool.batch_size, "threads": pool.threads, "guard": guard},
         compute=ActorPoolStrategy(min_size=pool.actors, max_size=pool.max_actors),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
         **one_chunk,
     )
-    sink = Sink(
-        config.out,
-        explainer.id,
-        constants,
-        config.run.chunk_size,
-        explainer.max_pixels,
-        {t.shard.id: t.shard.uri for t in tasks},
-        explainer.input,
-        config.overlay,
-    )
-    receipts: Dataset = explained.map_batches(sink.__call__, num_cpus=SINK_CPUS, **one_chunk)
+    sink = flow.sink({t.shard.id: t.shard.uri for t in tasks})
+    receipts: Dataset = worked.map_batches(sink.__call__, num_cpus=SINK_CPUS, **one_chunk)
     return receipts

@@ -114,7 +114,7 @@ class RunProgress:
     def _sentence(self) -> str:
         total = f"/{self._members:,}" if self._members else ""
         left = (self._members - self._images.members) / max(1e-9, self.images_per_s) if self._members else 0
-        eta = f", {_duration(left)} left" if left > 0 else ""
+        eta = f", {spoken_duration(left)} left" if left > 0 else ""
         return (
             f"{self._images.members:,}{total} images, {self._committed:,}/{self._shards:,} shards, "
             f"{self.images_per_s:.1f} images/s, {self._images.n_failed:,} failed{eta}"
@@ -132,7 +132,8 @@ class RunProgress:
         }
 
 
-def _duration(seconds: float) -> str:
+def spoken_duration(seconds: float) -> str:
+    """Say a duration in its two largest units."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (

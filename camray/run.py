@@ -11,9 +11,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from camray.errors import (
 )
 from camray.ledger.commit import CommitDesk
 from camray.ledger.intake import Grouping, group_files, recall, remember
-from camray.ledger.plan import Plan, make_plan
+from camray.ledger.plan import Plan, ShardTask, make_plan
 from camray.ledger.runs import Hold, RunReport, first_report, new_run_id, write_explainer
 from camray.ledger.table import STORE_ERRORS, Table
 from camray.progress import Reporter, RunProgress
@@ -42,7 +43,7 @@ from camray.storage import Folder, open_folder
 
 if TYPE_CHECKING:
     from camray.explain.models import LoadedModel
-    from camray.pipeline import Pool
+    from camray.pipeline import Flow, Pool
 
 
 class Stopped(BaseException):
@@ -68,6 +69,19 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """One pass of the pipeline over a plan, whichever job it is of; `owner` names its rows in the table."""
+
+    out: Folder
+    table: Table
+    owner: str
+    tasks: tuple[ShardTask, ...]
+    module: Any  # torch.nn.Module whose weights the actors get
+    flow: Callable[[Any, str], Flow]  # takes the weights' reference and the run id
+    max_failed: float
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended."""
 
@@ -85,7 +99,7 @@ def prepare(config: Config) -> Prepared:
         UsageError: a bad option, archive, model, layer or OUT.
         EmptyArchiveError: nothing to explain.
     """
-    out = _check_out(config)
+    out = check_out(config)
     listing = list_archive(config.archive)
     if not listing.shards and not listing.files and not config.run.allow_empty:
         raise EmptyArchiveError(
@@ -93,7 +107,7 @@ def prepare(config: Config) -> Prepared:
         )
     from camray.explain.explainer import resolve  # torch: late, so that bad options are told at once
 
-    explainer, model = resolve(config, _top_folders(listing))
+    explainer, model = resolve(config, top_folders(listing))
     table = Table(out)
     committed = table.shards(explainer.id)
     chosen = select(listing, config.archive)
@@ -137,15 +151,21 @@ def _explain(config: Config, reporter: Reporter) -> Outcome:
             "committed": ready.plan.committed,
             "changed": ready.plan.changed,
         }
-        report = first_report(run_id, ready.explainer, config, shards, ready.model.notes)
+        report = first_report(run_id, ready.explainer.id, config, shards, ready.model.notes)
         report.write(ready.out)
-        return _work(ready, report, reporter, pool)
+        from camray.pipeline import explain_flow
+
+        work = Work(
+            ready.out, ready.table, ready.explainer.id, ready.plan.tasks, ready.model.module,
+            partial(explain_flow, config, ready.explainer), config.run.max_failed,
+        )  # fmt: skip
+        return execute(work, report, reporter, pool)
 
 
 def describe_plan(ready: Prepared) -> dict[str, str | int]:
     """Say what would run, how much of it, and why the rest would not."""
     e, plan = ready.explainer, ready.plan
-    images = _known_members(plan)
+    images = known_members(plan.tasks)
     gone_files = ready.grouping.gone if ready.grouping else 0
     facts: dict[str, str | int] = {
         "archive": ready.config.archive.path,
@@ -168,14 +188,15 @@ def describe_plan(ready: Prepared) -> dict[str, str | int]:
     return facts
 
 
-def _work(ready: Prepared, report: RunReport, reporter: Reporter, pool: Pool) -> Outcome:
+def execute(work: Work, report: RunReport, reporter: Reporter, pool: Pool) -> Outcome:
+    """Drive the pipeline over the tasks, commit, account, and complete the run's report."""
     started = time.monotonic()
     total, code = Accounting(), ExitCode.CRASH
-    progress = RunProgress(reporter, len(ready.plan.tasks), _known_members(ready.plan))
+    progress = RunProgress(reporter, len(work.tasks), known_members(work.tasks))
     try:
-        for done in _commits(ready, report.run_id, progress, pool):
+        for done in _commits(work, report.run_id, progress, pool):
             total += done
-        code = _judge(total, ready.config.run.max_failed)
+        code = _judge(total, work.max_failed)
     except Stopped as stop:
         code = stop.code
     except CamrayError as error:
@@ -184,11 +205,11 @@ def _work(ready: Prepared, report: RunReport, reporter: Reporter, pool: Pool) ->
     finally:
         duration = time.monotonic() - started
         ended = report.ended(code, total, duration, dict(progress.stage_seconds), progress.bottleneck())
-        _keep(ended, ready.out, reporter)
+        _keep(ended, work.out, reporter)
     _summarise(total, code, duration, progress, reporter)
     if code == ExitCode.FAILURES_OVER_BUDGET and total.n_failed:
-        reporter.say(_over_budget(total, ready.config.run.max_failed))
-    return Outcome(code, report.run_id, total, ready.out.uri, ready.explainer.id)
+        reporter.say(_over_budget(total, work.max_failed))
+    return Outcome(code, report.run_id, total, work.out.uri, work.owner)
 
 
 def _keep(report: RunReport, out: Folder, reporter: Reporter) -> None:
@@ -199,19 +220,19 @@ def _keep(report: RunReport, out: Folder, reporter: Reporter) -> None:
         reporter.say(f"run.json keeps its first state: {error}")
 
 
-def _commits(ready: Prepared, run_id: str, progress: RunProgress, pool: Pool) -> Iterator[Accounting]:
+def _commits(work: Work, run_id: str, progress: RunProgress, pool: Pool) -> Iterator[Accounting]:
     """Drive the pipeline; yield the accounting of each committed shard."""
     import ray
 
     from camray.pipeline import run_waves
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    desk = CommitDesk(ready.table, ready.explainer.id, run_id, ready.plan.tasks)
+    desk = CommitDesk(work.table, work.owner, run_id, work.tasks)
     progress.actors = pool.actors
-    state = {name: tensor.numpy() for name, tensor in ready.model.module.state_dict().items()}
-    weights = ray.put(state)
+    state = {name: tensor.numpy() for name, tensor in work.module.state_dict().items()}
+    flow = work.flow(ray.put(state), run_id)
     with _signals(), progress:
-        for notes in run_waves(ready.plan.tasks, ready.config, ready.explainer, weights, run_id, pool):
+        for notes in run_waves(work.tasks, flow, pool):
             commits = desk.take(notes)
             progress.take(notes, len(commits))
             yield from (c.accounting for c in commits)
@@ -225,7 +246,7 @@ def _commits(ready: Prepared, run_id: str, progress: RunProgress, pool: Pool) ->
         )
 
 
-def _check_out(config: Config) -> Folder:
+def check_out(config: Config) -> Folder:
     """Refuse an OUT that is not ours, cannot be written, or lies inside the archive."""
     out = open_folder(config.out, "OUT")
     kind = out.kind()
@@ -282,15 +303,15 @@ def _chosen_groups(grouping: Grouping, listing: Listing, chosen: Listing) -> lis
     return shards
 
 
-def _top_folders(listing: Listing) -> set[str]:
+def top_folders(listing: Listing) -> set[str]:
     """Give the folders that loose images lie in, right below the archive: they often name the classes."""
     return {top for top, slash, _ in (f.path.partition("/") for f in listing.files) if slash}
 
 
-def _known_members(plan: Plan) -> int | None:
+def known_members(tasks: Sequence[ShardTask]) -> int | None:
     """Count the members where the listing tells (loose files, selections)."""
     total = 0
-    for task in plan.tasks:
+    for task in tasks:
         if task.shard.selection is not None:
             total += len(task.shard.selection)
         elif task.shard.format == "files":

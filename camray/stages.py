@@ -23,10 +23,10 @@ from camray.errors import PASSING_ERRORS, ImageError, ShardError, Stage
 from camray.explain import overlays
 from camray.ledger.plan import ShardTask
 from camray.ledger.sink import write_records
+from camray.ledger.table import RECORDS, SCORES, Kind
 from camray.records import (
     DECODED,
     MEMBER,
-    RECORD_SCHEMA,
     Chunk,
     ChunkKind,
     Geometry,
@@ -98,11 +98,12 @@ class Decode:
         if chunk.kind != ChunkKind.DATA:
             return dataclasses.replace(chunk, images=None).to_row(DECODED)
         started = time.perf_counter()
-        images = self._guard.run(Stage.DECODE, chunk, self._decode)
+        images = self._guard.run(Stage.DECODE, chunk, self.decode)
         note = add_seconds(chunk.note, Stage.DECODE, time.perf_counter() - started)
         return dataclasses.replace(chunk, images=images, note=note).to_row(DECODED)
 
-    def _decode(self, images: pa.StructArray) -> pa.StructArray:
+    def decode(self, images: pa.StructArray) -> pa.StructArray:
+        """Turn `MEMBER` items into `DECODED` ones."""
         columns = {f.name: images.field(f.name).to_pylist() for f in MEMBER if f.name != "content"}
         contents = images.field("content")
         rows: list[Row] = []
@@ -130,16 +131,14 @@ class Decode:
             }
 
 
-class Sink:
-    """Explained images to overlays and one record file; a small receipt goes on to the driver."""
+class ChunkSink:
+    """Rows of a chunk to one file, as they are: scores. A small receipt goes on to the driver."""
 
-    def __init__(
-        self, out: str, explainer: str, constants: Row, chunk_size: int, max_pixels: int,
-        uris: dict[str, str], spec: InputSpec, overlay: OverlayConfig,
-    ) -> None:  # fmt: skip
-        self._out, self._explainer, self._constants = open_folder(out, "OUT"), explainer, constants
-        self._chunk_size, self._max_pixels, self._uris = chunk_size, max_pixels, uris
-        self._spec, self._overlay = spec, overlay
+    kind: Kind = SCORES
+
+    def __init__(self, out: str, owner: str, constants: Row, chunk_size: int, uris: dict[str, str]) -> None:
+        self._out, self._owner, self._constants = open_folder(out, "OUT"), owner, constants
+        self._chunk_size, self._uris = chunk_size, uris
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Write one chunk and give its receipt; an end row of a broken shard writes the shard's own row.
@@ -164,17 +163,8 @@ class Sink:
 
     def _write(self, chunk: Chunk) -> str:
         assert chunk.images is not None
-        started = time.perf_counter()
-        images = chunk.images
-        columns: dict[str, Any] = {f.name: images.field(f.name) for f in images.type}
-        columns["key"] = [key_of(name) for name in columns["member"].to_pylist()]
-        due = ((i, self._draw(image)) for i, image in enumerate(images) if image["overlay"].as_py())
-        drawn = {i: picture for i, picture in due if picture is not None}
-        paths = {i: self._overlay_path(chunk, images[i]) for i in drawn}
-        self._out.write_all({paths[i]: jpeg for i, jpeg in drawn.items()})
-        columns["overlay_path"] = [paths.get(i) for i in range(len(images))]
-        note = add_seconds(chunk.note, Stage.SINK, time.perf_counter() - started)
-        return self._save(chunk, self._records(chunk.shard_id, columns, len(images)), note)
+        columns = {f.name: chunk.images.field(f.name) for f in chunk.images.type}
+        return self._save(chunk, self._records(chunk.shard_id, columns, len(chunk.images)), chunk.note)
 
     def _write_shard_error(self, chunk: Chunk, end: ShardEnd) -> str:
         columns: Row = {
@@ -188,15 +178,42 @@ class Sink:
     def _records(self, shard_id: str, columns: Row, size: int) -> pa.Table:
         whole = {**columns, "shard": [as_text(self._uris[shard_id])] * size}
         whole |= {name: [value] * size for name, value in self._constants.items()}
-        array = struct_array(whole, pa.struct(list(RECORD_SCHEMA)))
+        array = struct_array(whole, pa.struct(list(self.kind.schema)))
         return pa.Table.from_struct_array(array)
 
     def _save(self, chunk: Chunk, records: pa.Table, note: str) -> str:
         receipt = write_records(
-            self._out, self._explainer, chunk.shard_id, chunk.index, records,
-            chunk_size=self._chunk_size, seconds=seconds_in(note),
+            self._out, self._owner, chunk.shard_id, chunk.index, records,
+            chunk_size=self._chunk_size, seconds=seconds_in(note), kind=self.kind,
         )  # fmt: skip
         return receipt.to_json()
+
+
+class Sink(ChunkSink):
+    """Explained images to overlays and one record file."""
+
+    kind = RECORDS
+
+    def __init__(
+        self, out: str, explainer: str, constants: Row, chunk_size: int, max_pixels: int,
+        uris: dict[str, str], spec: InputSpec, overlay: OverlayConfig,
+    ) -> None:  # fmt: skip
+        super().__init__(out, explainer, constants, chunk_size, uris)
+        self._max_pixels, self._spec, self._overlay = max_pixels, spec, overlay
+
+    def _write(self, chunk: Chunk) -> str:
+        assert chunk.images is not None
+        started = time.perf_counter()
+        images = chunk.images
+        columns: dict[str, Any] = {f.name: images.field(f.name) for f in images.type}
+        columns["key"] = [key_of(name) for name in columns["member"].to_pylist()]
+        due = ((i, self._draw(image)) for i, image in enumerate(images) if image["overlay"].as_py())
+        drawn = {i: picture for i, picture in due if picture is not None}
+        paths = {i: self._overlay_path(chunk, images[i]) for i in drawn}
+        self._out.write_all({paths[i]: jpeg for i, jpeg in drawn.items()})
+        columns["overlay_path"] = [paths.get(i) for i in range(len(images))]
+        note = add_seconds(chunk.note, Stage.SINK, time.perf_counter() - started)
+        return self._save(chunk, self._records(chunk.shard_id, columns, len(images)), note)
 
     def _draw(self, image: pa.StructScalar) -> bytes | None:
         """Draw and encode one overlay; None where the original cannot be decoded a second time."""
@@ -222,7 +239,7 @@ class Sink:
         key = key_of(image["member"].as_py())
         class_id, label = image["target_class"].as_py(), image["target_label"].as_py()
         target = f"{class_id} {label}" if label else f"class {class_id}"
-        return overlays.overlay_path(self._explainer, chunk.shard_id, image["index"].as_py(), key, target)
+        return overlays.overlay_path(self._owner, chunk.shard_id, image["index"].as_py(), key, target)
 
 
 def _caption(image: pa.StructScalar) -> str:

@@ -10,26 +10,36 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "camray"
 FILES = sorted(PACKAGE.rglob("*.py"))
-ROOTS = {"camray.errors", "camray.records", "camray.config", "camray.storage"}
+ROOTS = {"camray.errors", "camray.records", "camray.config", "camray.storage", "camray.panels"}
 # What a part of the house may import of camray beside itself. A test module of its own for each row.
 MAY_IMPORT = {
     "errors": set(),
     "records": {"camray.errors"},
     "config": {"camray.errors"},
     "storage": {"camray.errors"},
+    "panels": {"camray.config"},
     "arguments": {"camray.errors"},
+    "options": {"camray.arguments"},
     "archive": ROOTS,
     "cam": {"camray.errors"},
     "ledger": ROOTS,
     "attempts": ROOTS,
     "progress": ROOTS,
     "explain": ROOTS | {"camray.archive", "camray.cam", "camray.attempts"},
-    "measure": ROOTS | {"camray.cam", "camray.explain", "camray.archive"},
+    "measure": ROOTS | {"camray.cam", "camray.explain", "camray.archive", "camray.attempts"},
     "review": ROOTS | {"camray.ledger"},
     "stages": ROOTS | {"camray.archive", "camray.attempts", "camray.explain.overlays", "camray.ledger"},
-    "pipeline": ROOTS | {"camray.attempts", "camray.explain.actor", "camray.ledger", "camray.stages"},
+    "pipeline": ROOTS
+    | {"camray.attempts", "camray.explain.actor", "camray.ledger", "camray.measure.actor", "camray.stages"},
     "run": ROOTS
     | {"camray.archive", "camray.explain", "camray.ledger", "camray.pipeline", "camray.progress"},
+    "compare_plan": ROOTS
+    | {"camray.archive", "camray.cam", "camray.explain", "camray.ledger", "camray.measure", "camray.run"},
+    "compare": ROOTS
+    | {"camray.attempts", "camray.compare_plan", "camray.ledger", "camray.measure", "camray.pipeline"}
+    | {"camray.compare_report", "camray.progress", "camray.run", "camray.stages"},
+    "compare_report": ROOTS
+    | {"camray.explain.overlays", "camray.ledger", "camray.measure", "camray.review.comparison_page"},
 }  # fmt: skip
 OPEN = {"__init__", "__main__", "cli"}  # these stand above everything
 # Who may name these libraries at all, at whatever depth of the code.
@@ -39,12 +49,12 @@ ONLY_IN = {
     "torch": {"cam", "explain", "measure"},
     "timm": {"cam", "explain", "measure"},
     "torchvision": {"cam", "explain", "measure"},
-    "cv2": {"archive", "explain", "review"},
+    "cv2": {"archive", "explain", "measure", "review"},
     "pydicom": {"archive/dicom.py"},
     "scipy": {"measure"},
     "pyarrow": {
-        "archive", "attempts.py", "explain", "ledger", "measure", "pipeline.py", "records.py", "review",
-        "run.py", "stages.py", "storage.py",
+        "archive", "attempts.py", "compare.py", "compare_report.py", "explain", "ledger", "measure",
+        "panels.py", "pipeline.py", "records.py", "review", "run.py", "stages.py", "storage.py",
     },
 }  # fmt: skip
 
@@ -112,7 +122,8 @@ LOADS_NEITHER = (
     "camray.archive.selection", "camray.ledger.commit", "camray.ledger.intake", "camray.ledger.plan",
     "camray.ledger.runs", "camray.review.status", "camray.review.verify", "camray.stages", "camray.run",
     "camray.attempts", "camray.explain.overlays", "camray.explain.actor",
-    "camray.measure.standing",
+    "camray.measure.standing", "camray.measure.actor", "camray.compare", "camray.compare_plan",
+    "camray.ledger.sample",
 )  # fmt: skip
 
 

@@ -17,6 +17,19 @@ from camray.records import EXPLAINED, Chunk, ChunkKind, Status, add_seconds, str
 
 _DRAWABLE = ("ok", "dead")  # heat statuses of maps that are there
 
+Weights = list[Any]  # of one object reference; in a list, so that Ray hands over the reference, not the value
+
+
+def shared_state(weights: Weights) -> dict[str, Any]:
+    """Give the model's tensors as they lie in the object store: read-only, one copy a machine."""
+    import ray
+    import torch
+
+    arrays: Any = ray.get(weights[0])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
 
 class ExplainActor:
     """Loads the model once, then explains chunk after chunk. `weights` is an object reference."""
@@ -24,23 +37,19 @@ class ExplainActor:
     def __init__(
         self,
         explainer: Explainer,
-        weights: list[Any],
+        weights: Weights,
         device: str,
         batch_size: int,
         threads: int,
         overlay: OverlayConfig,
         guard: Guard,
     ) -> None:
-        import ray
         import torch
 
         from camray.explain.explainer import BatchExplainer
 
         torch.set_num_threads(threads)
-        with warnings.catch_warnings():  # the arrays lie in the object store: read-only, one copy a machine
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            state = {name: torch.from_numpy(array) for name, array in ray.get(weights[0]).items()}
-        self._explainer = BatchExplainer(explainer, state, device, batch_size)
+        self._explainer = BatchExplainer(explainer, shared_state(weights), device, batch_size)
         self._overlay, self._guard = overlay, guard
 
     def __call__(self, row: pa.Table) -> pa.Table:

@@ -97,13 +97,13 @@ class BatchExplainer:
         module.load_state_dict(_own_copies(module, state, explainer.model_args["kind"]), assign=True)
         self.module: nn.Module = module.eval().requires_grad_(False).to(self.device)
         grid = explainer.layout["grid"]
-        self._layer = cam.TargetLayer(
+        self.layer = cam.TargetLayer(
             explainer.target_layer, **{**explainer.layout, "grid": tuple(grid) if grid else None}
         )
         self._aims_at_label = cam.TargetRule.parse(explainer.target).select == "label"
         self._lookup = label_lookup(explainer.class_names)
-        self._mean = torch.tensor(explainer.input.mean, device=self.device)
-        self._std = torch.tensor(explainer.input.std, device=self.device)
+        self.mean = torch.tensor(explainer.input.mean, device=self.device)
+        self.std = torch.tensor(explainer.input.std, device=self.device)
 
     def __call__(self, images: pa.StructArray) -> pa.StructArray:
         """Explain every decoded item, in batches: one item per image and target, without pixels.
@@ -115,18 +115,19 @@ class BatchExplainer:
             dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
         ]
         for row in rows:
-            row["label_class"] = self._label_class(row)
+            row["label_class"] = self.label_class(row)
         pixels = images.field("pixels")
-        ready = [i for i, row in enumerate(rows) if row["status"] == Status.OK and self._has_target(row)]
+        ready = [i for i, row in enumerate(rows) if row["status"] == Status.OK and self.accept(row)]
         found: dict[int, list[Row]] = {}
         for start in range(0, len(ready), self.batch_size):
             batch = ready[start : start + self.batch_size]
-            views = np.stack([self._view(pixels[i]) for i in batch])
+            views = np.stack([self.view(pixels[i]) for i in batch])
             found |= zip(batch, self._explain_or_split([rows[i] for i in batch], views), strict=True)
         out = [row | result for i, row in enumerate(rows) for result in found.get(i) or [{}]]
         return struct_array({name: [row.get(name) for row in out] for name in _FILLED}, EXPLAINED)
 
-    def _view(self, pixels: pa.LargeBinaryScalar) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def view(self, pixels: pa.LargeBinaryScalar) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Read an item's pixels: (H, W, 3)."""
         spec = self.explainer.input
         return np.frombuffer(pixels.as_buffer(), np.uint8).reshape(spec.height, spec.width, 3)
 
@@ -138,7 +139,7 @@ class BatchExplainer:
             raise  # the device is lost for this process: every later image would fail too
         except RuntimeError as error:
             if len(rows) == 1:
-                return [[_failure(ImageError(ErrorCode.MODEL_FAILED, printable(str(error))))]]
+                return [[failure(ImageError(ErrorCode.MODEL_FAILED, printable(str(error))))]]
             return [
                 result
                 for i in range(len(rows))
@@ -147,26 +148,25 @@ class BatchExplainer:
 
     def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
         """Give the new columns of a batch of views, uint8 (B, H, W, 3): for each image, one row a target."""
-        x = to_input(torch.from_numpy(views).to(self.device), self._mean, self._std)  # (B, C, H, W)
+        x = to_input(torch.from_numpy(views).to(self.device), self.mean, self.std)  # (B, C, H, W)
         found = cam.explain(
-            self.module, x, self._layer, self.explainer.method, self.explainer.target, self._labels(rows)
+            self.module, x, self.layer, self.explainer.method, self.explainer.target, self._labels(rows)
         )
         logits = found.logits.double()  # (B, classes)
         input_size = (self.explainer.input.height, self.explainer.input.width)
-        maps = _stored_size(found.maps[self.explainer.method, self._layer.name], input_size)  # (B, K, h, w)
+        maps = _stored_size(found.maps[self.explainer.method, self.layer.name], input_size)  # (B, K, h, w)
         predictions = _predictions(logits, self.explainer)
         count = maps.shape[1]
-        size = (self.explainer.input.height, self.explainer.input.width)
         each = [row for row in rows for _ in range(count)]
         flat = maps.flatten(0, 1)  # B * K maps
-        regions = region_signals(flat, each, size)
+        regions = region_signals(flat, each, input_size)
         heat = [one | other for one, other in zip(_heat(flat), regions, strict=True)]
         finite = logits.isfinite().all(1).tolist()
         out: list[list[Row]] = []
         for i, (row, classes) in enumerate(zip(rows, found.classes[:, :count].tolist(), strict=True)):
             if not finite[i]:
                 error = ImageError(ErrorCode.NONFINITE_OUTPUT, "the model's logits are not finite")
-                out.append([_failure(error)])
+                out.append([failure(error)])
                 continue
             common = predictions[i] | {"correct": _correct(row, predictions[i])}
             explained = [
@@ -183,25 +183,23 @@ class BatchExplainer:
 
     def _target_columns(self, class_id: int | None) -> Row:
         target = self.explainer.target
-        return {
-            "method": self.explainer.method,
-            "target_layer": self.explainer.target_layer,
-            "target_kind": "class" if target.isdecimal() else target.partition(":")[0],
-            "target_class": class_id,
-            "target_label": None if class_id is None else self.explainer.label_of(class_id),
-        }
+        kind = "class" if target.isdecimal() else target.partition(":")[0]
+        label = None if class_id is None else self.explainer.label_of(class_id)
+        said = {"method": self.explainer.method, "target_layer": self.explainer.target_layer}
+        return said | {"target_kind": kind, "target_class": class_id, "target_label": label}
 
-    def _label_class(self, row: Row) -> int | None:
+    def label_class(self, row: Row) -> int | None:
         """Resolve the archive's label to a class index of this model, or None."""
         known, label = row["label_class"], row["label"]
         if known is None and label is not None:
             known = self._lookup.get(label, int(label) if label.isdecimal() and not self._lookup else None)
         return known if known is not None and 0 <= known < self.explainer.num_classes else None
 
-    def _has_target(self, row: Row) -> bool:
+    def accept(self, row: Row) -> bool:
+        """Tell whether an item has a class to explain; where it has none it becomes a failed one."""
         if self._aims_at_label and row["label_class"] is None:
-            said = _why_no_class(row["label"], self.explainer.class_names)
-            row |= _failure(ImageError(ErrorCode.BAD_TARGET, printable(said)))
+            said = printable(_why_no_class(row["label"], self.explainer.class_names))
+            row |= failure(ImageError(ErrorCode.BAD_TARGET, said))
             return False
         return True
 
@@ -247,7 +245,8 @@ def _correct(row: Row, prediction: Row) -> bool | None:
     return None if label is None else bool(label == prediction["predicted_class"])
 
 
-def _failure(error: ImageError) -> Row:
+def failure(error: ImageError) -> Row:
+    """Give the columns of an item that failed here."""
     return {
         "status": str(Status.FAILED),
         "error_code": str(error.code),

@@ -47,9 +47,9 @@ def checksum(data: Any) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def file_name(explainer: str, shard_id: str, chunk: int, digest: str) -> str:
+def file_name(owner: str, shard_id: str, chunk: int, digest: str, partition: str = PARTITION) -> str:
     """Name a record file: ``explainer=<id>/<shard key>-<content key>-<chunk>-<checksum>.parquet``."""
-    return f"{PARTITION}={explainer}/{shard_id}-{chunk:06d}-{digest}.parquet"
+    return f"{partition}={owner}/{shard_id}-{chunk:06d}-{digest}.parquet"
 
 
 def parse_name(path: str) -> tuple[str, str, int]:

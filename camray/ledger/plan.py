@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from camray.ledger.committed import PARTITION, CommittedFiles, parse_name
+from camray.ledger.committed import CommittedFiles, parse_name
 from camray.ledger.sink import FOOTER_KEY
-from camray.ledger.table import TABLE
+from camray.ledger.table import RECORDS, Kind
 from camray.records import Receipt, Shard, account
 from camray.storage import Folder
 
@@ -50,6 +50,7 @@ def make_plan(
     shards: Sequence[Shard],
     committed: CommittedFiles,
     chunk_size: int,
+    kind: Kind = RECORDS,
 ) -> Plan:
     """Compare the archive with the table and with the files of interrupted runs."""
     left: list[Shard] = []
@@ -63,7 +64,8 @@ def make_plan(
             left.append(shard)
             known |= {f.path for f in files}
             changed += bool(files)
-    finished = _finished_chunks(out, explainer, {s.id for s in left}, known, chunk_size) if left else {}
+    ids = {s.id for s in left}
+    finished = _finished_chunks(out, explainer, ids, known, chunk_size, kind) if left else {}
     return Plan(
         tasks=tuple(ShardTask(s, finished.get(s.id, {})) for s in left),
         committed=kept,
@@ -74,15 +76,15 @@ def make_plan(
 
 
 def _finished_chunks(
-    out: Folder, explainer: str, shard_ids: set[str], known: set[str], chunk_size: int
+    out: Folder, explainer: str, shard_ids: set[str], known: set[str], chunk_size: int, kind: Kind
 ) -> dict[str, dict[int, Receipt]]:
     """Find uncommitted record files of these shards that hold a whole chunk of the same size.
 
     A shorter chunk is done again: it may be the last of its shard, or end where a store failed.
     """
     found: dict[str, dict[int, Receipt]] = {}
-    folder = f"{PARTITION}={explainer}"
-    for entry in out.entries(f"{TABLE}/{folder}"):
+    folder = f"{kind.partition}={explainer}"
+    for entry in out.entries(f"{kind.folder}/{folder}"):
         path = f"{folder}/{entry.path}"
         try:
             key, content, chunk = parse_name(path)
@@ -91,16 +93,16 @@ def _finished_chunks(
         shard_id = f"{key}-{content}"
         if path in known or shard_id not in shard_ids or chunk in found.get(shard_id, {}):
             continue
-        receipt = _receipt_in(out, path, entry.size_bytes, chunk_size)
+        receipt = _receipt_in(out, path, entry.size_bytes, chunk_size, kind)
         if receipt is not None:
             found.setdefault(shard_id, {})[chunk] = receipt
     return found
 
 
-def _receipt_in(out: Folder, path: str, size_bytes: int, chunk_size: int) -> Receipt | None:
+def _receipt_in(out: Folder, path: str, size_bytes: int, chunk_size: int, kind: Kind) -> Receipt | None:
     """Read a file's own receipt from its footer; None where it is torn, short or cut differently."""
     try:
-        with out.open(f"{TABLE}/{path}") as file:
+        with out.open(f"{kind.folder}/{path}") as file:
             metadata = pq.read_metadata(file)
     except (pa.ArrowInvalid, OSError):
         return None  # a torn file: it is done again, `prune` removes it

@@ -83,12 +83,12 @@ class RunReport:
 
 
 def first_report(
-    run_id: str, explainer: Explainer, config: Config, shards: dict[str, int], notes: Sequence[str] = ()
+    run_id: str, owner: str, config: Config, shards: dict[str, int], notes: Sequence[str] = ()
 ) -> RunReport:
-    """Start the report of a run."""
+    """Start the report of a run; `owner` is the explainer, or the panel, that its rows belong to."""
     return RunReport(
         run_id=run_id,
-        explainer=explainer.id,
+        explainer=owner,
         config=dataclasses.asdict(config),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"python": platform.python_version(), **installed_versions()},

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from camray.ledger.committed import checksum, file_name
-from camray.ledger.table import TABLE
-from camray.records import RECORD_SCHEMA, SCHEMA_VERSION, Receipt, Status
+from camray.ledger.table import RECORDS, Kind
+from camray.records import SCHEMA_VERSION, Receipt, Status
 from camray.storage import Folder
 
 FOOTER_KEY = b"camray"
@@ -32,20 +32,21 @@ def write_records(
     *,
     chunk_size: int,
     seconds: Mapping[str, float] | None = None,
+    kind: Kind = RECORDS,
 ) -> Receipt:
     """Write the records of one chunk and return its receipt.
 
-    `records` has the columns of `RECORD_SCHEMA`; a row with a null member is the shard's own and is not
+    `records` has the columns of the kind's schema; a row with a null member is the shard's own and is not
     counted as a member.
     """
     note = {"shard_id": shard_id, "chunk": chunk, "rows": records.num_rows, **_counts(records)}
     footer = json.dumps(note | {"chunk_size": chunk_size, "schema_version": SCHEMA_VERSION})
-    table = records.cast(RECORD_SCHEMA).replace_schema_metadata({FOOTER_KEY: footer.encode()})
+    table = records.cast(kind.schema).replace_schema_metadata({FOOTER_KEY: footer.encode()})
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     data = buffer.getvalue()
-    path = file_name(explainer, shard_id, chunk, checksum(data))
-    out.write(f"{TABLE}/{path}", data)
+    path = file_name(explainer, shard_id, chunk, checksum(data), kind.partition)
+    out.write(f"{kind.folder}/{path}", data)
     return Receipt(path=path, size_bytes=data.size, seconds=dict(seconds or {}), **note)
 
 
@@ -56,7 +57,8 @@ def _counts(records: pa.Table) -> dict[str, Any]:
     )
     members = {index: (status, code) for member, index, status, code in rows if member is not None}
     statuses = Counter(status for status, _ in members.values())
-    overlays = records.num_rows - records.column("overlay_path").null_count
+    drawn = "overlay_path" in records.column_names
+    overlays = records.num_rows - records.column("overlay_path").null_count if drawn else 0
     return {
         "ok": statuses[Status.OK],
         "skipped": statuses[Status.SKIPPED],

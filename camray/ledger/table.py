@@ -23,6 +23,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from camray.errors import IncompleteError, UsageError
 from camray.ledger.committed import PARTITION, CommittedFiles, RecordFile, is_committed
+from camray.panels import SCORE_SCHEMA
 from camray.records import RECORD_SCHEMA, Accounting, Receipt, Shard
 from camray.storage import Folder
 
@@ -39,7 +40,24 @@ _NO_FILES = pa.table(
 STORE_ERRORS = (OSError, DeltaError)
 """What a full disk or a store that is away looks like, from Arrow and from Delta Lake."""
 
-TABLE_SCHEMA = pa.schema([pa.field(PARTITION, pa.string()), *RECORD_SCHEMA])
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A table of OUT: its folder, the column it is partitioned by, and the columns of its files."""
+
+    folder: str
+    partition: str
+    schema: pa.Schema
+
+    @property
+    def whole(self) -> pa.Schema:
+        """What readers see: the partition, then the columns of the files."""
+        return pa.schema([pa.field(self.partition, pa.string()), *self.schema])
+
+
+RECORDS = Kind(TABLE, PARTITION, RECORD_SCHEMA)
+SCORES = Kind("scores", "panel", SCORE_SCHEMA)
+TABLE_SCHEMA = RECORDS.whole
 _CONFIGURATION = {
     # The accounting of each shard lives in its commit: keep the log as long as the records.
     "delta.logRetentionDuration": "interval 3650 days",
@@ -63,14 +81,14 @@ class ShardCommit:
 
 
 class Table:
-    """The records of one OUT. Opens what is there; `create` makes it where it is not."""
+    """The records, or the scores, of one OUT. Opens what is there; `create` makes it where it is not."""
 
-    def __init__(self, out: Folder) -> None:
+    def __init__(self, out: Folder, kind: Kind = RECORDS) -> None:
         if out.is_local and (odd := _NO_PLACE.search(out.path)):
             raise UsageError(
                 "OUT", f"{out.uri}: Delta Lake keeps no table under a name with {odd[0]}", "rename"
             )
-        self._out, self._uri = out, out.child_uri(TABLE)
+        self._out, self._uri, self._kind = out, out.child_uri(kind.folder), kind
         self._delta: DeltaTable | None = None
         self._read: tuple[int | None, str, CommittedFiles] | None = (
             None  # what `shards` read, of which version
@@ -85,10 +103,10 @@ class Table:
         if self._delta is None:
             DeltaTable.create(
                 self._uri,
-                TABLE_SCHEMA,
+                self._kind.whole,
                 mode="ignore",
-                partition_by=[PARTITION],
-                name="camray records",
+                partition_by=[self._kind.partition],
+                name=f"camray {self._kind.folder}",
                 configuration=_CONFIGURATION,
             )
             self._delta = DeltaTable(self._uri)
@@ -105,7 +123,7 @@ class Table:
         Python ends, and then aborts the process.
         """
         assert self._delta is not None
-        place = pafs.SubTreeFileSystem(self._out.at(TABLE), self._out.fs)
+        place = pafs.SubTreeFileSystem(self._out.at(self._kind.folder), self._out.fs)
         plain = self._delta.to_pyarrow_dataset(filesystem=place)
         scan = pads.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
         checked = pads.ParquetFileFormat(default_fragment_scan_options=scan)
@@ -131,7 +149,7 @@ class Table:
         actions = self._delta.get_add_actions(flatten=True)
         if not actions.num_rows:
             return _NO_FILES
-        columns = [*_NO_FILES.column_names, f"partition.{PARTITION}"]
+        columns = [*_NO_FILES.column_names, f"partition.{self._kind.partition}"]
         actions = pa.table(actions.select(columns))  # the others, a hundred of statistics, are let go here
         chosen = actions.filter(pc.field(columns[-1]) == explainer)
         return chosen.select(_NO_FILES.column_names).cast(_NO_FILES.schema)
@@ -146,7 +164,7 @@ class Table:
             IncompleteError: other writers kept winning; nothing of `finished` became visible.
         """
         if self._delta is None:
-            raise IncompleteError("the records table is gone")
+            raise IncompleteError(f"the {self._kind.folder} table is gone")
         for attempt in range(COMMIT_ATTEMPTS):
             if self._seen is None or attempt:  # a refused commit means that somebody else wrote
                 self._delta.update_incremental()
@@ -186,7 +204,7 @@ class Table:
     ) -> None:
         assert self._delta is not None
         now_ms = int(time.time() * 1000)
-        partition: dict[str, str | None] = {PARTITION: explainer}
+        partition: dict[str, str | None] = {self._kind.partition: explainer}
         actions: list[AddAction | RemoveAction] = []
         transactions = []
         for done in mine:
@@ -206,8 +224,8 @@ class Table:
         self._delta.create_write_transaction(
             actions,
             "append",
-            TABLE_SCHEMA,
-            partition_by=[PARTITION],
+            self._kind.whole,
+            partition_by=[self._kind.partition],
             commit_properties=CommitProperties(
                 custom_metadata=metadata, max_commit_retries=0, app_transactions=transactions
             ),

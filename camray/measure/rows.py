@@ -55,6 +55,13 @@ def map_status(maps: MapSet, classes: Tensor, original: Tensor) -> list[list[Sco
     return [[names[code] for code in row] for row in found.tolist()]
 
 
+def map_of(maps: MapSet, image: int, method: int) -> ScoreStatus:
+    """Say of one map whether it is of use, whatever its class."""
+    if bool(maps.nonfinite[image, method]):
+        return ScoreStatus.NONFINITE
+    return ScoreStatus.DEAD if bool(maps.dead[image, method]) else ScoreStatus.OK
+
+
 def score_rows(
     ids: Sequence[str],
     keys: Sequence[Key],

@@ -81,9 +81,20 @@ class Scores:
 
     rows: tuple[Row, ...]
     pairs: tuple[PairRow, ...]
-    boxes: Mapping[Key, BoxAccuracy]  # of images with a box; a map of no use hits nothing
+    boxes: tuple[Mapping[Key, BoxAccuracy], ...]  # of each image, if it has a box; a useless map hits nothing
     pixels: Mapping[Key, PixelCounts]  # of images with a region
+    maps: MapSet
+    curves: Mapping[str, Tensor]  # insertion, deletion: (B, M, S + 1)
+    logits: Tensor  # (B, outputs) of the unaltered images
     forwards: int
+
+    def box_accuracy(self) -> dict[Key, BoxAccuracy]:
+        """Add up the boxes of all images, by method."""
+        total: dict[Key, BoxAccuracy] = {}
+        for image in self.boxes:
+            for key, one in image.items():
+                total[key] = total[key] + one if key in total else one
+        return total
 
 
 def score_batch(
@@ -106,7 +117,7 @@ def score_batch(
     settings = settings or Settings()
     places = [layers] if isinstance(layers, TargetLayer) else list(layers)
     methods = list(dict.fromkeys([*methods, *CONTROLS]))
-    rule = _rule(target, methods)
+    rule = check_target(target, methods)
     x = batch.images
     with as_found(model), torch.no_grad():
         with model_precision(x.device.type, None):
@@ -117,25 +128,27 @@ def score_batch(
         maps = explain(model, x, classes=torch.stack([classes, _other_class(logits, classes)], 1))
         judge = Judge(model, classes, settings.activation, settings.chunk)
         with model_precision(x.device.type, settings.autocast):
-            values, forwards = _altered(judge, x, maps, original, settings)
+            values, curves, forwards = _altered(judge, x, maps, original, settings)
         again = partial(explain, classes=classes[:, None])
         values |= _read_off(maps) | _explained_again(model, x, maps, again, copies, settings)
     marks, boxes, pixels = _marked(batch, maps)
     status = map_status(maps, classes, original)
     rows = tuple(score_rows(batch.ids, maps.keys, classes, values | marks, status, _forwards(settings)))
-    return Scores(rows, tuple(pair_rows(batch.ids, maps, status)), boxes, pixels, forwards)
+    pairs = tuple(pair_rows(batch.ids, maps, status))
+    return Scores(rows, pairs, boxes, pixels, maps, curves, logits, forwards)
 
 
 def _altered(
     judge: Judge, x: Tensor, maps: MapSet, original: Tensor, settings: Settings
-) -> tuple[dict[str, Tensor], int]:
-    """Metrics that look at the class in altered images, and how many of these were run."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """Metrics that look at the class in altered images, their curves, and how many of these were run."""
     found = removal_metrics(
         judge, x, maps.heat, original,
         settings.steps, settings.fractions, settings.baseline, settings.seed,
     )  # fmt: skip
     masked = masking_metrics(judge, x, maps.heat, original)
-    return {**found.values, **masked}, found.forwards + len(x) * len(maps.keys)
+    curves = {"insertion": found.insertion, "deletion": found.deletion}
+    return {**found.values, **masked}, curves, found.forwards + len(x) * len(maps.keys)
 
 
 def _read_off(maps: MapSet) -> dict[str, Tensor]:
@@ -170,7 +183,12 @@ def _explained_again(
     return found
 
 
-def _rule(target: str, methods: Sequence[str]) -> TargetRule:
+def check_target(target: str, methods: Sequence[str]) -> TargetRule:
+    """Read a target that gives one class per image.
+
+    Raises:
+        UsageError: it gives several, or a method explains concepts instead of a class.
+    """
     rule = TargetRule.parse(target)
     if rule.select == "above" or rule.count > 1 or len(rule.classes) > 1 or rule.negative:
         raise UsageError("target", f"{target} is not one class per image", "predicted, label or a class")
@@ -190,14 +208,14 @@ def _other_class(logits: Tensor, classes: Tensor) -> Tensor:
 
 def _marked(
     batch: Batch, maps: MapSet
-) -> tuple[dict[str, Tensor], dict[Key, BoxAccuracy], dict[Key, PixelCounts]]:
-    """Compare with what the archive marks: values (B, M), and counts of the batch by method."""
+) -> tuple[dict[str, Tensor], tuple[dict[Key, BoxAccuracy], ...], dict[Key, PixelCounts]]:
+    """Compare with what the archive marks: values (B, M), boxes of each image, pixels of the batch."""
     regions, boxes = batch.regions, batch.boxes
     size = (maps.heat.shape[2], maps.heat.shape[3])
     if regions is None and boxes is not None:
         regions = box_regions(boxes, size)
     values: dict[str, Tensor] = {}
-    accuracy: dict[Key, BoxAccuracy] = {}
+    accuracy: tuple[dict[Key, BoxAccuracy], ...] = tuple({} for _ in batch.ids)
     pixels: dict[Key, PixelCounts] = {}
     if regions is not None:
         values = region_metrics(maps.mass, regions, maps.cell)
@@ -213,8 +231,7 @@ def _marked(
             true = own.double().cpu().reshape(-1, 4).numpy()
             for j, key in enumerate(maps.keys if len(true) else ()):
                 values["box_iou"][i, j] = box_iou(heat[i, j], true)
-                one = BoxAccuracy.of(heat[i, j], true)
-                accuracy[key] = accuracy[key] + one if key in accuracy else one
+                accuracy[i][key] = BoxAccuracy.of(heat[i, j], true)
     return values, accuracy, pixels
 
 

@@ -56,6 +56,14 @@ def arrange(rows: Iterable[Row]) -> Sample:
     return Sample(tuple(images), classes, tuple(methods), values, states)
 
 
+def only(sample: Sample, methods: Sequence[str]) -> Sample:
+    """Keep some methods of a sample, in the order given."""
+    place = [sample.methods.index(m) for m in methods]
+    values = {name: v[:, place] for name, v in sample.values.items()}
+    states = {name: v[:, place] for name, v in sample.states.items()}
+    return Sample(sample.images, sample.classes, tuple(methods), values, states)
+
+
 def _label(method: str, layer: str, several: bool) -> str:
     return f"{method} @ {layer}" if several else method
 

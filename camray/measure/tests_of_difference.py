@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,11 +130,16 @@ def rank(blocks: Floats, high_is_good: bool = True, alpha: float = 0.05) -> Rank
     ranks = stats.rankdata(-full if high_is_good else full, axis=1)
     cd = friedman = math.nan
     if n > 1 and k > 1:
-        q = float(stats.studentized_range.ppf(1 - alpha, k, np.inf)) / math.sqrt(2)
-        cd = q * math.sqrt(k * (k + 1) / (6 * n))
+        cd = _studentized(1 - alpha, k) / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * n))
     if n > 1 and k > 2:
         friedman = 1.0 if (ranks == ranks[:, :1]).all() else float(stats.friedmanchisquare(*full.T).pvalue)
     return Ranks(ranks.mean(0), n, cd, friedman)
+
+
+@lru_cache(maxsize=64)
+def _studentized(level: float, groups: int) -> float:
+    """Quantile of the studentised range, degrees of freedom infinite; it takes SciPy seconds."""
+    return float(stats.studentized_range.ppf(level, groups, np.inf))
 
 
 def kendall_w(values: Floats) -> float:

@@ -479,7 +479,7 @@ def test_a_layer_that_the_model_does_not_have() -> None:
 def test_the_explainer_survives_json_for_the_actor(clean: BatchExplainer) -> None:
     layout = clean.explainer.layout
     assert set(layout) == {"layout", "prefix", "grid"}
-    assert isinstance(clean._layer, cam.TargetLayer)
+    assert isinstance(clean.layer, cam.TargetLayer)
 
 
 # ── which images get a picture ───────────────────────────────────────────────────────────────────

@@ -234,7 +234,7 @@ def test_the_heartbeat_goes_on_and_survives_a_store_that_fails(
 
 
 def test_a_report_says_how_the_run_went(out: Folder) -> None:
-    report = first_report("r1", EXPLAINER, Config(), {"todo": 1})
+    report = first_report("r1", EXPLAINER.id, Config(), {"todo": 1})
     report.write(out)
     (alive,) = read_reports(out)
     assert (alive["exit"], alive["exit_meaning"], alive["explainer"]) == (None, "running", EXPLAINER.id)

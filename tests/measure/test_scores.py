@@ -48,7 +48,7 @@ def test_every_image_method_and_metric_has_a_row() -> None:
         needs = METRICS[row.metric].needs
         assert (row.status is ScoreStatus.NO_REGION) == (row.image == "i3" and needs in ("region", "box"))
     assert len(scores.pairs) == 4 * 21 * 4
-    assert all(a.images == 3 for a in scores.boxes.values())
+    assert all(a.images == 3 for a in scores.box_accuracy().values())
     assert scores.pixels["gradcam", "maps"].inside.sum() == 3 * 16 * 20
 
 
@@ -57,7 +57,7 @@ def test_without_marks_and_copies_their_metrics_have_no_rows() -> None:
     found = score_batch(model, batch(marked=False), layer, ["gradcam"], settings=replace(FAST, samples=0))
     left_out = {n for n, m in METRICS.items() if m.needs} | {"max_sensitivity"}
     assert {r.metric for r in found.rows} == set(METRICS) - left_out
-    assert not found.boxes
+    assert not found.box_accuracy()
     assert not found.pixels
 
 

@@ -110,5 +110,5 @@ def test_twins_share_their_altered_images(found: Scores, values: Values) -> None
 
 
 def test_box_accuracy_is_above_the_controls(found: Scores) -> None:
-    score = {method: a.max_box_acc_v2 for (method, _), a in found.boxes.items()}
+    score = {method: a.max_box_acc_v2 for (method, _), a in found.box_accuracy().items()}
     assert score["gradcam"] > 1.5 * max(score[c] for c in ("random", "center", "sobel"))

@@ -1,0 +1,42 @@
+"""The Ray side of scoring: one actor holds one model and one panel; a chunk row in, a chunk row out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from functools import partial
+
+import pyarrow as pa
+
+from camray.attempts import Guard
+from camray.errors import Stage
+from camray.explain.actor import Weights, shared_state
+from camray.panels import SCORED, Panel
+from camray.records import Chunk, ChunkKind, add_seconds
+
+
+class ScoreActor:
+    """Loads the model once, then scores chunk after chunk. `weights` is an object reference."""
+
+    def __init__(
+        self, panel: Panel, weights: Weights, device: str, batch_size: int, threads: int, guard: Guard
+    ) -> None:
+        import torch
+
+        from camray.measure.scorer import BatchScorer
+
+        torch.set_num_threads(threads)
+        self._scorer = BatchScorer(panel, shared_state(weights), device, batch_size)
+        self._guard = guard
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """Score one chunk; rows without images pass."""
+        chunk = Chunk.from_row(row)
+        if chunk.kind != ChunkKind.DATA:
+            return dataclasses.replace(chunk, images=None).to_row(SCORED)
+        started = time.perf_counter()
+        shard_key = chunk.shard_id.partition("-")[0]
+        pictured = frozenset(self._scorer.panel.pictured.get(shard_key, ()))
+        images = self._guard.run(Stage.EXPLAIN, chunk, partial(self._scorer, pictured=pictured))
+        note = add_seconds(chunk.note, Stage.EXPLAIN, time.perf_counter() - started)
+        return dataclasses.replace(chunk, images=images, note=note).to_row(SCORED)
