@@ -30,6 +30,7 @@ _SETTINGS = {
     "overlays": "overlay.policy", "overlay_sample": "overlay.sample_per_chunk", "overlay_on": "overlay.on",
     "overlay_alpha": "overlay.alpha", "overlay_gamma": "overlay.gamma", "overlay_picture": "overlay.picture",
     "colormap": "overlay.colormap", "caption": "overlay.caption",
+    "confirm": "audit.confirm", "fail_on": "audit.fail_on", "against": "audit.baseline",
     "device": "run.device", "actors": "run.actors", "max_actors": "run.max_actors",
     "batch_size": "run.batch_size", "chunk_size": "run.chunk_size", "top_k": "run.top_k",
     "max_failed": "run.max_failed", "allow_empty": "run.allow_empty", "force": "run.force",
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         return int(ExitCode.DONE)
-    if code is not None and args.command in ("explain", "compare"):
+    if code is not None and args.command in ("explain", "audit", "compare"):
         _last_line(ExitCode(code), args)
     return int(code or 0)
 
@@ -96,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, run, text in (
         ("explain", _explain, "explain what is new in ARCHIVE and commit it to OUT; rerun to resume"),
+        ("audit", _audit, "explain what is new, then find where the model is right for the wrong reason"),
         ("plan", _plan, "show what explain would do, how much, and why the rest is skipped"),
     ):
         _add_run_options(verb(name, run, text))
@@ -108,6 +110,19 @@ def build_parser() -> argparse.ArgumentParser:
         ("verify", _verify, "check that every committed member is accounted for and every file readable"),
     ):
         verb(name, run, text).add_argument("out", metavar="OUT")
+    report = verb("report", _report, "write the pages of the latest audit: OUT/report/index.html")
+    report.add_argument("out", metavar="OUT")
+    kinds = "csv, imagefolder (Hugging Face), label-studio, duckdb"
+    report.add_argument("--export", metavar="FORMAT", help=f"write the queue for another tool: {kinds}")
+    report.add_argument("--to", metavar="FOLDER", help="where --export writes; a new folder")
+    report.add_argument("--prefix", metavar="URL", help="label-studio: what stands before a picture's path")
+    report.add_argument("--limit", type=int, metavar="N", help="rows of the queue to keep (100,000)")
+    prune = verb("prune", _prune, "remove overlays of old runs and files that no commit names; --yes does it")
+    prune.add_argument("out", metavar="OUT")
+    prune.add_argument("--keep-last", type=int, metavar="N", help="keep the overlays of the last N runs")
+    prune.add_argument("--keep-within", type=float, metavar="DAYS", help="and those of the last DAYS")
+    prune.add_argument("--pin", action="append", metavar="RUN", help="keep this run's too (repeatable)")
+    prune.add_argument("--yes", action="store_true", help="do it; without, only say what would go")
     layers = verb("layers", _layers, "list the layers of a model and mark the one camray would choose")
     _add_model_options(layers, positional=True)
     layers.add_argument("--layer", metavar="NAME", help="check this layer")
@@ -198,6 +213,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     pictures.add_argument("--overlay-picture", choices=("blend", "triple"), help="triple: image, map, blend")
     pictures.add_argument("--colormap", metavar="NAME", help="turbo (default), jet, viridis, inferno, ...")
     pictures.add_argument("--caption", action="store_true", help="write label and score under the picture")
+    audit = parser.add_argument_group("audit")
+    audit.add_argument("--confirm", type=float, metavar="F", help="share that may get a second look (0.15)")
+    audit.add_argument("--reviewed", action="append", metavar="FILE", help="decisions saved in the report")
+    audit.add_argument("--against", metavar="RUN", help="compare with this run too, beside last night")
+    audit.add_argument("--fail-on", metavar="WHAT", help="exit 5: confirmed_rate>0.5%%,drift=major ...")
     work = parser.add_argument_group("how")
     work.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the model runs (auto)")
     work.add_argument("--actors", type=int, metavar="N", help="model copies; default: one a GPU, or by CPUs")
@@ -208,11 +228,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--force", action="store_true", help="run although another run seems to hold OUT")
 
 
-def _settings(args: argparse.Namespace) -> config.Config:
+def _settings(args: argparse.Namespace, defaults: dict[str, Any] | None = None) -> config.Config:
     from camray.errors import UsageError
 
     typed = {dotted: getattr(args, name) for name, dotted in _SETTINGS.items() if hasattr(args, name)}
-    settings = config.load(getattr(args, "config", None), {k: v for k, v in typed.items() if v is not None})
+    typed = {k: v for k, v in typed.items() if v is not None}
+    settings = config.load(getattr(args, "config", None), typed, defaults)
     for value, field in (
         (settings.archive.path, "ARCHIVE"),
         (settings.out, "OUT"),
@@ -231,6 +252,32 @@ def _explain(args: argparse.Namespace) -> ExitCode:
     outcome = explain(_settings(args), reporter)
     reporter.say(f"records: {outcome.out}/records   overlays: {outcome.out}/overlays   run: {outcome.run_id}")
     return outcome.code
+
+
+# What the audit of a night has where nothing else is asked for: the second look, and pictures to judge by.
+_AUDIT_DEFAULTS = {"audit.confirm": 0.15, "overlay.policy": "flagged", "overlay.picture": "triple"}
+
+
+def _audit(args: argparse.Namespace) -> ExitCode:
+    from camray.progress import Reporter
+    from camray.review.gate import parse_gate
+    from camray.review.night import audit_night, exit_code
+    from camray.review.report import write_report
+    from camray.review.reviewed import check_reviews
+    from camray.run import explain
+
+    settings = _settings(args, _AUDIT_DEFAULTS)
+    parse_gate(settings.audit.fail_on)
+    given = getattr(args, "reviewed", [])
+    check_reviews(given)
+    reporter = Reporter(args.json)
+    outcome = explain(settings, reporter)
+    if outcome.code not in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
+        return outcome.code
+    summary = audit_night(outcome.out, outcome.explainer, outcome.run_id, settings.audit, given)
+    reporter.say(summary["message"].removeprefix("camray: "), **summary["rates"])
+    reporter.say(f"report: {write_report(outcome.out)}")
+    return exit_code(summary) or outcome.code
 
 
 def _plan(args: argparse.Namespace) -> ExitCode:
@@ -267,6 +314,28 @@ def _verify(args: argparse.Namespace) -> ExitCode:
     from camray.review.verify import print_verify
 
     return print_verify(args.out, args.json)
+
+
+def _report(args: argparse.Namespace) -> ExitCode:
+    from camray.review.report import LARGEST, print_report
+
+    if hasattr(args, "export"):
+        from camray.errors import UsageError
+        from camray.review.export import check_kind, print_export
+
+        kind, to = check_kind(args.export), getattr(args, "to", "")
+        if not to:
+            raise UsageError("--to", "is missing", "--to FOLDER says where the export goes")
+        prefix = getattr(args, "prefix", "/data/local-files/?d=")
+        return print_export(args.out, kind, to, getattr(args, "limit", LARGEST), prefix, args.json)
+    return print_report(args.out, getattr(args, "limit", LARGEST), args.json)
+
+
+def _prune(args: argparse.Namespace) -> ExitCode:
+    from camray.review.prune import print_prune
+
+    last, within = getattr(args, "keep_last", None), getattr(args, "keep_within", None)
+    return print_prune(args.out, last, within, getattr(args, "pin", []), hasattr(args, "yes"), args.json)
 
 
 def _layers(args: argparse.Namespace) -> ExitCode:

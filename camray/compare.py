@@ -26,7 +26,7 @@ from camray.ledger.runs import Hold, first_report, installed_versions, new_run_i
 from camray.panels import Panel
 from camray.progress import Reporter, spoken_duration
 from camray.records import Chunk, Status
-from camray.run import Work, execute, known_members
+from camray.run import Work, execute, known_members, told_plainly
 from camray.stages import Decode, read_shard
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ def compare(config: Config, reporter: Reporter) -> Outcome:
     Raises:
         CamrayError: with the exit code of its class.
     """
+    with told_plainly():
+        return _compare(config, reporter)
+
+
+def _compare(config: Config, reporter: Reporter) -> Outcome:
     ready = prepare(config)
     reporter.say(_sentence(ready), sample=ready.sample.id)
     code = ExitCode.DONE

@@ -127,7 +127,7 @@ def explain(config: Config, reporter: Reporter) -> Outcome:
     Raises:
         CamrayError: with the exit code of its class.
     """
-    with _told_plainly():
+    with told_plainly():
         return _explain(config, reporter)
 
 
@@ -390,7 +390,7 @@ def _signals() -> Iterator[None]:
 
 
 @contextmanager
-def _told_plainly() -> Iterator[None]:
+def told_plainly() -> Iterator[None]:
     """Turn a failure of a store, or inside a Ray task, into one line with the right exit code."""
     try:
         yield

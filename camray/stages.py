@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from camray.archive.guarded import decoder_of
+from camray.archive.health import image_health
 from camray.archive.members import read_members
 from camray.attempts import Guard
 from camray.config import ArchiveConfig, InputSpec, OverlayConfig
@@ -121,7 +122,9 @@ class Decode:
         data = memoryview(content)
         row: Row = {"content_sha256": hashlib.sha256(data).hexdigest()}
         try:
-            return row | decoder_of(self._max_pixels).to_input(data.tobytes(), item, self._spec)
+            row |= decoder_of(self._max_pixels).to_input(data.tobytes(), item, self._spec)
+            pixels = np.frombuffer(row["pixels"], np.uint8).reshape(self._spec.height, self._spec.width, 3)
+            return row | image_health(pixels)
         except ImageError as error:
             return row | {
                 "status": str(Status.FAILED),

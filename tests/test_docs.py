@@ -46,6 +46,8 @@ def test_every_command_parses(page: str, line: str) -> None:
         build_parser().parse_args(words[1:])
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), words
+    elif words[0] == "python" and words[1].startswith("bench/"):
+        assert (ROOT / words[1]).exists(), words
     elif words[:2] == ["python", "-m"]:
         assert (ROOT / (words[2].replace(".", "/") + ".py")).exists(), words
     else:
