@@ -25,7 +25,7 @@ _SETTINGS = {
     "trust_pickle": "model.trust_pickle", "partial": "model.partial", "activation": "model.activation",
     "input_size": "preprocess.input_size", "resize": "preprocess.resize",
     "crop_pct": "preprocess.crop_pct", "crop_mode": "preprocess.crop_mode",
-    "interpolation": "preprocess.interpolation", "mean": "preprocess.mean", "std": "preprocess.std",
+    "interpolation": "preprocess.interpolation", "fast_decode": "preprocess.fast_decode", "mean": "preprocess.mean", "std": "preprocess.std",
     "method": "method.name", "target": "method.target", "layer": "method.layer",
     "overlays": "overlay.policy", "overlay_sample": "overlay.sample_per_chunk", "overlay_on": "overlay.on",
     "overlay_alpha": "overlay.alpha", "overlay_gamma": "overlay.gamma", "overlay_picture": "overlay.picture",
@@ -163,6 +163,9 @@ def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False
     how.add_argument("--crop-pct", type=float, metavar="F", help="instead: input as a share of the resize")
     how.add_argument("--crop-mode", choices=("center", "squash", "border"), help="how the aspect is handled")
     how.add_argument("--interpolation", choices=("bicubic", "bilinear", "nearest", "lanczos"))
+    how.add_argument(
+        "--fast-decode", action="store_true", help="large JPEGs at 1/2, 1/4 or 1/8 of their size"
+    )
     how.add_argument("--mean", type=numbers, metavar="M", help="of channels in 0..1: one number, or R,G,B")
     how.add_argument("--std", type=numbers, metavar="S", help="of channels in 0..1: one number, or R,G,B")
 

@@ -66,6 +66,7 @@ class PreprocessConfig:
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] | None = None
     mean: tuple[float, ...] | None = None  # of channels scaled to 0..1
     std: tuple[float, ...] | None = None
+    fast_decode: bool = False  # large JPEGs at 1/2, 1/4 or 1/8 of their size; changes pixels a little
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,7 @@ class InputSpec:
     mean: tuple[float, ...]  # of channels scaled to 0..1
     std: tuple[float, ...]
     fill: tuple[int, int, int] = (0, 0, 0)
+    fast_decode: bool = False  # JPEGs at a reduced scale
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,12 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|0x[0-9a-fA-F]{6,}")
 _TRUNCATED = re.compile(r"truncat|unexpected end|not enough|incomplete|less than expected", re.IGNORECASE)
 
@@ -77,13 +83,14 @@ def decode(content: bytes, spec: InputSpec, max_pixels: int) -> Decoded:
     Raises:
         ImageError: with one of the image codes of `ErrorCode` and a printable one-line message.
     """
-    image, name, rule = _open_upright(content, max_pixels)
+    picture = _open_upright(content, max_pixels, spec if spec.fast_decode else None)
     try:
-        fit = plan_fit(image.width, image.height, spec)
-        pixels = np.array(fit_image(image, fit, spec))
+        fit = plan_fit(*picture.size, spec)
+        pixels = np.array(fit_image(picture.image, fit, spec))
     except (MemoryError, ValueError, OSError) as error:
         raise ImageError(ErrorCode.CORRUPT_IMAGE, f"cannot be resized: {_reason(error)}") from None
-    return Decoded(np.ascontiguousarray(pixels), geometry(image.width, image.height, fit, spec), name, rule)
+    where = geometry(*picture.size, fit, spec)
+    return Decoded(np.ascontiguousarray(pixels), where, picture.format, picture.pixel_rule)
 
 
 def upright(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
@@ -92,7 +99,7 @@ def upright(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
     Raises:
         ImageError: as `decode`.
     """
-    return np.ascontiguousarray(np.array(_open_upright(content, max_pixels)[0]))
+    return np.ascontiguousarray(np.array(_open_upright(content, max_pixels).image))
 
 
 def open_mask(content: bytes, max_pixels: int) -> Image.Image:
@@ -104,30 +111,49 @@ def open_mask(content: bytes, max_pixels: int) -> Image.Image:
     return _opened(content, max_pixels, to_mask)[0]
 
 
-def _open_upright(content: bytes, max_pixels: int) -> tuple[Image.Image, str, str | None]:
-    """Give the upright RGB image, the name of its format and the rule of its pixels."""
+@dataclass(frozen=True, slots=True)
+class _Upright:
+    """An RGB image, EXIF applied; `size` (width, height) is the file's, `image` may be a reduced one."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    format: str
+    pixel_rule: str | None
+
+
+def _open_upright(content: bytes, max_pixels: int, reduce_for: InputSpec | None = None) -> _Upright:
     if is_dicom(content[:132]):
         try:
             picture, rule = read_dicom(content, max_pixels)
-            return picture, "DICOM", rule
+            return _Upright(picture, picture.size, "DICOM", rule)
         except ImageError:
             raise
         except Exception as error:  # noqa: BLE001 - as below
             raise _damaged(error) from None
-    (image, rule), name = _opened(content, max_pixels, to_rgb)
-    return image, name, rule
+    (image, rule), size, name = _opened(content, max_pixels, to_rgb, reduce_for)
+    return _Upright(image, size, name, rule)
 
 
-def _opened(content: bytes, max_pixels: int, convert: Callable[[Image.Image], _T]) -> tuple[_T, str]:
-    """Open, check, load, turn and convert an image; give also the name of its format."""
+def _opened(
+    content: bytes,
+    max_pixels: int,
+    convert: Callable[[Image.Image], _T],
+    reduce_for: InputSpec | None = None,
+) -> tuple[_T, tuple[int, int], str]:
+    """Open, check, load, turn and convert an image; give also its upright size and the name of its format."""
     if not content:
         raise ImageError(ErrorCode.EMPTY_FILE, "0 bytes")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             name = image.format or "unknown"
-            check_size(*image.size, max_pixels)
+            width, height = image.size
+            check_size(width, height, max_pixels)
+            if reduce_for is not None:
+                _reduce(image, reduce_for)
             image.load()
-            return convert(_turned(image)), name
+            method = _turn(image)
+            size = (height, width) if method in _SIDEWAYS else (width, height)
+            return convert(image if method is None else image.transpose(method)), size, name
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -136,14 +162,19 @@ def _opened(content: bytes, max_pixels: int, convert: Callable[[Image.Image], _T
         raise _failed(content, error) from None
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation, after `load` (TIFF applies its own while loading)."""
+def _reduce(image: Image.Image, spec: InputSpec) -> None:
+    """Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, but at twice the size it is resized to at least."""
+    fit = plan_fit(*image.size, spec)
+    image.draft(None, (2 * fit.width, 2 * fit.height))  # type: ignore[arg-type] - None: as it is
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Say how the EXIF orientation makes the image upright, after `load` (TIFF applies its own there)."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # noqa: BLE001 - a broken EXIF block never fails an image
-        return image
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _unidentified(content: bytes) -> ImageError:

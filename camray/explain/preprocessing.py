@@ -66,6 +66,7 @@ def input_spec(
         interpolation=given.interpolation or defaults["interpolation"],
         mean=_per_channel("--mean", given.mean, defaults["mean"], channels),
         std=_per_channel("--std", given.std, defaults["std"], channels),
+        fast_decode=given.fast_decode,
     )
 
 
