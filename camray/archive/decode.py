@@ -163,9 +163,9 @@ def _opened(
 
 
 def _reduce(image: Image.Image, spec: InputSpec) -> None:
-    """Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, but at twice the size it is resized to at least."""
+    """Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size; never below twice the size it is resized to."""
     fit = plan_fit(*image.size, spec)
-    image.draft(None, (2 * fit.width, 2 * fit.height))  # type: ignore[arg-type] - None: as it is
+    image.draft(None, (2 * fit.width, 2 * fit.height))  # type: ignore[arg-type]
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
