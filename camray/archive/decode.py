@@ -165,7 +165,7 @@ def _opened(
 def _reduce(image: Image.Image, spec: InputSpec) -> None:
     """Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size; never below twice the size it is resized to."""
     fit = plan_fit(*image.size, spec)
-    image.draft(None, (2 * fit.width, 2 * fit.height))  # type: ignore[arg-type]
+    image.draft(None, (2 * fit.width, 2 * fit.height))
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
