@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -328,3 +329,37 @@ def test_damaged_tiffs_print_nothing():
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stderr == ""
+
+
+def smooth(width, height):
+    """Large enough to be reduced, without detail that a reduction would lose."""
+    return photo(13, 9, seed=3).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(1601, 1001), (1000, 1999), (3999, 4000)])
+def test_fast_decode_sees_the_same_part_of_a_large_jpeg(size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(smooth(*size), "JPEG", quality=95, exif=exif)
+    whole = decode(content, spec((64, 64), (72, 72)), MAX)
+    fast = decode(content, replace(spec((64, 64), (72, 72)), fast_decode=True), MAX)
+    assert fast.geometry == whole.geometry
+    assert (fast.geometry.width, fast.geometry.height) == (size if orientation == 1 else size[::-1])
+    difference = np.abs(whole.pixels.astype(int) - fast.pixels)
+    assert difference.max() <= 3
+
+
+def test_fast_decode_leaves_out_detail_that_the_resize_would_average_away():
+    content = encoded(photo(1600, 1600), "JPEG", quality=95)
+    whole = decode(content, spec((64, 64), (64, 64)), MAX).pixels
+    fast = decode(content, replace(spec((64, 64), (64, 64)), fast_decode=True), MAX).pixels
+    assert not np.array_equal(whole, fast)
+
+
+@pytest.mark.parametrize(("name", "size"), [("PNG", (1600, 1600)), ("JPEG", (127, 127))])
+def test_fast_decode_changes_nothing_else(name, size):
+    """Other formats know no reduced scale, and half of 127 pixels would be less than twice 32."""
+    content = encoded(photo(*size), name)
+    fast = decode(content, replace(spec((32, 32), (32, 32)), fast_decode=True), MAX).pixels
+    assert np.array_equal(decode(content, spec((32, 32), (32, 32)), MAX).pixels, fast)
