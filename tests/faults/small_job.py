@@ -189,7 +189,7 @@ def drive(order: Order) -> ExitCode:
         return code
 
 
-def _run(  # noqa: PLR0912 - the whole scheduler
+def _run(
     crew: list[_Worker], run_id: str, tasks: dict[str, ShardTask], desk: commit.CommitDesk
 ) -> Accounting:
     """Hand out shards, take receipts; a shard whose worker died is done again by another, from its start."""
