@@ -29,7 +29,7 @@ type: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python bench/engine.py
+	$(BIN)/python bench/all.py
 
 faults: install
 	$(BIN)/python -m pytest -m faults
