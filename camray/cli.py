@@ -30,6 +30,7 @@ _SETTINGS = {
     "overlays": "overlay.policy", "overlay_sample": "overlay.sample_per_chunk", "overlay_on": "overlay.on",
     "overlay_alpha": "overlay.alpha", "overlay_gamma": "overlay.gamma", "overlay_picture": "overlay.picture",
     "colormap": "overlay.colormap", "caption": "overlay.caption",
+    "confirm": "audit.confirm", "fail_on": "audit.fail_on",
     "device": "run.device", "actors": "run.actors", "max_actors": "run.max_actors",
     "batch_size": "run.batch_size", "chunk_size": "run.chunk_size", "top_k": "run.top_k",
     "max_failed": "run.max_failed", "allow_empty": "run.allow_empty", "force": "run.force",
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         return int(ExitCode.DONE)
-    if code is not None and args.command == "explain":
+    if code is not None and args.command in ("explain", "audit"):
         _last_line(ExitCode(code), args)
     return int(code or 0)
 
@@ -95,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, run, text in (
         ("explain", _explain, "explain what is new in ARCHIVE and commit it to OUT; rerun to resume"),
+        ("audit", _audit, "explain what is new, then find where the model is right for the wrong reason"),
         ("plan", _plan, "show what explain would do, how much, and why the rest is skipped"),
     ):
         _add_run_options(verb(name, run, text))
@@ -189,6 +191,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     pictures.add_argument("--overlay-picture", choices=("blend", "triple"), help="triple: image, map, blend")
     pictures.add_argument("--colormap", metavar="NAME", help="turbo (default), jet, viridis, inferno, ...")
     pictures.add_argument("--caption", action="store_true", help="write label and score under the picture")
+    audit = parser.add_argument_group("audit")
+    audit.add_argument("--confirm", type=float, metavar="F", help="share that may get a second look (0.15)")
+    audit.add_argument("--fail-on", metavar="WHAT", help="exit 5: confirmed_rate>0.5%%,drift=major ...")
     work = parser.add_argument_group("how")
     work.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the model runs (auto)")
     work.add_argument("--actors", type=int, metavar="N", help="model copies; default: one a GPU, or by CPUs")
@@ -199,11 +204,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--force", action="store_true", help="run although another run seems to hold OUT")
 
 
-def _settings(args: argparse.Namespace) -> config.Config:
+def _settings(args: argparse.Namespace, defaults: dict[str, Any] | None = None) -> config.Config:
     from camray.errors import UsageError
 
     typed = {dotted: getattr(args, name) for name, dotted in _SETTINGS.items() if hasattr(args, name)}
-    settings = config.load(getattr(args, "config", None), {k: v for k, v in typed.items() if v is not None})
+    typed = {k: v for k, v in typed.items() if v is not None}
+    settings = config.load(getattr(args, "config", None), typed, defaults)
     for value, field in (
         (settings.archive.path, "ARCHIVE"),
         (settings.out, "OUT"),
@@ -222,6 +228,27 @@ def _explain(args: argparse.Namespace) -> ExitCode:
     outcome = explain(_settings(args), reporter)
     reporter.say(f"records: {outcome.out}/records   overlays: {outcome.out}/overlays   run: {outcome.run_id}")
     return outcome.code
+
+
+# What the audit of a night has where nothing else is asked for: the second look, and pictures to judge by.
+_AUDIT_DEFAULTS = {"audit.confirm": 0.15, "overlay.policy": "flagged", "overlay.picture": "triple"}
+
+
+def _audit(args: argparse.Namespace) -> ExitCode:
+    from camray.progress import Reporter
+    from camray.review.gate import parse_gate
+    from camray.review.night import audit_night, exit_code
+    from camray.run import explain
+
+    settings = _settings(args, _AUDIT_DEFAULTS)
+    parse_gate(settings.audit.fail_on)
+    reporter = Reporter(args.json)
+    outcome = explain(settings, reporter)
+    if outcome.code not in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
+        return outcome.code
+    summary = audit_night(outcome.out, outcome.explainer, outcome.run_id, settings.audit)
+    reporter.say(summary["message"].removeprefix("camray: "), **summary["rates"])
+    return exit_code(summary) or outcome.code
 
 
 def _plan(args: argparse.Namespace) -> ExitCode:

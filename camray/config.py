@@ -93,6 +93,22 @@ class OverlayConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditConfig:
+    """What makes an answer suspicious. `confirm` is part of a result; the rest only judges records."""
+
+    confirm: float = 0.0  # share of a chunk's images that may get a second look; `camray audit`: 0.15
+    drop: float = 0.3  # confidence lost with the hot border blurred, from which a shortcut is confirmed
+    lift: float = 0.1  # nats: how much more the class looks there than the others do
+    margin: float = 0.1  # below this the two best classes are too close
+    dark: float = 25.0  # mean luminance, 0..255
+    bright: float = 235.0
+    flat: float = 5.0  # standard deviation of the luminance
+    blurry: float = 20.0  # variance of the Laplacian
+    fail_on: str = ""  # "confirmed_rate>0.5%,drift=major": exit 5
+    baseline: str | None = None  # a run id to compare with, beside last night
+
+
+@dataclass(frozen=True, slots=True)
 class RunConfig:
     """How the work is done; none of it changes a result beyond rounding."""
 
@@ -117,6 +133,7 @@ class Config:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     overlay: OverlayConfig = field(default_factory=OverlayConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -157,6 +174,7 @@ class Explainer:
     max_pixels: int
     schema_version: int
     activation: str = "softmax"  # how logits become scores
+    confirm: float = 0.0  # share of a chunk's images that may get a second look
 
     @property
     def id(self) -> str:
@@ -178,14 +196,14 @@ _SPOKEN = {"bool": "true or false", "int": "a whole number", "float": "a number"
 # ── TOML and overrides ───────────────────────────────────────────────────────────────────────────
 
 
-def load(path: str | None, overrides: dict[str, Any]) -> Config:
-    """Build the config: defaults, then the TOML file, then `overrides` by dotted name.
+def load(path: str | None, overrides: dict[str, Any], defaults: dict[str, Any] | None = None) -> Config:
+    """Build the config: defaults (`defaults` are a command's own), the TOML file, `overrides` by dotted name.
 
     Raises:
         UsageError: an unknown or ill-typed key, an unreadable file, a value out of range.
     """
     config = Config()
-    for origin, values in (("config", _read_toml(path)), ("option", overrides)):
+    for origin, values in (("default", defaults or {}), ("config", _read_toml(path)), ("option", overrides)):
         for name, value in values.items():
             config = _replaced(config, name, value, origin)
     _check(config)
@@ -299,6 +317,10 @@ def _check(config: Config) -> None:
         ("--max-pixels", a.max_pixels, 1, None),
         ("archive.max_member_bytes", a.max_member_bytes, 1, None),
         ("--max-failed", r.max_failed, 0, 1),
+        ("--confirm", config.audit.confirm, 0, 1),
+        ("audit.drop", config.audit.drop, 0, 1),
+        ("audit.lift", config.audit.lift, 0, 10),
+        ("audit.margin", config.audit.margin, 0, 1),
     ):
         if value is not None and not low <= value <= (math.inf if high is None else high):  # NaN is outside
             span = f"at least {low}" if high is None else f"between {low} and {high}"

@@ -171,6 +171,10 @@ _IMAGE = [
     ("crop_y0", pa.float32()),
     ("crop_x1", pa.float32()),
     ("crop_y1", pa.float32()),
+    ("image_mean", pa.float32()),  # luminance of the model's view, 0..255
+    ("image_std", pa.float32()),
+    ("image_sharpness", pa.float32()),  # variance of its Laplacian
+    ("image_hash", pa.string()),  # 16 hex digits; views that look alike differ in few of the 64 bits
 ]
 _PREDICTION = [
     ("predicted_class", pa.int32()),
@@ -206,6 +210,13 @@ _SIGNALS = [
     ("heat_spread", pa.float32()),
     ("heat_in_box", pa.float32()),
     ("heat_in_mask", pa.float32()),
+    ("heat_in_padding", pa.float32()),  # on what is no image; 0 without padding
+    ("heat_peaks", pa.int32()),  # separate cells hotter than half of the hottest
+]
+_CONFIRMATION = [  # what a second look with the suspicious region blurred away found
+    ("confirm_region", pa.string()),  # null: nothing suspicious; "border"
+    ("confirm_drop", pa.float32()),  # confidence lost with the region blurred; null: over the budget
+    ("confirm_flip", pa.bool_()),  # another class is predicted then
 ]
 _OVERLAY = [
     ("overlay_path", pa.string()),
@@ -228,6 +239,7 @@ EXPLAINED = pa.struct(
         *_PREDICTION,
         *_EXPLANATION,
         *_SIGNALS,
+        *_CONFIRMATION,
         ("overlay", pa.bool_()),
         ("pixels", _BYTES),
         ("content", _BYTES),
@@ -253,6 +265,7 @@ RECORD_SCHEMA = pa.schema(
         ("weights_sha256", pa.string()),
         *_EXPLANATION,
         *_SIGNALS,
+        *_CONFIRMATION,
         *_OVERLAY,
     ]
 )

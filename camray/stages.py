@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from camray.archive.decode import decode, upright
+from camray.archive.health import image_health
 from camray.archive.members import read_members
 from camray.archive.regions import regions_of
 from camray.attempts import Guard
@@ -131,6 +132,7 @@ class Decode:
             }
         row |= dataclasses.asdict(decoded.geometry)
         row |= {"format": decoded.format, "pixel_rule": decoded.pixel_rule}
+        row |= image_health(decoded.pixels)
         return row | {"pixels": decoded.pixels.tobytes()}
 
 

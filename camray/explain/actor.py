@@ -84,7 +84,7 @@ def _chosen(images: pa.StructArray, shard_id: str, overlay: OverlayConfig) -> se
 
     if overlay.policy == "none":
         return set()
-    names = ("index", "status", "correct", "heat_status", "margin")
+    names = ("index", "status", "correct", "heat_status", "margin", "confirm_region", "confirm_drop")
     columns = [images.field(name).to_pylist() for name in names]
     rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     ok = [r for r in rows if r["status"] == Status.OK and r["heat_status"] in _DRAWABLE]

@@ -6,7 +6,8 @@ raw layer-resolution heatmaps, signals. An image that fails becomes a failed ite
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from camray import cam
 from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ImageError, ModelError, Stage, printable
+from camray.explain import confirm
 from camray.explain.labels import classes_named, label_lookup, target_by_index
 from camray.explain.models import LoadedModel, build, load_model
 from camray.explain.outputs import class_scores, score_entropy
@@ -28,6 +30,7 @@ from camray.records import DECODED, EXPLAINED, SCHEMA_VERSION, Status, struct_ar
 
 Row = dict[str, Any]
 LARGEST_MAP = 32  # cells a side that a record keeps
+DOUBTFUL_DROP = 0.1  # confidence lost without the hot border: from here on a person should see the picture
 LOW_MARGIN = 0.1  # below this difference of the two best softmax values a prediction is flagged
 
 
@@ -62,6 +65,7 @@ def resolve(config: Config, folders: Iterable[str] = ()) -> tuple[Explainer, Loa
         max_pixels=config.archive.max_pixels,
         schema_version=SCHEMA_VERSION,
         activation=loaded.activation,
+        confirm=config.audit.confirm,
     )
     return explainer, loaded
 
@@ -123,6 +127,8 @@ class BatchExplainer:
             batch = ready[start : start + self.batch_size]
             views = np.stack([self._view(pixels[i]) for i in batch])
             found |= zip(batch, self._explain_or_split([rows[i] for i in batch], views), strict=True)
+        if self.explainer.confirm:
+            self._look_again(found, pixels)
         out = [row | result for i, row in enumerate(rows) for result in found.get(i) or [{}]]
         return struct_array({name: [row.get(name) for row in out] for name in _FILLED}, EXPLAINED)
 
@@ -178,6 +184,28 @@ class BatchExplainer:
             out.append(explained or [common | absent])
         return out
 
+    def _look_again(self, found: Mapping[int, Sequence[Row]], pixels: pa.Array) -> None:
+        """Fill the confirmation of rows whose heat lies suspiciously far out, within the budget."""
+        explained = [(i, row) for i, rows in found.items() for row in rows if row.get("heatmap") is not None]
+        budget = math.ceil(self.explainer.confirm * len(pixels))
+        suspicious, chosen = confirm.due([row for _, row in explained], budget)
+        for position in suspicious:
+            explained[position][1]["confirm_region"] = confirm.REGION
+        for start in range(0, len(chosen), self.batch_size):
+            batch = [explained[position] for position in chosen[start : start + self.batch_size]]
+            rows = [row for _, row in batch]
+            views = torch.from_numpy(np.stack([self._view(pixels[i]) for i, _ in batch]))
+            x = to_input(views.to(self.device), self._mean, self._std)
+            heat = torch.tensor([row["heatmap"] for row in rows], device=self.device)
+            heat = heat.reshape(len(rows), rows[0]["heat_h"], rows[0]["heat_w"])
+            with torch.no_grad():
+                logits = self.module(confirm.without_hot_border(x, heat)).double()
+            scores = class_scores(logits, self.explainer.activation).cpu()  # (B, classes)
+            for row, score in zip(rows, scores, strict=True):
+                if score.isfinite().all():
+                    row["confirm_drop"] = row["confidence"] - float(score[row["predicted_class"]])
+                    row["confirm_flip"] = int(score.argmax()) != row["predicted_class"]
+
     def _labels(self, rows: Sequence[Row]) -> Tensor | None:
         return torch.tensor([row["label_class"] for row in rows]) if self._aims_at_label else None
 
@@ -229,8 +257,10 @@ _FILLED = [f.name for f in EXPLAINED if f.name not in ("pixels", "content", "ove
 
 
 def is_flagged(row: Row) -> bool:
-    """Tell whether a person should look: wrong, hesitant, or without a usable heatmap."""
-    return row["correct"] is False or row["heat_status"] != "ok" or (row["margin"] or 0.0) < LOW_MARGIN
+    """Tell whether a person should look: wrong, hesitant, hanging on the border, or without a usable map."""
+    doubtful = row["confirm_region"] is not None and (row["confirm_drop"] or 1.0) > DOUBTFUL_DROP
+    low = (row["margin"] or 0.0) < LOW_MARGIN
+    return row["correct"] is False or row["heat_status"] != "ok" or low or doubtful
 
 
 def _stored_size(maps: Tensor, input_size: tuple[int, int]) -> Tensor:

@@ -20,15 +20,16 @@ Grid = NDArray[np.float64]
 def region_signals(
     maps: Tensor, rows: Sequence[Mapping[str, Any]], input_size: tuple[int, int]
 ) -> list[dict[str, float | None]]:
-    """Compute both shares for maps (B, h, w) and their rows; `input_size` is (height, width) of a mask."""
+    """Compute the shares for maps (B, h, w) and their rows; `input_size` is (height, width) of a mask."""
     return [_of_one(heat, row, input_size) for heat, row in zip(maps, rows, strict=True)]
 
 
 def _of_one(heat: Tensor, row: Mapping[str, Any], input_size: tuple[int, int]) -> dict[str, float | None]:
     boxes, mask = row.get("boxes"), row.get("mask")
-    found: dict[str, float | None] = {"heat_in_box": None, "heat_in_mask": None}
-    if not boxes and mask is None:
-        return found
+    found: dict[str, float | None] = {"heat_in_box": None, "heat_in_mask": None, "heat_in_padding": None}
+    padded = is_padded(row)
+    if not boxes and mask is None and not padded:
+        return found | {"heat_in_padding": 0.0}
     q = np.maximum(heat.double().cpu().numpy(), 0.0)
     total = q.sum()
     if not np.isfinite(total) or total <= 0:
@@ -38,7 +39,19 @@ def _of_one(heat: Tensor, row: Mapping[str, Any], input_size: tuple[int, int]) -
     if mask is not None:
         view = np.frombuffer(mask, np.uint8).reshape(input_size)
         found["heat_in_mask"] = min(float((q * mask_cover(view, q.shape)).sum() / total), 1.0)
-    return found
+    inside = (q * box_cover([_WHOLE], row, q.shape)).sum() / total if padded else 1.0
+    return found | {"heat_in_padding": max(1.0 - float(inside), 0.0)}
+
+
+_WHOLE = {"x0": 0.0, "y0": 0.0, "x1": 1.0, "y1": 1.0}
+
+
+def is_padded(row: Mapping[str, Any]) -> bool:
+    """Tell whether the input reaches beyond the image by more than half a pixel."""
+    if row.get("crop_x0") is None:
+        return False
+    beyond = (-row["crop_x0"], -row["crop_y0"], row["crop_x1"] - row["width"], row["crop_y1"] - row["height"])
+    return max(beyond) > 0.5
 
 
 def box_cover(boxes: Sequence[Mapping[str, float]], where: Mapping[str, Any], shape: tuple[int, ...]) -> Grid:

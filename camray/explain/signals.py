@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 BORDER = 1 / 8  # ring width as a share of the side, so that thresholds carry over between grid sizes
 CORNER = 3 / 8  # corner window as a share of the side
@@ -32,6 +33,7 @@ def heat_signals(maps: Tensor) -> dict[str, list[float | None] | list[str | None
     * heat_ring_mass, heat_corner_mass: share of the heat on the outer eighth, in the hottest corner window
     * heat_entropy: -sum q ln q / ln n (1: spread evenly); heat_gini: 0 even .. 1 all in one cell
     * heat_center, heat_peak: centre of mass and hottest cell; heat_spread: rms distance from the centre
+    * heat_peaks: cells hotter than their neighbours and than half of the hottest
     """
     q = maps.clamp(min=0).double()  # (B, h, w)
     q = q / q.sum(dim=(1, 2), keepdim=True).clamp(min=1e-300)
@@ -53,6 +55,7 @@ def heat_signals(maps: Tensor) -> dict[str, list[float | None] | list[str | None
         "heat_peak_x": x[peak % w],
         "heat_peak_y": y[peak // w],
         "heat_spread": variance.clamp(min=0).sqrt(),
+        "heat_peaks": _peaks(q),
     }
     dead = [status != "ok" for status in heat_status(maps)]
     out: dict[str, list[float | None] | list[str | None]] = {
@@ -80,6 +83,13 @@ def _corner_mass(q: Tensor) -> Tensor:
     """Mass in the four corner windows, in the order of `CORNERS`: (B, 4)."""
     near, far = (0.0, CORNER), (1 - CORNER, 1.0)
     return torch.stack([_window(q, *xs, *ys) for ys in (near, far) for xs in (near, far)], dim=1)
+
+
+def _peaks(q: Tensor) -> Tensor:
+    """Count the cells that no neighbour exceeds and that reach half of the hottest: (B,)."""
+    highest = max_pool2d(q[:, None], 3, stride=1, padding=1)[:, 0]
+    top = q.amax(dim=(1, 2), keepdim=True)
+    return ((q == highest) & (q > 0.5 * top)).sum(dim=(1, 2))
 
 
 def _gini(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from camray.explain.signals import heat_signals, heat_status
 
 NAMES = {
     "heat_ring_mass", "heat_corner_mass", "heat_corner", "heat_entropy", "heat_gini", "heat_center_x",
-    "heat_center_y", "heat_peak_x", "heat_peak_y", "heat_spread",
+    "heat_center_y", "heat_peak_x", "heat_peak_y", "heat_spread", "heat_peaks",
 }  # fmt: skip
 
 
@@ -154,4 +154,10 @@ def by_hand(one: Tensor) -> dict[str, float]:
         "heat_center_x": cx,
         "heat_center_y": cy,
         "heat_spread": math.sqrt(max(spread, 0)),
+        "heat_peaks": sum(is_peak(q, y, x) for y, x in q),
     }
+
+
+def is_peak(q: dict[tuple[int, int], float], y: int, x: int) -> bool:
+    around = [q.get((y + dy, x + dx), 0.0) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    return q[y, x] == max(around) and q[y, x] > max(q.values()) / 2

@@ -1,0 +1,69 @@
+"""The second look: does the answer hang on the border of the image, where the heat is?
+
+A heatmap alone cannot tell an object at the border from a tag there. Rows whose heat lies suspiciously far
+out get one more forward with the hot part of the border blurred away. Flows in: rows with their signals,
+inputs and maps. Flows out: which rows to look at again, and the inputs to do it with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, interpolate, pad
+
+from camray.explain.signals import BORDER
+
+REGION = "border"
+RING_AREA = 1 - (1 - 2 * BORDER) ** 2  # share of the image that is border: heat spread evenly has as much
+CORNER_LIMIT = 0.36  # share of the heat in one corner window, 2.6 times what even heat has
+BLUR = 1 / 16  # standard deviation as a share of the shorter side
+
+
+def suspicion(row: Mapping[str, Any]) -> float:
+    """Say how far out the heat lies; from 1 on a second look is due.
+
+    More than its share on the border, or more than `CORNER_LIMIT` in one corner window.
+    """
+    ring, corner = row.get("heat_ring_mass"), row.get("heat_corner_mass")
+    if ring is None or corner is None or row["target_class"] != row["predicted_class"]:
+        return 0.0
+    return float(max(ring / RING_AREA, corner / CORNER_LIMIT))
+
+
+def due(rows: Sequence[Mapping[str, Any]], budget: int) -> tuple[list[int], list[int]]:
+    """Give the positions of all suspicious rows, and of those within the budget: the most suspicious."""
+    scores = [suspicion(row) for row in rows]
+    found = [i for i, score in enumerate(scores) if score > 1]
+    return found, sorted(found, key=lambda i: (-scores[i], i))[:budget]
+
+
+def without_hot_border(x: Tensor, maps: Tensor) -> Tensor:
+    """Blur inputs (B, C, H, W) on the outer eighth, where maps (B, h, w) are hotter than their mean."""
+    height, width = x.shape[2:]
+    heat = interpolate(maps.clamp(min=0)[:, None], (height, width), mode="bilinear", align_corners=False)
+    hot = heat > heat.mean(dim=(2, 3), keepdim=True)  # (B, 1, H, W)
+    return torch.where(hot & _border(height, width, x.device), _blurred(x), x)
+
+
+def _border(height: int, width: int, device: torch.device) -> Tensor:
+    """Mark the outer eighth of an image: (H, W)."""
+    y = (torch.arange(height, device=device) + 0.5) / height
+    x = (torch.arange(width, device=device) + 0.5) / width
+    out_y, out_x = ((axis - 0.5).abs() > 0.5 - BORDER for axis in (y, x))
+    return out_y[:, None] | out_x[None, :]
+
+
+def _blurred(x: Tensor) -> Tensor:
+    """Blur (B, C, H, W) with a Gaussian, mirrored at the edges."""
+    channels, (height, width) = x.shape[1], x.shape[2:]
+    sigma = min(height, width) * BLUR
+    radius = min(math.ceil(3 * sigma), min(height, width) - 1)
+    taps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    weights = torch.exp(-(taps**2) / (2 * sigma**2))
+    weights = (weights / weights.sum()).expand(channels, 1, 1, -1)
+    x = conv2d(pad(x, (radius, radius, 0, 0), mode="reflect"), weights, groups=channels)
+    return conv2d(pad(x, (0, 0, radius, radius), mode="reflect"), weights.mT, groups=channels)

@@ -1,0 +1,54 @@
+"""`--fail-on confirmed_rate>0.5%,drift=major`: when a night ends with exit code 5."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from camray.errors import UsageError, printable
+
+RATES = (
+    "confirmed_rate", "suspected_rate", "wrong_rate", "label_suspect_rate", "low_margin_rate", "failed_rate",
+    "dark_rate", "blurry_rate",
+)  # fmt: skip
+DRIFT_LEVELS = ("none", "moderate", "major")
+_RATE = re.compile(r"\s*(\w+)\s*>\s*([0-9]*\.?[0-9]+)\s*(%?)\s*")
+_DRIFT = re.compile(r"\s*drift\s*=\s*(\w+)\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that must not be. `limit` is a share 0..1, or the place in `DRIFT_LEVELS`."""
+
+    name: str
+    limit: float
+    text: str
+
+    def fires(self, rates: Mapping[str, float], drift: str) -> bool:
+        """Tell whether it is so tonight."""
+        if self.name == "drift":
+            return DRIFT_LEVELS.index(drift) >= self.limit
+        return rates[self.name] > self.limit
+
+
+def parse_gate(text: str) -> tuple[Condition, ...]:
+    """Read conditions, separated by commas.
+
+    Raises:
+        UsageError: a condition that names no rate or level.
+    """
+    return tuple(_condition(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _condition(text: str) -> Condition:
+    if (match := _DRIFT.fullmatch(text)) and match[1] in DRIFT_LEVELS[1:]:
+        return Condition("drift", DRIFT_LEVELS.index(match[1]), text)
+    match = _RATE.fullmatch(text)
+    if match is None or match[1] not in RATES:
+        known = f"RATE>SHARE with {', '.join(RATES)}; or drift=moderate, drift=major"
+        raise UsageError("--fail-on", f"{printable(text)!r} is no condition", f"give {known}")
+    limit = float(match[2]) / (100 if match[3] else 1)
+    if limit > 1:
+        raise UsageError("--fail-on", f"{printable(text)!r}: a share above 1", "give 0.005 or 0.5%")
+    return Condition(match[1], limit, text)

@@ -1,0 +1,105 @@
+"""One night: judge the records, compare with the nights before, decide the gate, say it in a few files.
+
+    runs/<run>/summary.json   counts, classes, drift, gate, settings: what the report and machines read
+    runs/<run>/metrics.prom   the same numbers for Prometheus' textfile collector
+    runs/<run>/message.txt    one paragraph for a chat
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from camray.config import AuditConfig
+from camray.errors import ExitCode, printable
+from camray.ledger.runs import RUNS
+from camray.review.audit import Audit
+from camray.review.gate import parse_gate
+from camray.review.status import open_out
+from camray.storage import Folder
+
+
+def audit_night(place: str, explainer: str, run_id: str, settings: AuditConfig) -> dict[str, Any]:
+    """Audit the records of one explainer and write the files of the night; give the summary.
+
+    Raises:
+        UsageError: no records, or a gate that cannot be read.
+    """
+    conditions = parse_gate(settings.fail_on)
+    out, table = open_out(place)
+    before = [s for s in read_summaries(out) if s["explainer"] == explainer]
+    seen = {run for s in before for run in s["covers"]}
+    audit = Audit(out, table, explainer, settings)
+    audit.run(seen, run_id)
+    night = audit.night
+    rates = night.rates()
+    summary: dict[str, Any] = {
+        "run_id": run_id,
+        "explainer": explainer,
+        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "previous": before[-1]["run_id"] if before else None,
+        "covers": sorted(audit.covered - seen),
+        "records_version": table.delta.version() if table.delta else None,
+        "settings": dataclasses.asdict(settings),
+        "images": {"archive": audit.all.ok, "night": night.ok, "rows": night.rows, "failed": night.failed},
+        "rates": rates,
+        "verdicts": dict(audit.verdicts),
+        "errors": dict(audit.errors),
+        "classes": night.ranked(audit.class_names)[:1000],
+        "archive_classes": audit.all.ranked(audit.class_names)[:1000],
+        "drift": {"level": "none"},
+    }
+    fired = [c.text for c in conditions if night.rows and c.fires(rates, summary["drift"]["level"])]
+    summary["gate"] = {"conditions": [c.text for c in conditions], "fired": fired}
+    summary["message"] = message(summary)
+    _write(out, run_id, summary)
+    return summary
+
+
+def exit_code(summary: dict[str, Any]) -> ExitCode:
+    """Give 5 where the gate fired."""
+    return ExitCode.GATE if summary["gate"]["fired"] else ExitCode.DONE
+
+
+def read_summaries(out: Folder) -> list[dict[str, Any]]:
+    """Read the summary of every night, oldest first."""
+    names = [e.path for e in out.entries(RUNS) if e.path.endswith("/summary.json")]
+    return [json.loads(out.read(f"{RUNS}/{name}")) for name in names]
+
+
+def message(summary: dict[str, Any]) -> str:
+    """Say the night in one paragraph."""
+    images, rates, verdicts = summary["images"], summary["rates"], summary["verdicts"]
+    if not images["rows"]:
+        return f"camray: nothing new; {images['archive']:,} images in the archive."
+    said = f"camray: {images['night']:,} new images explained, {images['failed']:,} failed."
+    confirmed = verdicts.get("right_wrong_reason", 0)
+    said += f" Right for the wrong reason: {confirmed:,} confirmed ({rates['confirmed_rate']:.2%} of all answers,"
+    said += f" right or wrong, hang on the border), {verdicts.get('right_wrong_reason_suspected', 0):,} suspected."
+    first = summary["classes"][0] if summary["classes"] else None
+    if first and first["confirmed"]:
+        name = printable(first["label"] or f"class {first['class_id']}", 60)
+        said += f" Most of all in {name}: {first['confirmed']:,} of {first['images']:,}."
+    said += f" Wrong: {verdicts.get('wrong', 0):,}; label suspects: {verdicts.get('label_suspect', 0):,}."
+    said += f" Drift: {summary['drift']['level']}."
+    if summary["gate"]["fired"]:
+        said += f" Gate: {', '.join(summary['gate']['fired'])}."
+    return said
+
+
+def _write(out: Folder, run_id: str, summary: dict[str, Any]) -> None:
+    folder = f"{RUNS}/{run_id}"
+    out.write(f"{folder}/metrics.prom", _metrics(summary).encode())
+    out.write(f"{folder}/message.txt", (summary["message"] + "\n").encode())
+    out.write(f"{folder}/summary.json", json.dumps(summary, indent=1).encode())  # last: it says the night is done
+
+
+def _metrics(summary: dict[str, Any]) -> str:
+    """Write the numbers as gauges of Prometheus."""
+    label = f'{{explainer="{summary["explainer"]}"}}'
+    gauges = {f"camray_audit_{name}": value for name, value in summary["rates"].items()}
+    gauges |= {f"camray_audit_images_{name}": value for name, value in summary["images"].items()}
+    gauges["camray_audit_gate_fired"] = len(summary["gate"]["fired"])
+    return "".join(f"# TYPE {name} gauge\n{name}{label} {value}\n" for name, value in gauges.items())

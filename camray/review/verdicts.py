@@ -1,0 +1,120 @@
+"""What is to be said of each image: flags, one verdict in a fixed order, and its place in the queue.
+
+Flows in: columns of records as NumPy arrays, and what only the whole archive tells (lift, label suspects,
+duplicates). Flows out: flags, a verdict and an audit score a row. The same words stand in the `audit` table,
+in the report and in the exports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camray.config import AuditConfig
+from camray.records import Status
+
+Columns = Mapping[str, NDArray[Any]]
+Marks = dict[str, NDArray[np.bool_]]
+
+VERDICTS = {  # in this order: the first that holds is the verdict
+    "broken_input": "the image could not be read or explained",
+    "broken_explanation": "the heatmap is dead or not finite, or there was no class to explain",
+    "label_suspect": "the model is surer of another class than it is of its own images, and looks inside",
+    "wrong": "the prediction is not the label",
+    "right_wrong_reason": "the answer hangs on the border: without it the confidence falls",
+    "right_wrong_reason_suspected": "the heat lies on the border, and no second look cleared it",
+    "low_margin": "the two best classes are too close",
+    "ok": "nothing to see",
+}
+_BASE = {  # audit score = base + severity / 10: what a person should see first
+    "right_wrong_reason": 0.9, "label_suspect": 0.8, "wrong": 0.7, "right_wrong_reason_suspected": 0.6,
+    "broken_explanation": 0.5, "broken_input": 0.4, "low_margin": 0.2, "ok": 0.0,
+}  # fmt: skip
+FLAGS = (
+    "failed", "dead_map", "nonfinite_map", "no_target", "label_suspect", "wrong", "border_heat",
+    "shortcut_confirmed", "shortcut_refuted", "unusual_place", "off_object", "padding_heat", "low_margin",
+    "dark", "bright", "flat", "blurry", "exact_duplicate", "near_duplicate",
+)  # fmt: skip
+_MOSTLY = 0.5  # of the heat: from here on it lies outside the object, or on padding
+
+
+def find_flags(rows: Columns, whole: Columns, settings: AuditConfig) -> Marks:
+    """Tell which flags hold for which rows.
+
+    `whole` has what only the whole archive tells: `lift` (nats), `label_suspect`, `exact_duplicate` and
+    `near_duplicate`. Comparisons with a missing number (NaN) are false.
+    """
+    ok = rows["status"] == Status.OK
+    heat = rows["heat_status"]
+    drop, screened = rows["confirm_drop"], ok & (rows["confirm_region"] == "border")
+    inside = np.where(np.isnan(rows["heat_in_mask"]), rows["heat_in_box"], rows["heat_in_mask"])
+    unusual = ok & (whole["lift"] > settings.lift)
+    fell = screened & (drop > settings.drop)
+    return {
+        "failed": rows["status"] == Status.FAILED,
+        "dead_map": ok & (heat == "dead"),
+        "nonfinite_map": ok & (heat == "nonfinite"),
+        "no_target": ok & (heat == "no_target"),
+        "label_suspect": ok & whole["label_suspect"] & ~screened,
+        "wrong": ok & (rows["correct"] == 0),
+        "border_heat": screened,
+        "shortcut_confirmed": fell & unusual,
+        "shortcut_refuted": screened & (drop <= settings.drop),
+        "unusual_place": unusual,
+        "off_object": ok & (inside < 1 - _MOSTLY),
+        "padding_heat": ok & (rows["heat_in_padding"] > _MOSTLY),
+        "low_margin": ok & (rows["margin"] < settings.margin),
+        "dark": ok & (rows["image_mean"] < settings.dark),
+        "bright": ok & (rows["image_mean"] > settings.bright),
+        "flat": ok & (rows["image_std"] < settings.flat),
+        "blurry": ok & (rows["image_sharpness"] < settings.blurry) & (rows["image_std"] >= settings.flat),
+        "exact_duplicate": ok & whole["exact_duplicate"],
+        "near_duplicate": ok & whole["near_duplicate"] & ~whole["exact_duplicate"],
+    }
+
+
+def decide(flags: Marks) -> NDArray[np.str_]:
+    """Give the verdict of each row: the first of `VERDICTS` that holds."""
+    broken_map = flags["dead_map"] | flags["nonfinite_map"] | flags["no_target"]
+    holds = {
+        "broken_input": flags["failed"],
+        "broken_explanation": broken_map,
+        "label_suspect": flags["label_suspect"],
+        "wrong": flags["wrong"],
+        "right_wrong_reason": flags["shortcut_confirmed"],
+        "right_wrong_reason_suspected": flags["border_heat"] & ~flags["shortcut_refuted"],
+        "low_margin": flags["low_margin"],
+    }
+    return np.select(list(holds.values()), list(holds), default="ok")
+
+
+def audit_scores(verdicts: NDArray[np.str_], rows: Columns, flags: Marks) -> NDArray[np.float64]:
+    """Rank the queue, 0..1: the verdict decides, severity sorts within it.
+
+    Severity is the confidence lost without the border where a shortcut is confirmed (a wrong answer too),
+    the confidence of a mistake, the narrowness of a margin.
+    """
+    drop = np.nan_to_num(rows["confirm_drop"]).clip(0, 1)
+    sure = np.nan_to_num(rows["confidence"]).clip(0, 1)
+    near = 1 - np.nan_to_num(rows["margin"], nan=1.0).clip(0, 1)
+    severity = np.select(
+        [flags["shortcut_confirmed"] | flags["border_heat"], flags["label_suspect"] | flags["wrong"]],
+        [drop, sure],
+        default=near,
+    )
+    base = np.select([verdicts == v for v in _BASE], list(_BASE.values()), default=0.0)
+    shown: NDArray[np.float64] = base + np.where(verdicts == "ok", 0.01, 0.1) * severity
+    return shown
+
+
+def as_lists(flags: Marks) -> list[list[str]]:
+    """Give the flags of each row as sorted words."""
+    names = sorted(flags)
+    table = np.stack([flags[name] for name in names], axis=1)
+    found: list[list[str]] = [[] for _ in range(len(table))]
+    for row, column in zip(*np.nonzero(table), strict=True):
+        found[row].append(names[column])
+    return found
