@@ -105,6 +105,9 @@ def build_parser() -> argparse.ArgumentParser:
         ("verify", _verify, "check that every committed member is accounted for and every file readable"),
     ):
         verb(name, run, text).add_argument("out", metavar="OUT")
+    report = verb("report", _report, "write the pages of the latest audit: OUT/report/index.html")
+    report.add_argument("out", metavar="OUT")
+    report.add_argument("--limit", type=int, metavar="N", help="rows of the queue to keep (100,000)")
     layers = verb("layers", _layers, "list the layers of a model and mark the one camray would choose")
     _add_model_options(layers, positional=True)
     layers.add_argument("--layer", metavar="NAME", help="check this layer")
@@ -277,6 +280,12 @@ def _verify(args: argparse.Namespace) -> ExitCode:
     from camray.review.verify import print_verify
 
     return print_verify(args.out, args.json)
+
+
+def _report(args: argparse.Namespace) -> ExitCode:
+    from camray.review.report import LARGEST, print_report
+
+    return print_report(args.out, getattr(args, "limit", LARGEST), args.json)
 
 
 def _layers(args: argparse.Namespace) -> ExitCode:

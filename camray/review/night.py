@@ -58,6 +58,12 @@ def audit_night(place: str, explainer: str, run_id: str, settings: AuditConfig) 
     return summary
 
 
+def read_state(out: Folder, run_id: str) -> dict[str, Any] | None:
+    """Read the sums of a night: histograms and mean maps. None where there are none."""
+    path = f"{RUNS}/{run_id}/state.json"
+    return json.loads(out.read(path)) if out.exists(path) else None
+
+
 def exit_code(summary: dict[str, Any]) -> ExitCode:
     """Give 5 where the gate fired."""
     return ExitCode.GATE if summary["gate"]["fired"] else ExitCode.DONE

@@ -1,0 +1,87 @@
+"""`camray report OUT`: a folder of static pages to work through a night with, opened from disk or a bucket.
+
+Flows in: the audit table, the records, the summaries of the nights. Flows out: OUT/report. The pages ask
+nothing of any server; pictures are the overlays that OUT already holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from camray import __version__
+from camray.errors import ExitCode, UsageError
+from camray.review import plots
+from camray.review.night import read_state, read_summaries
+from camray.review.report_rows import audit_rows, index_file, row_files, written_rows
+from camray.review.status import open_out
+from camray.review.verdicts import FLAGS, VERDICTS
+
+REPORT = "report"
+LARGEST = 100_000  # rows of the queue that are kept
+
+
+def write_report(place: str, limit: int = LARGEST) -> str:
+    """Write the report of the latest night into OUT/report and give the place of its first page.
+
+    Raises:
+        UsageError: OUT holds no records, or no audit.
+    """
+    out, table = open_out(place)
+    nights = read_summaries(out)
+    if not nights:
+        raise UsageError("OUT", f"{out.uri} holds no audit", "camray audit ARCHIVE OUT --model NAME")
+    night = nights[-1]
+    same = [n for n in nights if n["explainer"] == night["explainer"]]
+    what = json.loads(out.read(f"explainers/{night['explainer']}.json"))
+    judged = audit_rows(out, night["explainer"], limit)
+    texts = written_rows(out, table, night["explainer"], judged, what["class_names"])
+    pages = dict(row_files(texts))
+    pages["data/index.js"] = index_file(judged, texts)
+    pages["index.html"] = _first_page(night, same, what, len(judged), read_state(out, night["run_id"])).encode()
+    for name in ("report.css", "report.js"):
+        pages[name] = files("camray.review").joinpath("pages", name).read_bytes()
+    for entry in out.entries(REPORT):
+        if entry.path not in pages and entry.path.startswith("data/"):
+            out.delete(f"{REPORT}/{entry.path}")  # of a longer queue before
+    out.write_all({f"{REPORT}/{name}": content for name, content in pages.items()})
+    return out.child_uri(f"{REPORT}/index.html") if not out.is_local else out.at(f"{REPORT}/index.html")
+
+
+def print_report(place: str, limit: int, as_json: bool) -> ExitCode:
+    """Write the report and say where it is."""
+    first = write_report(place, limit)
+    print(json.dumps({"report": first}) if as_json else first)
+    return ExitCode.DONE
+
+
+def _first_page(
+    night: dict[str, Any], nights: Sequence[dict[str, Any]], what: dict[str, Any], rows: int,
+    state: dict[str, Any] | None,
+) -> str:  # fmt: skip
+    """Render the page: everything but the queue is in it, so that it shows before any script runs."""
+    pages = Environment(
+        loader=PackageLoader("camray.review", "pages"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    pages.filters |= {"share": lambda v: f"{v:.2%}", "thousands": lambda v: f"{v:,}"}
+    before = nights[-2] if len(nights) > 1 else None
+    config = {
+        "run": night["run_id"], "explainer": night["explainer"], "verdicts": list(VERDICTS),
+        "flags": list(FLAGS), "classes": what["class_names"], "out": "../",
+    }  # fmt: skip
+    return pages.get_template("index.html.j2").render(
+        night=night, before=before, nights=nights[-60:], what=what, rows=rows, verdicts=VERDICTS,
+        version=__version__, config=_for_script(config),
+        history=plots.history(nights[-60:]), mean_maps=plots.mean_maps(night, state),
+        bars=plots.bars(night["verdicts"]),
+    )  # fmt: skip
+
+
+def _for_script(value: Any) -> str:
+    """Give JSON that cannot end the script element it stands in."""
+    return json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
