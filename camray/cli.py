@@ -30,6 +30,7 @@ _SETTINGS = {
     "overlays": "overlay.policy", "overlay_sample": "overlay.sample_per_chunk", "overlay_on": "overlay.on",
     "overlay_alpha": "overlay.alpha", "overlay_gamma": "overlay.gamma", "overlay_picture": "overlay.picture",
     "colormap": "overlay.colormap", "caption": "overlay.caption",
+    "confirm": "audit.confirm", "fail_on": "audit.fail_on", "baseline": "audit.baseline",
     "confirm": "audit.confirm", "fail_on": "audit.fail_on",
     "device": "run.device", "actors": "run.actors", "max_actors": "run.max_actors",
     "batch_size": "run.batch_size", "chunk_size": "run.chunk_size", "top_k": "run.top_k",
@@ -196,6 +197,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     pictures.add_argument("--caption", action="store_true", help="write label and score under the picture")
     audit = parser.add_argument_group("audit")
     audit.add_argument("--confirm", type=float, metavar="F", help="share that may get a second look (0.15)")
+    audit.add_argument("--reviewed", action="append", metavar="FILE", help="decisions saved in the report")
+    audit.add_argument("--baseline", metavar="RUN", help="compare with this run too, beside last night")
     audit.add_argument("--fail-on", metavar="WHAT", help="exit 5: confirmed_rate>0.5%%,drift=major ...")
     work = parser.add_argument_group("how")
     work.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the model runs (auto)")
@@ -241,6 +244,7 @@ def _audit(args: argparse.Namespace) -> ExitCode:
     from camray.progress import Reporter
     from camray.review.gate import parse_gate
     from camray.review.night import audit_night, exit_code
+    from camray.review.report import write_report
     from camray.run import explain
 
     settings = _settings(args, _AUDIT_DEFAULTS)
@@ -249,8 +253,10 @@ def _audit(args: argparse.Namespace) -> ExitCode:
     outcome = explain(settings, reporter)
     if outcome.code not in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
         return outcome.code
-    summary = audit_night(outcome.out, outcome.explainer, outcome.run_id, settings.audit)
+    given = getattr(args, "reviewed", [])
+    summary = audit_night(outcome.out, outcome.explainer, outcome.run_id, settings.audit, given)
     reporter.say(summary["message"].removeprefix("camray: "), **summary["rates"])
+    reporter.say(f"report: {write_report(outcome.out)}")
     return exit_code(summary) or outcome.code
 
 

@@ -183,7 +183,10 @@ class Explainer:
 
     def to_json(self) -> str:
         """Give the canonical JSON: sorted keys, no spaces."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        fields = dataclasses.asdict(self)
+        if not self.confirm:
+            del fields["confirm"]  # as before there was a second look: ids of older tables stay
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     def label_of(self, class_id: int) -> str | None:
         """Name a class, or None where the archive and the model name none."""

@@ -1,4 +1,4 @@
-"""Hold the audit of the demonstration against what is true: which answers hang on the planted tag?
+"""Hold the audit of the demonstration against the truth: which answers hang on the planted tag.
 
 The truth is an intervention, not the presence of a tag: every image is rendered again without its tag, and
 an answer is driven by the shortcut where the confidence in it falls by more than 0.3.
@@ -47,7 +47,7 @@ class Score:
 
 
 def pixels(index: int, tagged: bool | None, split: str, seed: int) -> np.ndarray:
-    """An image as the archive holds it: through its JPEG."""
+    """Give an image as the archive holds it: through its JPEG."""
     jpeg = encode_jpeg(render(seed, split, index, tagged).image)
     return np.asarray(Image.open(io.BytesIO(jpeg)))
 

@@ -1,4 +1,4 @@
-"""The second look: does the answer hang on the border of the image, where the heat is?
+"""The second look, which tells whether an answer hangs on the border of the image, where the heat is.
 
 A heatmap alone cannot tell an object at the border from a tag there. Rows whose heat lies suspiciously far
 out get one more forward with the hot part of the border blurred away. Flows in: rows with their signals,
@@ -8,7 +8,8 @@ inputs and maps. Flows out: which rows to look at again, and the inputs to do it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,10 +42,35 @@ def due(rows: Sequence[Mapping[str, Any]], budget: int) -> tuple[list[int], list
     return found, sorted(found, key=lambda i: (-scores[i], i))[:budget]
 
 
+def look_again(
+    explained: Sequence[tuple[int, dict[str, Any]]],
+    budget: int,
+    batch_size: int,
+    scores: Callable[[Sequence[int], Callable[[Tensor], Tensor]], Tensor],
+) -> None:
+    """Fill the confirmation columns of explained rows, given with the position of their image.
+
+    ``scores(images, change)`` gives the class scores (B, classes) of images whose inputs were changed.
+    """
+    suspicious, chosen = due([row for _, row in explained], budget)
+    for position in suspicious:
+        explained[position][1]["confirm_region"] = REGION
+    for start in range(0, len(chosen), batch_size):
+        batch = [explained[position] for position in chosen[start : start + batch_size]]
+        maps = torch.tensor([row["heatmap"] for _, row in batch])
+        maps = maps.reshape(len(batch), batch[0][1]["heat_h"], batch[0][1]["heat_w"])
+        found = scores([i for i, _ in batch], partial(without_hot_border, maps=maps))
+        for (_, row), score in zip(batch, found, strict=True):
+            if score.isfinite().all():
+                row["confirm_drop"] = row["confidence"] - float(score[row["predicted_class"]])
+                row["confirm_flip"] = int(score.argmax()) != row["predicted_class"]
+
+
 def without_hot_border(x: Tensor, maps: Tensor) -> Tensor:
     """Blur inputs (B, C, H, W) on the outer eighth, where maps (B, h, w) are hotter than their mean."""
     height, width = x.shape[2:]
-    heat = interpolate(maps.clamp(min=0)[:, None], (height, width), mode="bilinear", align_corners=False)
+    maps = maps.to(x.device).clamp(min=0)
+    heat = interpolate(maps[:, None], (height, width), mode="bilinear", align_corners=False)
     hot = heat > heat.mean(dim=(2, 3), keepdim=True)  # (B, 1, H, W)
     return torch.where(hot & _border(height, width, x.device), _blurred(x), x)
 

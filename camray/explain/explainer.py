@@ -7,7 +7,7 @@ raw layer-resolution heatmaps, signals. An image that fails becomes a failed ite
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -186,25 +186,16 @@ class BatchExplainer:
 
     def _look_again(self, found: Mapping[int, Sequence[Row]], pixels: pa.Array) -> None:
         """Fill the confirmation of rows whose heat lies suspiciously far out, within the budget."""
+
+        def scores(images: Sequence[int], change: Callable[[Tensor], Tensor]) -> Tensor:
+            views = torch.from_numpy(np.stack([self._view(pixels[i]) for i in images])).to(self.device)
+            with torch.no_grad():
+                logits = self.module(change(to_input(views, self._mean, self._std))).double()
+            return class_scores(logits, self.explainer.activation).cpu()
+
         explained = [(i, row) for i, rows in found.items() for row in rows if row.get("heatmap") is not None]
         budget = math.ceil(self.explainer.confirm * len(pixels))
-        suspicious, chosen = confirm.due([row for _, row in explained], budget)
-        for position in suspicious:
-            explained[position][1]["confirm_region"] = confirm.REGION
-        for start in range(0, len(chosen), self.batch_size):
-            batch = [explained[position] for position in chosen[start : start + self.batch_size]]
-            rows = [row for _, row in batch]
-            views = torch.from_numpy(np.stack([self._view(pixels[i]) for i, _ in batch]))
-            x = to_input(views.to(self.device), self._mean, self._std)
-            heat = torch.tensor([row["heatmap"] for row in rows], device=self.device)
-            heat = heat.reshape(len(rows), rows[0]["heat_h"], rows[0]["heat_w"])
-            with torch.no_grad():
-                logits = self.module(confirm.without_hot_border(x, heat)).double()
-            scores = class_scores(logits, self.explainer.activation).cpu()  # (B, classes)
-            for row, score in zip(rows, scores, strict=True):
-                if score.isfinite().all():
-                    row["confirm_drop"] = row["confidence"] - float(score[row["predicted_class"]])
-                    row["confirm_flip"] = int(score.argmax()) != row["predicted_class"]
+        confirm.look_again(explained, budget, self.batch_size, scores)
 
     def _labels(self, rows: Sequence[Row]) -> Tensor | None:
         return torch.tensor([row["label_class"] for row in rows]) if self._aims_at_label else None
@@ -258,7 +249,8 @@ _FILLED = [f.name for f in EXPLAINED if f.name not in ("pixels", "content", "ove
 
 def is_flagged(row: Row) -> bool:
     """Tell whether a person should look: wrong, hesitant, hanging on the border, or without a usable map."""
-    doubtful = row["confirm_region"] is not None and (row["confirm_drop"] or 1.0) > DOUBTFUL_DROP
+    drop = row.get("confirm_drop")
+    doubtful = row.get("confirm_region") is not None and (drop is None or drop > DOUBTFUL_DROP)
     low = (row["margin"] or 0.0) < LOW_MARGIN
     return row["correct"] is False or row["heat_status"] != "ok" or low or doubtful
 

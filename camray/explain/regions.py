@@ -51,7 +51,7 @@ def is_padded(row: Mapping[str, Any]) -> bool:
     if row.get("crop_x0") is None:
         return False
     beyond = (-row["crop_x0"], -row["crop_y0"], row["crop_x1"] - row["width"], row["crop_y1"] - row["height"])
-    return max(beyond) > 0.5
+    return bool(max(beyond) > 0.5)
 
 
 def box_cover(boxes: Sequence[Mapping[str, float]], where: Mapping[str, Any], shape: tuple[int, ...]) -> Grid:

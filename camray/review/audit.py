@@ -1,7 +1,7 @@
 """The audit of an OUT: every committed record gets flags, a verdict and a place in the queue.
 
 records ──pass 1──> sums over the archive ──pass 2──> verdicts ──one transaction──> OUT/audit
-                                             └──> counts by class, state of the night ──> runs/<run>/summary.json
+                                             └──> counts by class, state of the night
 
 A verdict is a function of the records, the settings and the reviewers' words alone, so nothing needs to be
 resumed: an audit that was killed left the table of the audit before, and the next one writes it anew.
@@ -28,10 +28,21 @@ from camray.review import verdicts
 from camray.review.archive_view import ArchiveView
 from camray.review.classes import ClassCounts
 from camray.review.columns import NUMBERS, WORDS, as_arrays
+from camray.review.night_state import NightState
+from camray.review.reviewed import Key
 from camray.storage import Folder
 
 AUDIT = "audit"
-_KEYS = ("shard", "member", "index", "key", "content_sha256", "run_id", "predicted_class", "predicted_label")
+_KEYS: tuple[str, ...] = (
+    "shard",
+    "member",
+    "index",
+    "key",
+    "content_sha256",
+    "run_id",
+    "predicted_class",
+    "predicted_label",
+)
 _KEYS += ("label_class", "label", "target_class", "error_code")
 _READ = [*_KEYS, *WORDS, *NUMBERS, "heatmap", "heat_h", "heat_w", "topk", "image_hash"]
 AUDIT_SCHEMA = pa.schema(
@@ -64,6 +75,7 @@ class Judged:
     score: NDArray[np.float64]
     lift: NDArray[np.float64]
     suggested: NDArray[np.int64]
+    reviewed: NDArray[np.str_]
 
 
 class Audit:
@@ -76,8 +88,11 @@ class Audit:
         self.view = ArchiveView(int(what["num_classes"]))
         self.night = ClassCounts(int(what["num_classes"]))
         self.all = ClassCounts(int(what["num_classes"]))
-        self.verdicts: Counter[str] = Counter()
+        self.verdicts: Counter[str] = Counter()  # of the night
+        self.all_verdicts: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
+        self.state = NightState()
+        self.reviewed: dict[Key, str] = {}  # what people decided, set before `run`
         self.covered: set[str] = set()  # the runs whose rows are in the table
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -114,17 +129,29 @@ class Audit:
         rows, whole = as_arrays(batch), self.view.of(batch)
         flags = verdicts.find_flags(rows, whole, self.settings)
         verdict = verdicts.decide(flags)
-        score = verdicts.audit_scores(verdict, rows, flags)
+        reviewed = self._reviewed(batch, verdict)
+        score = np.where(reviewed == "accepted", 0.0, verdicts.audit_scores(verdict, rows, flags))
         fresh = np.array([run not in seen for run in batch.column("run_id").to_pylist()], bool)
-        return Judged(batch, fresh, verdict, flags, score, whole["lift"], whole["suggested_class"])
+        return Judged(batch, fresh, verdict, flags, score, whole["lift"], whole["suggested_class"], reviewed)
+
+    def _reviewed(self, batch: pa.RecordBatch, verdict: NDArray[np.str_]) -> NDArray[np.str_]:
+        """Give the decision a person took for each image and verdict; empty where there is none."""
+        if not self.reviewed:
+            return np.full(len(batch), "", "<U16")
+        columns = (batch.column(name).to_pylist() for name in ("shard", "index", "content_sha256"))
+        keys = zip(*columns, verdict.tolist(), strict=True)
+        return np.array([self.reviewed.get(key, "") for key in keys], "<U16")
 
     def count(self, judged: Judged) -> None:
         """Add a batch to the counts of the archive and of the night."""
         self.all.add(judged.batch, judged.flags)
+        self.all_verdicts.update(judged.verdict.tolist())
         if judged.fresh.any():
             self.covered |= set(judged.batch.column("run_id").unique().to_pylist())
             kept = judged.batch.filter(pa.array(judged.fresh))
-            self.night.add(kept, {name: mark[judged.fresh] for name, mark in judged.flags.items()})
+            flags = {name: mark[judged.fresh] for name, mark in judged.flags.items()}
+            self.night.add(kept, flags)
+            self.state.add(kept, flags)
             self.verdicts.update(judged.verdict[judged.fresh].tolist())
             self.errors.update(code for code in kept.column("error_code").to_pylist() if code)
 
@@ -139,7 +166,7 @@ class Audit:
             "audit_score": judged.score,
             "heat_lift": pa.array(judged.lift, pa.float32(), from_pandas=True),
             "suggested_class": pa.array(judged.suggested, pa.int32(), mask=judged.suggested < 0),
-            "reviewed": pa.nulls(len(batch), pa.string()),
+            "reviewed": pa.array(judged.reviewed.tolist(), pa.string(), mask=judged.reviewed == ""),
         }
         arrays = [pa.array(columns[f.name], f.type) if not isinstance(columns[f.name], pa.Array)
                   else columns[f.name].cast(f.type) for f in AUDIT_SCHEMA]  # fmt: skip

@@ -59,7 +59,9 @@ class ClassCounts:
     def rates(self) -> dict[str, float]:
         """Give the shares that a gate can ask for, 0..1: of explained images, `failed_rate` of all."""
         of = max(self.ok, 1)
-        suspected = self.flags["border_heat"] - self.flags["shortcut_refuted"] - self.flags["shortcut_confirmed"]
+        suspected = (
+            self.flags["border_heat"] - self.flags["shortcut_refuted"] - self.flags["shortcut_confirmed"]
+        )
         counts = {
             "confirmed": self.flags["shortcut_confirmed"], "suspected": suspected,
             "label_suspect": self.flags["label_suspect"], "low_margin": self.flags["low_margin"],
@@ -86,7 +88,8 @@ class ClassCounts:
                     "confirmed_rate": confirmed / images,
                     "confirmed_low": low,
                     "confirmed_high": high,
-                    "suspected": int(self.flags["border_heat"][c] - self.flags["shortcut_refuted"][c]) - confirmed,
+                    "suspected": int(self.flags["border_heat"][c] - self.flags["shortcut_refuted"][c])
+                    - confirmed,
                     "wrong": int(self.flags["wrong"][c]),
                     "precision": (labelled - int(self.flags["wrong"][c])) / labelled if labelled else None,
                     "label_suspects": int(self.flags["label_suspect"][c]),

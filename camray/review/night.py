@@ -1,28 +1,36 @@
 """One night: judge the records, compare with the nights before, decide the gate, say it in a few files.
 
-    runs/<run>/summary.json   counts, classes, drift, gate, settings: what the report and machines read
-    runs/<run>/metrics.prom   the same numbers for Prometheus' textfile collector
-    runs/<run>/message.txt    one paragraph for a chat
+runs/<run>/summary.json   counts, classes, drift, gate, settings: what the report and machines read
+runs/<run>/metrics.prom   the same numbers for Prometheus' textfile collector
+runs/<run>/message.txt    one paragraph for a chat
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from camray.config import AuditConfig
-from camray.errors import ExitCode, printable
+from camray.errors import ExitCode, UsageError, printable
 from camray.ledger.runs import RUNS
 from camray.review.audit import Audit
-from camray.review.gate import parse_gate
+from camray.review.drift import as_rows, compare_nights, level_of
+from camray.review.gate import DRIFT_LEVELS, parse_gate
+from camray.review.night_state import NightState
+from camray.review.reviewed import decisions, take_in
 from camray.review.status import open_out
 from camray.storage import Folder
 
 
-def audit_night(place: str, explainer: str, run_id: str, settings: AuditConfig) -> dict[str, Any]:
+def audit_night(
+    place: str, explainer: str, run_id: str, settings: AuditConfig, reviewed: Sequence[str] = ()
+) -> dict[str, Any]:
     """Audit the records of one explainer and write the files of the night; give the summary.
+
+    `reviewed` names files of decisions that the report saved.
 
     Raises:
         UsageError: no records, or a gate that cannot be read.
@@ -31,7 +39,9 @@ def audit_night(place: str, explainer: str, run_id: str, settings: AuditConfig) 
     out, table = open_out(place)
     before = [s for s in read_summaries(out) if s["explainer"] == explainer]
     seen = {run for s in before for run in s["covers"]}
+    taken = take_in(out, reviewed)
     audit = Audit(out, table, explainer, settings)
+    audit.reviewed = decisions(out, explainer)
     audit.run(seen, run_id)
     night = audit.night
     rates = night.rates()
@@ -46,14 +56,18 @@ def audit_night(place: str, explainer: str, run_id: str, settings: AuditConfig) 
         "images": {"archive": audit.all.ok, "night": night.ok, "rows": night.rows, "failed": night.failed},
         "rates": rates,
         "verdicts": dict(audit.verdicts),
+        "archive_verdicts": dict(audit.all_verdicts),
+        "archive_rates": audit.all.rates(),
         "errors": dict(audit.errors),
         "classes": night.ranked(audit.class_names)[:1000],
         "archive_classes": audit.all.ranked(audit.class_names)[:1000],
-        "drift": {"level": "none"},
+        "drift": _drift(out, audit.state, before, settings.baseline),
+        "decisions_taken_in": taken,
     }
     fired = [c.text for c in conditions if night.rows and c.fires(rates, summary["drift"]["level"])]
     summary["gate"] = {"conditions": [c.text for c in conditions], "fired": fired}
     summary["message"] = message(summary)
+    out.write(f"{RUNS}/{run_id}/state.json", json.dumps(audit.state.to_json()).encode())
     _write(out, run_id, summary)
     return summary
 
@@ -62,6 +76,28 @@ def read_state(out: Folder, run_id: str) -> dict[str, Any] | None:
     """Read the sums of a night: histograms and mean maps. None where there are none."""
     path = f"{RUNS}/{run_id}/state.json"
     return json.loads(out.read(path)) if out.exists(path) else None
+
+
+def _drift(
+    out: Folder, tonight: NightState, before: Sequence[dict[str, Any]], baseline: str | None
+) -> dict[str, Any]:
+    """Compare with the last night that had new images, and with the pinned one."""
+    nights = [s["run_id"] for s in before if s["images"]["night"]]
+    asked = {"last night": nights[-1] if nights else None, "the baseline": baseline}
+    comparisons = []
+    for against, run_id in asked.items():
+        state = read_state(out, run_id) if run_id else None
+        if state is None and against == "the baseline" and run_id:
+            raise UsageError(
+                "audit.baseline", f"{printable(run_id)} is no audited run", "see `camray status OUT`"
+            )
+        if state is not None:
+            found = compare_nights(NightState.from_json(state), tonight)
+            comparisons.append(
+                {"against": against, "run_id": run_id, "level": level_of(found), "rows": as_rows(found)}
+            )
+    worst = max((c["level"] for c in comparisons), key=DRIFT_LEVELS.index, default="none")
+    return {"level": worst, "comparisons": comparisons}
 
 
 def exit_code(summary: dict[str, Any]) -> ExitCode:
@@ -82,8 +118,11 @@ def message(summary: dict[str, Any]) -> str:
         return f"camray: nothing new; {images['archive']:,} images in the archive."
     said = f"camray: {images['night']:,} new images explained, {images['failed']:,} failed."
     confirmed = verdicts.get("right_wrong_reason", 0)
-    said += f" Right for the wrong reason: {confirmed:,} confirmed ({rates['confirmed_rate']:.2%} of all answers,"
-    said += f" right or wrong, hang on the border), {verdicts.get('right_wrong_reason_suspected', 0):,} suspected."
+    said += (
+        f" Right for the wrong reason: {confirmed:,} confirmed ({rates['confirmed_rate']:.2%} of all answers,"
+        f" right or wrong, hang on the border),"
+    )
+    said += f" {verdicts.get('right_wrong_reason_suspected', 0):,} suspected."
     first = summary["classes"][0] if summary["classes"] else None
     if first and first["confirmed"]:
         name = printable(first["label"] or f"class {first['class_id']}", 60)
@@ -99,7 +138,9 @@ def _write(out: Folder, run_id: str, summary: dict[str, Any]) -> None:
     folder = f"{RUNS}/{run_id}"
     out.write(f"{folder}/metrics.prom", _metrics(summary).encode())
     out.write(f"{folder}/message.txt", (summary["message"] + "\n").encode())
-    out.write(f"{folder}/summary.json", json.dumps(summary, indent=1).encode())  # last: it says the night is done
+    out.write(
+        f"{folder}/summary.json", json.dumps(summary, indent=1).encode()
+    )  # last: it says the night is done
 
 
 def _metrics(summary: dict[str, Any]) -> str:

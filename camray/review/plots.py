@@ -33,14 +33,17 @@ def history(nights: Sequence[Mapping[str, Any]]) -> Markup:
     lines = []
     for which, rate in enumerate(_RATES):
         points = [
-            (10 + (WIDTH - 20) * (i / max(len(shown) - 1, 1)), 10 + (HEIGHT - 20) * (1 - n["rates"][rate] / top))
+            (
+                10 + (WIDTH - 20) * (i / max(len(shown) - 1, 1)),
+                10 + (HEIGHT - 20) * (1 - n["rates"][rate] / top),
+            )
             for i, n in enumerate(shown)
         ]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
         lines.append(f'<g class="line line-{which}"><polyline points="{path}" fill="none"/>{dots}</g>')
     frame = f'<line class="axis" x1="0" x2="{WIDTH}" y1="{HEIGHT - 10}" y2="{HEIGHT - 10}"/>'
-    return Markup(  # noqa: S704 - numbers only
+    return Markup(
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="rates of the last {len(shown)} nights; '
         f'the largest is {top:.2%}">{frame}{"".join(lines)}</svg>'
     )
@@ -61,7 +64,7 @@ def mean_maps(night: Mapping[str, Any], state: Mapping[str, Any] | None) -> dict
                 f'fill-opacity="{value / top:.2f}"/>'
                 for i, value in enumerate(map_)
             )
-            drawn[row["class_id"]] = Markup(  # noqa: S704 - numbers only
+            drawn[row["class_id"]] = Markup(
                 f'<svg class="mean-map" viewBox="0 0 {width} {height}" role="img" '
                 f'aria-label="where the class looks on average">{cells}</svg>'
             )

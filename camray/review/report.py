@@ -13,13 +13,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from camray import __version__
 from camray.errors import ExitCode, UsageError
+from camray.ledger.runs import installed_versions
 from camray.review import plots
 from camray.review.night import read_state, read_summaries
 from camray.review.report_rows import audit_rows, index_file, row_files, written_rows
 from camray.review.status import open_out
-from camray.review.verdicts import FLAGS, VERDICTS
+from camray.review.verdicts import FLAGS, VERDICTS, title
 
 REPORT = "report"
 LARGEST = 100_000  # rows of the queue that are kept
@@ -42,7 +42,9 @@ def write_report(place: str, limit: int = LARGEST) -> str:
     texts = written_rows(out, table, night["explainer"], judged, what["class_names"])
     pages = dict(row_files(texts))
     pages["data/index.js"] = index_file(judged, texts)
-    pages["index.html"] = _first_page(night, same, what, len(judged), read_state(out, night["run_id"])).encode()
+    pages["index.html"] = _first_page(
+        night, same, what, len(judged), read_state(out, night["run_id"])
+    ).encode()
     for name in ("report.css", "report.js"):
         pages[name] = files("camray.review").joinpath("pages", name).read_bytes()
     for entry in out.entries(REPORT):
@@ -68,17 +70,19 @@ def _first_page(
         loader=PackageLoader("camray.review", "pages"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    pages.filters |= {"share": lambda v: f"{v:.2%}", "thousands": lambda v: f"{v:,}"}
+    pages.filters |= {"title": title, "share": lambda v: f"{v:.2%}", "thousands": lambda v: f"{v:,}"}
     before = nights[-2] if len(nights) > 1 else None
     config = {
         "run": night["run_id"], "explainer": night["explainer"], "verdicts": list(VERDICTS),
         "flags": list(FLAGS), "classes": what["class_names"], "out": "../",
+        "titles": {v: title(v) for v in VERDICTS},
     }  # fmt: skip
     return pages.get_template("index.html.j2").render(
         night=night, before=before, nights=nights[-60:], what=what, rows=rows, verdicts=VERDICTS,
-        version=__version__, config=_for_script(config),
+        version=installed_versions().get("camray", ""), config=_for_script(config),
         history=plots.history(nights[-60:]), mean_maps=plots.mean_maps(night, state),
-        bars=plots.bars(night["verdicts"]),
+        bars=plots.bars(night["verdicts"] if night["images"]["rows"] else night["archive_verdicts"]),
+        classes=night["classes"] if night["images"]["rows"] else night["archive_classes"],
     )  # fmt: skip
 
 

@@ -45,7 +45,9 @@ def audit_rows(out: Folder, explainer: str, limit: int) -> pa.Table:
     return rows.take(best)
 
 
-def written_rows(out: Folder, table: Table, explainer: str, judged: pa.Table, names: Sequence[str]) -> list[str]:
+def written_rows(
+    out: Folder, table: Table, explainer: str, judged: pa.Table, names: Sequence[str]
+) -> list[str]:
     """Give each row of the queue as JSON, in its order. Memory: about 1 KB a row."""
     texts = [""] * len(judged)
     places = judged.select(["shard", "index"]).append_column("place", pa.array(np.arange(len(judged))))
@@ -108,7 +110,9 @@ def reasons(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequenc
     """Say why a row was flagged, in sentences with its numbers."""
     flags, said = set(judged["flags"]), []
     if "failed" in flags:
-        said.append(f"{record['error_stage']}: {record['error_code']}. {record['error_message'] or ''}".strip())
+        said.append(
+            f"{record['error_stage']}: {record['error_code']}. {record['error_message'] or ''}".strip()
+        )
     if "border_heat" in flags:
         corner = str(record["heat_corner"] or "").replace("_", " ")
         said.append(
@@ -120,7 +124,9 @@ def reasons(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequenc
         said.append(f"The class looks where others do not look (lift {judged['heat_lift']:.2f} nats).")
     if "wrong" in flags:
         label = record["label"] or _name(record["label_class"], names)
-        said.append(f"The label is {label}, the model says {record['predicted_label']} ({record['confidence']:.1%}).")
+        said.append(
+            f"The label is {label}, the model says {record['predicted_label']} ({record['confidence']:.1%})."
+        )
     if "label_suspect" in flags:
         said.append(
             f"Of its own {_name(judged['suggested_class'], names)} images the model is less sure on average: "
@@ -151,7 +157,8 @@ def _second_look(record: Mapping[str, Any]) -> str:
         return "No second look: it was over the budget."
     left = record["confidence"] - record["confirm_drop"]
     then = ", and another class wins" if record["confirm_flip"] else ""
-    return f"With the hot border blurred the confidence goes from {record['confidence']:.2f} to {left:.2f}{then}."
+    before = record["confidence"]
+    return f"With the hot border blurred the confidence goes from {before:.2f} to {left:.2f}{then}."
 
 
 def _name(class_id: int | None, names: Sequence[str]) -> str | None:

@@ -19,6 +19,10 @@ from camray.records import Status
 Columns = Mapping[str, NDArray[Any]]
 Marks = dict[str, NDArray[np.bool_]]
 
+TITLES = {
+    "right_wrong_reason": "right for the wrong reason",
+    "right_wrong_reason_suspected": "suspected: right for the wrong reason",
+}
 VERDICTS = {  # in this order: the first that holds is the verdict
     "broken_input": "the image could not be read or explained",
     "broken_explanation": "the heatmap is dead or not finite, or there was no class to explain",
@@ -39,6 +43,11 @@ FLAGS = (
     "dark", "bright", "flat", "blurry", "exact_duplicate", "near_duplicate",
 )  # fmt: skip
 _MOSTLY = 0.5  # of the heat: from here on it lies outside the object, or on padding
+
+
+def title(verdict: str) -> str:
+    """Give a verdict as people read it."""
+    return TITLES.get(verdict, verdict.replace("_", " "))
 
 
 def find_flags(rows: Columns, whole: Columns, settings: AuditConfig) -> Marks:

@@ -69,5 +69,20 @@ def test_signals() -> None:
     ]
     found = region_signals(maps, rows, (8, 8))
     assert [tuple(f.values()) for f in found] == [
-        (0.75, 0.75), (0.375, None), (None, None), (None, None), (None, None),
+        (0.75, 0.75, 0), (0.375, None, 0), (None, None, 0), (None, None, None), (None, None, None),
     ]  # fmt: skip
+
+
+def test_heat_on_padding() -> None:
+    """An image of 100 x 80 in an input that reaches 25 beyond its left edge: one of five columns is empty."""
+    maps = torch.tensor([[[4.0, 1.0, 1.0, 1.0, 1.0]]])
+    padded = WHERE | {
+        "crop_x0": -25,
+        "crop_x1": 100,
+        "crop_y0": 0,
+        "crop_y1": 80,
+        "boxes": None,
+        "mask": None,
+    }
+    (found,) = region_signals(maps, [padded], (5, 5))
+    assert found == {"heat_in_box": None, "heat_in_mask": None, "heat_in_padding": pytest.approx(0.5)}

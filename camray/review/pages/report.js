@@ -5,7 +5,7 @@
 const config = JSON.parse(document.getElementById("config").textContent);
 const byId = (id) => document.getElementById(id);
 const PER_PAGE = 48;
-const words = (name) => name.replaceAll("_", " ");
+const words = (name) => config.titles[name] || name.replaceAll("_", " ");
 
 // ---- rows ------------------------------------------------------------------------------------------------
 const rows = new Map(); // file number -> its rows

@@ -1,0 +1,101 @@
+"""What people decided: files that the report saved, kept in the `qa` table, read back by the next audit.
+
+Flows in: OUT/qa-inbox/*.json, or files named by --reviewed. Flows out: OUT/qa, one row a decision, and for
+an image and verdict the latest decision. An image whose content changed, or another verdict, is asked anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable, write_deltalake
+
+from camray.errors import UsageError, printable
+from camray.storage import Folder
+
+QA, INBOX = "qa", "qa-inbox"
+DECISIONS = ("accepted", "problem")
+QA_SCHEMA = pa.schema(
+    [
+        ("explainer", pa.string()),
+        ("shard", pa.string()),
+        ("member", pa.string()),
+        ("index", pa.int32()),
+        ("content_sha256", pa.string()),
+        ("verdict", pa.string()),
+        ("decision", pa.string()),
+        ("decided_at", pa.string()),
+    ]
+)
+LARGEST_FILE = 256 * 2**20
+Key = tuple[str, int, str | None, str]  # shard, index, content, verdict
+
+
+def take_in(out: Folder, files: Sequence[str] = ()) -> int:
+    """Add new decisions to the table and give their number; a decision that is there is not added again.
+
+    Raises:
+        UsageError: a file that is no review.
+    """
+    contents = {name: _read(name) for name in files}
+    contents |= {
+        e.path: out.read(f"{INBOX}/{e.path}") for e in out.entries(INBOX) if e.path.endswith(".json")
+    }
+    rows = [row for name, content in contents.items() for row in _decisions(name, content)]
+    known = {tuple(row.values()) for row in _table_rows(out)}
+    fresh = [row for row in {tuple(r.values()): r for r in rows}.values() if tuple(row.values()) not in known]
+    if fresh:
+        table = pa.Table.from_pylist(fresh, QA_SCHEMA)
+        write_deltalake(out.child_uri(QA), table, mode="append", name="camray qa")
+    return len(fresh)
+
+
+def decisions(out: Folder, explainer: str) -> dict[Key, str]:
+    """Give the latest decision of each image and verdict."""
+    mine = [row for row in _table_rows(out) if row["explainer"] == explainer]
+    mine.sort(key=lambda row: row["decided_at"])
+    return {(r["shard"], r["index"], r["content_sha256"], r["verdict"]): r["decision"] for r in mine}
+
+
+def _table_rows(out: Folder) -> list[dict[str, Any]]:
+    uri = out.child_uri(QA)
+    if not DeltaTable.is_deltatable(uri):
+        return []
+    rows: list[dict[str, Any]] = DeltaTable(uri).to_pyarrow_table(columns=QA_SCHEMA.names).to_pylist()
+    return rows
+
+
+def _read(name: str) -> bytes:
+    try:
+        with Path(name).open("rb") as file:
+            return file.read(LARGEST_FILE)
+    except OSError as error:
+        raise UsageError(
+            "--reviewed", printable(f"{name}: {error.strerror}"), "give the saved file"
+        ) from None
+
+
+def _decisions(name: str, content: bytes) -> Iterator[dict[str, Any]]:
+    fix = "give a file that the report saved"
+    try:
+        said = json.loads(content)
+        listed = said["decisions"] if said["camray_review"] == 1 else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        listed = None
+    if not isinstance(listed, list):
+        raise UsageError("--reviewed", printable(f"{name} is no review of camray"), fix)
+    for number, row in enumerate(listed):
+        if not _is_decision(row):
+            raise UsageError("--reviewed", printable(f"{name}: decision {number} cannot be read"), fix)
+        yield {f.name: row.get(f.name) for f in QA_SCHEMA}
+
+
+def _is_decision(row: Any) -> bool:
+    if not isinstance(row, Mapping) or row.get("decision") not in DECISIONS:
+        return False
+    texts = ("explainer", "shard", "verdict", "decided_at")
+    return isinstance(row.get("index"), int) and all(isinstance(row.get(name), str) for name in texts)
