@@ -14,8 +14,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/camray explain demo/archive $(DEMO_OUT) --model demo/models/hans64-poisoned --overlays all
+	$(BIN)/camray audit demo/archive $(DEMO_OUT) --model demo/models/hans64-poisoned --overlays all
 	@$(BIN)/python demo/show.py $(DEMO_OUT)
+	@$(BIN)/python -m demo.judge $(DEMO_OUT)
 
 test: install
 	$(BIN)/python -m pytest

@@ -108,7 +108,17 @@ def build_parser() -> argparse.ArgumentParser:
         verb(name, run, text).add_argument("out", metavar="OUT")
     report = verb("report", _report, "write the pages of the latest audit: OUT/report/index.html")
     report.add_argument("out", metavar="OUT")
+    kinds = "csv, imagefolder (Hugging Face), label-studio, duckdb"
+    report.add_argument("--export", metavar="FORMAT", help=f"write the queue for another tool: {kinds}")
+    report.add_argument("--to", metavar="FOLDER", help="where --export writes; a new folder")
+    report.add_argument("--prefix", metavar="URL", help="label-studio: what stands before a picture's path")
     report.add_argument("--limit", type=int, metavar="N", help="rows of the queue to keep (100,000)")
+    prune = verb("prune", _prune, "remove overlays of old runs and files that no commit names; --yes does it")
+    prune.add_argument("out", metavar="OUT")
+    prune.add_argument("--keep-last", type=int, metavar="N", help="keep the overlays of the last N runs")
+    prune.add_argument("--keep-within", type=float, metavar="DAYS", help="and those of the last DAYS")
+    prune.add_argument("--pin", action="append", metavar="RUN", help="keep this run's too (repeatable)")
+    prune.add_argument("--yes", action="store_true", help="do it; without, only say what would go")
     layers = verb("layers", _layers, "list the layers of a model and mark the one camray would choose")
     _add_model_options(layers, positional=True)
     layers.add_argument("--layer", metavar="NAME", help="check this layer")
@@ -291,7 +301,23 @@ def _verify(args: argparse.Namespace) -> ExitCode:
 def _report(args: argparse.Namespace) -> ExitCode:
     from camray.review.report import LARGEST, print_report
 
+    if hasattr(args, "export"):
+        from camray.errors import UsageError
+        from camray.review.export import check_kind, print_export
+
+        kind, to = check_kind(args.export), getattr(args, "to", "")
+        if not to:
+            raise UsageError("--to", "is missing", "--to FOLDER says where the export goes")
+        prefix = getattr(args, "prefix", "/data/local-files/?d=")
+        return print_export(args.out, kind, to, getattr(args, "limit", LARGEST), prefix, args.json)
     return print_report(args.out, getattr(args, "limit", LARGEST), args.json)
+
+
+def _prune(args: argparse.Namespace) -> ExitCode:
+    from camray.review.prune import print_prune
+
+    given = [getattr(args, name, None) for name in ("keep_last", "keep_within")]
+    return print_prune(args.out, *given, getattr(args, "pin", []), hasattr(args, "yes"), args.json)
 
 
 def _layers(args: argparse.Namespace) -> ExitCode:

@@ -8,8 +8,10 @@ an answer is driven by the shortcut where the confidence in it falls by more tha
 
 import argparse
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -92,6 +94,13 @@ def judge(
     )
 
 
+def _classes(out: Path) -> list[dict[str, Any]]:
+    """Give the classes as the audit ranked them."""
+    latest = max(out.glob("runs/*/summary.json"))
+    found: list[dict[str, Any]] = json.loads(latest.read_text())["archive_classes"]
+    return found
+
+
 def main() -> None:
     """Print the comparison."""
     parser = argparse.ArgumentParser(description="hold an audit of hans64 against the truth")
@@ -103,11 +112,15 @@ def main() -> None:
     chosen = parser.parse_args()
     tagged = False if chosen.untagged else None
     score = judge(chosen.out, chosen.model, tagged, chosen.count, seed=chosen.seed)
+    print("\nWhich answers hang on the planted tag? Every image is asked again without it:\n")
     print(
         f"{score.tagged} of {score.images} images wear the tag; the answer hangs on it in {score.causal}.\n"
         f"The audit confirmed {score.found} of these (recall {score.recall:.2f}) and {score.false_alarms} "
         f"others (precision {score.precision:.2f}; {score.decoys_flagged} of them wear the decoy)."
     )
+    for row in _classes(chosen.out)[:3]:
+        print(f"  {row['label']:<10} {row['confirmed']:>3} of {row['images']:>3} answers confirmed")
+    print(f"\nThe report, to open in a browser: {chosen.out.resolve() / 'report/index.html'}")
 
 
 if __name__ == "__main__":

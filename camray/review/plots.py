@@ -53,19 +53,20 @@ def mean_maps(night: Mapping[str, Any], state: Mapping[str, Any] | None) -> dict
     """Draw where each of the first 200 classes looked, one small picture a class."""
     if state is None:
         return {}
-    height, width = state["grid"]
-    drawn = {}
-    for row in night["classes"][:200]:
-        map_ = state["mean_maps"].get(str(row["class_id"]))
-        if map_:
-            top = max(map_)
-            cells = "".join(
-                f'<rect x="{i % width}" y="{i // width}" width="1.02" height="1.02" '
-                f'fill-opacity="{value / top:.2f}"/>'
-                for i, value in enumerate(map_)
-            )
-            drawn[row["class_id"]] = Markup(
-                f'<svg class="mean-map" viewBox="0 0 {width} {height}" role="img" '
-                f'aria-label="where the class looks on average">{cells}</svg>'
-            )
-    return drawn
+    maps = {row["class_id"]: state["mean_maps"].get(str(row["class_id"])) for row in night["classes"][:200]}
+    text = "where the class looks on average"
+    return {c: small_map(map_, state["grid"], text) for c, map_ in maps.items() if map_}
+
+
+def small_map(values: Sequence[float], grid: Sequence[int], text: str) -> Markup:
+    """Draw one map of a grid (h, w), row by row; `text` is ours and says what it is."""
+    height, width = grid
+    top = max(*values, 1e-9)
+    cells = "".join(
+        f'<rect x="{i % width}" y="{i // width}" width="1.02" height="1.02" fill-opacity="{value / top:.2f}"/>'
+        for i, value in enumerate(values)
+        if value > 0.01 * top
+    )
+    return Markup(
+        f'<svg class="mean-map" viewBox="0 0 {width} {height}" role="img" aria-label="{text}">{cells}</svg>'
+    )

@@ -14,16 +14,17 @@ from camray.errors import ExitCode, UsageError, printable
 from camray.ledger.committed import RecordFile
 from camray.ledger.table import TABLE, Table
 from camray.records import RECORD_SCHEMA, Status
+from camray.review.pruned import pruned_runs
 from camray.review.status import committed_shards, open_out
 from camray.storage import Folder
 
-_COLUMNS = ["member", "index", "status", "error_code", "target_class"]
+_COLUMNS = ["run_id", "member", "index", "status", "error_code", "target_class"]
 _COLUMNS += ["overlay_path", "heatmap", "heat_h", "heat_w"]
 
 
 def find_problems(out: Folder, table: Table) -> Iterator[str]:
     """Yield each problem in one line; nothing when OUT is sound."""
-    said = committed_shards(table)
+    said, pruned = committed_shards(table), pruned_runs(out)
     explainers = {explainer for explainer, _key in said}
     for explainer in sorted(explainers):
         if not out.exists(f"explainers/{explainer}.json"):
@@ -38,7 +39,7 @@ def find_problems(out: Folder, table: Table) -> Iterator[str]:
         for key, statement in sorted((k, s) for (e, k), s in said.items() if e == explainer):
             unaccounted.discard(key)
             files = shards.get(key, [])
-            yield from _check_shard(out, statement, files, overlays)
+            yield from _check_shard(out, statement, files, overlays, pruned)
         yield from (
             f"shard {key} is in the table but no commit accounts for it" for key in sorted(unaccounted)
         )
@@ -61,7 +62,11 @@ def print_verify(place: str, as_json: bool) -> ExitCode:
 
 
 def _check_shard(
-    out: Folder, said: dict[str, Any], files: list[RecordFile], overlays: dict[str, int]
+    out: Folder,
+    said: dict[str, Any],
+    files: list[RecordFile],
+    overlays: dict[str, int],
+    pruned: frozenset[str],
 ) -> Iterator[str]:
     """Compare what the commit said of a shard with what its files hold."""
     where = f"shard {said['uri']}"
@@ -81,7 +86,7 @@ def _check_shard(
                 continue
             members[row["index"]] = row["status"], row["error_code"]
             seen[row["index"], row["target_class"]] += 1
-            yield from _check_row(where, row, overlays)
+            yield from _check_row(where, row, overlays, pruned)
     repeated = sum(n - 1 for n in seen.values())
     if repeated:
         yield f"{where}: {repeated} members have more than one row for the same class"
@@ -99,8 +104,10 @@ def _check_shard(
         yield f"{where}: failures by code are {dict(failed)}, the commit says {said['failed']}"
 
 
-def _check_row(where: str, row: dict[str, Any], overlays: dict[str, int]) -> Iterator[str]:
-    path = row["overlay_path"]
+def _check_row(
+    where: str, row: dict[str, Any], overlays: dict[str, int], pruned: frozenset[str]
+) -> Iterator[str]:
+    path = None if row["run_id"] in pruned else row["overlay_path"]
     if path is not None and overlays.get(path, 0) == 0:
         yield f"{where}: overlay of {row['member']} is missing or empty: {path}"
     if row["heatmap"] is not None and len(row["heatmap"]) != (row["heat_h"] or 0) * (row["heat_w"] or 0):
