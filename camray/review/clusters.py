@@ -8,7 +8,7 @@ largest in a class of a model that never saw one. So clusters are shown, and nev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,8 +84,8 @@ def spectrum(maps: Floats) -> tuple[Floats, Floats]:
 
 
 def all_clusters(
-    table: Table, explainer: str, classes: Iterable[int]
+    table: Table, explainer: str, classes: Sequence[int]
 ) -> tuple[dict[int, list[Cluster]], tuple[int, int]]:
     """Cluster several classes; give also the grid of the maps."""
-    maps, grid = maps_of_classes(table, explainer, list(classes))
+    maps, grid = maps_of_classes(table, explainer, classes)
     return {c: clusters_of(own) for c, own in maps.items()}, grid

@@ -63,7 +63,8 @@ def small_map(values: Sequence[float], grid: Sequence[int], text: str) -> Markup
     height, width = grid
     top = max(*values, 1e-9)
     cells = "".join(
-        f'<rect x="{i % width}" y="{i // width}" width="1.02" height="1.02" fill-opacity="{value / top:.2f}"/>'
+        f'<rect x="{i % width}" y="{i // width}" width="1.02" height="1.02" '
+        f'fill-opacity="{value / top:.2f}"/>'
         for i, value in enumerate(values)
         if value > 0.01 * top
     )

@@ -12,17 +12,22 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from camray.errors import ExitCode, UsageError
 from camray.ledger.runs import installed_versions
+from camray.ledger.table import Table
 from camray.review import plots
+from camray.review.clusters import all_clusters
 from camray.review.night import read_state, read_summaries
+from camray.review.plots import small_map
 from camray.review.report_rows import audit_rows, index_file, row_files, written_rows
 from camray.review.status import open_out
 from camray.review.verdicts import FLAGS, VERDICTS, title
 
 REPORT = "report"
 LARGEST = 100_000  # rows of the queue that are kept
+CLUSTERED = 24  # classes whose heatmaps are grouped
 
 
 def write_report(place: str, limit: int = LARGEST) -> str:
@@ -38,13 +43,13 @@ def write_report(place: str, limit: int = LARGEST) -> str:
     night = nights[-1]
     same = [n for n in nights if n["explainer"] == night["explainer"]]
     what = json.loads(out.read(f"explainers/{night['explainer']}.json"))
+    drawn = _drawn_clusters(table, night)
     judged = audit_rows(out, night["explainer"], limit)
     texts = written_rows(out, table, night["explainer"], judged, what["class_names"])
     pages = dict(row_files(texts))
     pages["data/index.js"] = index_file(judged, texts)
-    pages["index.html"] = _first_page(
-        night, same, what, len(judged), read_state(out, night["run_id"])
-    ).encode()
+    state = read_state(out, night["run_id"])
+    pages["index.html"] = _first_page(night, same, what, len(judged), state, drawn).encode()
     for name in ("report.css", "report.js"):
         pages[name] = files("camray.review").joinpath("pages", name).read_bytes()
     for entry in out.entries(REPORT):
@@ -63,7 +68,7 @@ def print_report(place: str, limit: int, as_json: bool) -> ExitCode:
 
 def _first_page(
     night: dict[str, Any], nights: Sequence[dict[str, Any]], what: dict[str, Any], rows: int,
-    state: dict[str, Any] | None,
+    state: dict[str, Any] | None, clusters: dict[int, list[Markup]],
 ) -> str:  # fmt: skip
     """Render the page: everything but the queue is in it, so that it shows before any script runs."""
     pages = Environment(
@@ -82,8 +87,24 @@ def _first_page(
         version=installed_versions().get("camray", ""), config=_for_script(config),
         history=plots.history(nights[-60:]), mean_maps=plots.mean_maps(night, state),
         bars=plots.bars(night["verdicts"] if night["images"]["rows"] else night["archive_verdicts"]),
-        classes=night["classes"] if night["images"]["rows"] else night["archive_classes"],
+        classes=_classes(night), clusters=clusters,
     )  # fmt: skip
+
+
+def _classes(night: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give the classes of the new images, or of the archive where nothing is new."""
+    found: list[dict[str, Any]] = night["classes"] if night["images"]["rows"] else night["archive_classes"]
+    return found
+
+
+def _drawn_clusters(table: Table, night: dict[str, Any]) -> dict[int, list[Markup]]:
+    """Draw the mean map of each group of heatmaps of the first classes."""
+    first = [row["class_id"] for row in _classes(night)[:CLUSTERED]]
+    found, grid = all_clusters(table, night["explainer"], first)
+    return {
+        c: [small_map(g.mean_map.tolist(), grid, f"{g.size} maps that look alike") for g in groups]
+        for c, groups in found.items()
+    }
 
 
 def _for_script(value: Any) -> str:

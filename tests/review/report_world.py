@@ -17,8 +17,9 @@ from camray.review.night import audit_night
 from camray.storage import open_folder
 
 NASTY = (
-    "<script>window.pwned=1</script>.jpg", "\"onerror=\"window.pwned=1\" x=\".jpg", "'><img src=x onerror=window.pwned=1>.png",
-    "</script><script>window.pwned=1</script>", "\u202egpj.exe", "الصورة-١.jpg", "a/../../etc/passwd", "%2e%2e%2f\\x.jpg",
+    "<script>window.pwned=1</script>.jpg", "\"onerror=\"window.pwned=1\" x=\".jpg",
+    "'><img src=x onerror=window.pwned=1>.png", "</script><script>window.pwned=1</script>",
+    "\u202egpj.exe", "\u0627\u0644\u0635\u0648\u0631\u0629.jpg", "a/../../etc/passwd", "%2e%2e%2f\\x.jpg",
     "n" * 4096, "javascript:window.pwned=1", "\u0000\u0007.jpg", "{{ 7*7 }}.jpg", "line\nbreak\u2028.jpg",
 )  # fmt: skip
 CLASSES = ("disk", "square", "triangle", "cross", "<b>ring</b>", "star")
@@ -51,30 +52,35 @@ def records(start: int, count: int, run_id: str, shard: str) -> pa.Table:
 
     numbers = {
         "confidence": confidence, "margin": rng.uniform(0, 1, count), "entropy": 1 - confidence,
-        "heat_max": maps.max(1), "heat_ring_mass": np.where(border, 0.6, 0.3), "heat_corner_mass": np.where(border, 0.5, 0.2),
-        "heat_entropy": rng.uniform(0.5, 1, count), "heat_gini": rng.uniform(0, 1, count), "image_mean": rng.normal(120, 20, count),
-        "image_std": rng.normal(50, 8, count), "image_sharpness": rng.lognormal(6, 1, count), "heat_in_padding": np.zeros(count),
+        "heat_max": maps.max(1), "heat_ring_mass": np.where(border, 0.6, 0.3),
+        "heat_corner_mass": np.where(border, 0.5, 0.2), "heat_entropy": rng.uniform(0.5, 1, count),
+        "heat_gini": rng.uniform(0, 1, count), "image_mean": rng.normal(120, 20, count),
+        "image_std": rng.normal(50, 8, count), "image_sharpness": rng.lognormal(6, 1, count),
+        "heat_in_padding": np.zeros(count),
     }  # fmt: skip
+    top = zip(predicted.tolist(), confidence.tolist(), strict=True)
+    drop = np.where(predicted == 2, 0.25 * confidence + 0.3, 0.1 * confidence)
+    numbered = range(start + 1, start + count + 1)
     columns = {
         "run_id": [run_id] * count, "shard": [shard] * count, "member": names, "key": names,
         "index": list(range(start, start + count)), "status": np.where(failed, "failed", "ok").tolist(),
-        "error_code": some(["corrupt_image"] * count, failed), "error_stage": some(["decode"] * count, failed),
+        "error_code": some(["corrupt_image"] * count, failed),
+        "error_stage": some(["decode"] * count, failed),
         "error_message": some(["broken data stream <i>"] * count, failed),
-        "content_sha256": [f"{i * 2654435761 % 2**256:064x}" for i in range(start + 1, start + count + 1)],
-        "image_hash": [f"{i * 11400714819323198485 % 2**64:016x}" for i in range(start + 1, start + count + 1)],
+        "content_sha256": [f"{i * 2654435761:064x}"[::-1] for i in numbered],
+        "image_hash": [f"{i * 11400714819323198485 % 2**64:016x}" for i in numbered],
         "width": [64] * count, "height": [64] * count, "predicted_class": some(predicted.tolist()),
         "predicted_label": some([CLASSES[c] for c in predicted]), "correct": some((~wrong).tolist()),
         "label_class": some(np.where(wrong, (predicted + 1) % 6, predicted).tolist()),
-        "target_class": some(predicted.tolist()), "heat_status": some(["ok"] * count), "heat_h": some([7] * count),
-        "heat_w": some([7] * count), "heatmap": some(maps.tolist()), "heat_corner": some(["bottom_left"] * count),
-        "heat_peaks": some([1] * count), "confirm_region": some(["border"] * count, border & ok),
-        "confirm_drop": some(rng.uniform(0, 0.3, count).tolist() if start < 0 else np.where(predicted == 2, 0.25, 0.2).tolist(), border & ok),
+        "target_class": some(predicted.tolist()), "heat_status": some(["ok"] * count),
+        "heat_h": some([7] * count), "heat_w": some([7] * count), "heatmap": some(maps.tolist()),
+        "heat_corner": some(["bottom_left"] * count), "heat_peaks": some([1] * count),
+        "confirm_region": some(["border"] * count, border & ok),
+        "confirm_drop": some(drop.tolist(), border & ok),
         "confirm_flip": some([False] * count, border & ok),
-        "topk": some([[{"class_id": int(c), "label": CLASSES[c], "score": float(s)}] for c, s in zip(predicted, confidence, strict=True)]),
+        "topk": some([[{"class_id": c, "label": CLASSES[c], "score": s}] for c, s in top]),
         **{name: some(values.tolist()) for name, values in numbers.items()},
     }  # fmt: skip
-    drop = np.where(predicted == 2, 0.25, 0.1) * confidence + np.where(predicted == 2, 0.3, 0)
-    columns["confirm_drop"] = some(drop.tolist(), border & ok)
     size = {f.name: columns.get(f.name, [None] * count) for f in RECORD_SCHEMA}
     return pa.Table.from_pydict(size, RECORD_SCHEMA)
 

@@ -112,7 +112,7 @@ ACCESSIBLE = """(() => {
   const bad = [];
   const shown = (e) => e.offsetParent !== null || e.closest('dialog');
   for (const e of document.querySelectorAll('button, a, select, input, [role]')) {
-    const label = e.getAttribute('aria-label') || e.textContent.trim() || e.title || (e.labels && e.labels[0]?.textContent);
+    const label = e.getAttribute('aria-label') || e.textContent.trim() || e.title || e.labels?.[0]?.textContent;
     if (shown(e) && !label) bad.push('no name: ' + e.outerHTML.slice(0, 80));
   }
   for (const e of document.querySelectorAll('img')) if (!e.hasAttribute('alt')) bad.push('no alt');
@@ -133,9 +133,11 @@ ACCESSIBLE = """(() => {
     const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
     if (!own || e.offsetParent === null || e.disabled) continue;
     const [a, b] = [light(colour(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < 4.5) bad.push(`contrast ${((a + 0.05) / (b + 0.05)).toFixed(1)}: ${e.outerHTML.slice(0, 90)}`);
+    const contrast = (a + 0.05) / (b + 0.05);
+    if (contrast < 4.5) bad.push(`contrast ${contrast.toFixed(1)}: ${e.outerHTML.slice(0, 90)}`);
   }
-  const heads = [...document.querySelectorAll('h1,h2,h3')].filter((e) => e.offsetParent !== null).map((e) => +e.tagName[1]);
+  const seen = [...document.querySelectorAll('h1,h2,h3')].filter((e) => e.offsetParent !== null);
+  const heads = seen.map((e) => +e.tagName[1]);
   heads.forEach((h, i) => { if (i && h - heads[i - 1] > 1) bad.push('a heading level is skipped'); });
   return bad;
 })()"""
