@@ -41,7 +41,7 @@ class Cluster:
 def maps_of_classes(
     table: Table, explainer: str, classes: Sequence[int]
 ) -> tuple[dict[int, Floats], tuple[int, int]]:
-    """Read up to 500 maps of each class, shares of heat (maps, cells), and their grid; the first that come."""
+    """Read the first 500 maps of each class, shares of heat (maps, cells), and their grid."""
     names = ["predicted_class", "heatmap", "heat_h", "heat_w"]
     wanted = (ds.field(PARTITION) == explainer) & ds.field("predicted_class").isin(list(classes))
     kept: dict[int, list[Floats]] = {c: [] for c in classes}
