@@ -38,12 +38,15 @@ def shell_lines() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "line"), shell_lines())
 def test_every_command_parses(page: str, line: str) -> None:
     words = shlex.split(line)
-    if "jobs/explain.py" in words:
-        words = ["camray", "explain", *words[words.index("jobs/explain.py") + 1 :]]
+    for job in ("explain", "audit"):
+        if f"jobs/{job}.py" in words:
+            words = ["camray", job, *words[words.index(f"jobs/{job}.py") + 1 :]]
     if words[0] == "camray":
         build_parser().parse_args(words[1:])
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), words
+    elif words[0] == "python" and words[1].startswith("bench/"):
+        assert (ROOT / words[1]).exists(), words
     elif words[:2] == ["python", "-m"]:
         assert (ROOT / (words[2].replace(".", "/") + ".py")).exists(), words
     else:

@@ -36,12 +36,12 @@ def fired(reference: NightState, tonight: NightState) -> set[str]:
 
 
 def test_nothing_fires_without_drift() -> None:
-    """100 pairs: at 1 % a night at most 4 may fire (probability of more: 0.3 %)."""
+    """100 pairs: at 2 % a night at most 6 may fire (probability of more: 0.4 %)."""
     nights = [state(seed) for seed in range(40)]
     pairs = [(i, j) for i in range(40) for j in range(i)][::8][:97]
     pairs += [(0, 1), (2, 3), (4, 5)]
     assert len(pairs) >= 100
-    assert sum(bool(fired(nights[i], nights[j])) for i, j in pairs) <= 4
+    assert sum(bool(fired(nights[i], nights[j])) for i, j in pairs) <= 6
 
 
 @pytest.mark.parametrize(
