@@ -22,6 +22,7 @@ from camray.review.gate import DRIFT_LEVELS, parse_gate
 from camray.review.night_state import NightState
 from camray.review.reviewed import decisions, take_in
 from camray.review.status import open_out
+from camray.review.update import compare_models
 from camray.storage import Folder
 
 
@@ -37,7 +38,8 @@ def audit_night(
     """
     conditions = parse_gate(settings.fail_on)
     out, table = open_out(place)
-    before = [s for s in read_summaries(out) if s["explainer"] == explainer]
+    nights = read_summaries(out)
+    before = [s for s in nights if s["explainer"] == explainer]
     seen = {run for s in before for run in s["covers"]}
     taken = take_in(out, reviewed)
     audit = Audit(out, table, explainer, settings)
@@ -63,7 +65,10 @@ def audit_night(
         "archive_classes": audit.all.ranked(audit.class_names)[:1000],
         "drift": _drift(out, audit.state, before, settings.baseline),
         "decisions_taken_in": taken,
+        "update": None,
     }
+    if nights and not before:  # a new model or setting: what did it change?
+        summary["update"] = compare_models(table, nights[-1]["explainer"], explainer, audit.class_names)
     fired = [c.text for c in conditions if night.rows and c.fires(rates, summary["drift"]["level"])]
     summary["gate"] = {"conditions": [c.text for c in conditions], "fired": fired}
     summary["message"] = message(summary)
@@ -129,6 +134,11 @@ def message(summary: dict[str, Any]) -> str:
         said += f" Most of all in {name}: {first['confirmed']:,} of {first['images']:,}."
     said += f" Wrong: {verdicts.get('wrong', 0):,}; label suspects: {verdicts.get('label_suspect', 0):,}."
     said += f" Drift: {summary['drift']['level']}."
+    if update := summary["update"]:
+        said += (
+            f" The model changed: {update['agreement']:.1%} of {update['images']:,} answers are as before,"
+        )
+        said += f" {update['repaired']:,} are right now that were wrong, {update['broken']:,} the other way."
     if summary["gate"]["fired"]:
         said += f" Gate: {', '.join(summary['gate']['fired'])}."
     return said

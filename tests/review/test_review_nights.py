@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import duckdb
 import pytest
 from deltalake import DeltaTable
 from night_world import explain, night, settings_for
@@ -75,8 +76,29 @@ def play(
     return world, told
 
 
+def check_update(world: World, told: list[dict], update: int) -> None:
+    """Held against a join in DuckDB."""
+    said = told[update]["update"]
+    assert [t["update"] for t in told[:update] + told[update + 1 :]] == [None] * (len(told) - 1)
+    rows = DeltaTable(str(world.folder / "out" / "records"), version=told[update]["records_version"])
+    records = rows.to_pyarrow_table(
+        columns=["explainer", "shard", "index", "content_sha256", "predicted_class"]
+    )
+    query = (
+        "select count(*), avg((a.predicted_class = b.predicted_class)::int) from records a "
+        "join records b using (shard, index, content_sha256) where a.explainer = $1 and b.explainer = $2"
+    )
+    base = duckdb.connect()
+    base.register("records", records)
+    (expected,) = base.execute(query, [told[update - 1]["explainer"], told[update]["explainer"]]).fetchall()
+    assert (said["images"], said["agreement"]) == (expected[0], pytest.approx(expected[1]))
+    assert said["repaired"] > said["broken"]  # from the poisoned to the clean one
+    assert sum(f["images"] for f in said["flips"]) == round((1 - said["agreement"]) * said["images"])
+
+
 def check(world: World, told: list[dict], update: int) -> None:
     """The table holds every image once; each night is in the history; nothing is unaccounted for."""
+    check_update(world, told, update)
     out = world.folder / "out"
     assert list(find_problems(*open_out(str(out)))) == []
     assert night(world.folder / "archive", out, "20261130T000000Z-0", MODELS[1])["done"] == 0
