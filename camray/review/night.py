@@ -65,10 +65,10 @@ def audit_night(
         "archive_classes": audit.all.ranked(audit.class_names)[:1000],
         "drift": _drift(out, audit.state, before, settings.baseline),
         "decisions_taken_in": taken,
-        "update": None,
+        "model_update": None,
     }
     if nights and not before:  # a new model or setting: what did it change?
-        summary["update"] = compare_models(table, nights[-1]["explainer"], explainer, audit.class_names)
+        summary["model_update"] = compare_models(table, nights[-1]["explainer"], explainer, audit.class_names)
     fired = [c.text for c in conditions if night.rows and c.fires(rates, summary["drift"]["level"])]
     summary["gate"] = {"conditions": [c.text for c in conditions], "fired": fired}
     summary["message"] = message(summary)
@@ -134,7 +134,7 @@ def message(summary: dict[str, Any]) -> str:
         said += f" Most of all in {name}: {first['confirmed']:,} of {first['images']:,}."
     said += f" Wrong: {verdicts.get('wrong', 0):,}; label suspects: {verdicts.get('label_suspect', 0):,}."
     said += f" Drift: {summary['drift']['level']}."
-    if update := summary["update"]:
+    if update := summary["model_update"]:
         said += (
             f" The model changed: {update['agreement']:.1%} of {update['images']:,} answers are as before,"
         )

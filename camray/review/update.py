@@ -54,11 +54,11 @@ def compare_models(table: Table, before: str, now: str, names: Sequence[str]) ->
         "confidence_shift": float(shift.mean()),
         "heat_cosine": float(np.median(usable)) if len(usable) else None,
         "flips": [
-            {"was": _name(a, names), "is": _name(b, names), "images": n}
+            {"was": _name(a, names), "now": _name(b, names), "images": n}
             for (a, b), n in flips.most_common(SHOWN)
         ],
         "largest": [
-            {"member": members[i], "was": _name(int(was[i]), names), "is": _name(int(is_[i]), names),
+            {"member": members[i], "was": _name(int(was[i]), names), "now": _name(int(is_[i]), names),
              "shift": float(shift[i]), "heat_cosine": None if np.isnan(alike[i]) else float(alike[i])}
             for i in order.tolist() if was[i] != is_[i] or abs(shift[i]) > 0.05
         ],

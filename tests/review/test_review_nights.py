@@ -78,8 +78,8 @@ def play(
 
 def check_update(world: World, told: list[dict], update: int) -> None:
     """Held against a join in DuckDB."""
-    said = told[update]["update"]
-    assert [t["update"] for t in told[:update] + told[update + 1 :]] == [None] * (len(told) - 1)
+    said = told[update]["model_update"]
+    assert [t["model_update"] for t in told[:update] + told[update + 1 :]] == [None] * (len(told) - 1)
     rows = DeltaTable(str(world.folder / "out" / "records"), version=told[update]["records_version"])
     records = rows.to_pyarrow_table(
         columns=["explainer", "shard", "index", "content_sha256", "predicted_class"]
