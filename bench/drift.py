@@ -36,7 +36,7 @@ FAMILIES = ("pixel", "confidence", "heat", "classes", "labels", "failures")
 
 def write_night(
     folder: Path, start: int, count: int, split: str = "audit", change: Change | None = None,
-    wrong_labels: float = 0.0, broken: float = 0.0,
+    wrong_labels: float = 0.0, broken_every: int = 0,
 ) -> Path:  # fmt: skip
     """Write loose files, one folder a class: images `start` to `start + count` of a split, changed."""
     rng = np.random.default_rng(start)
@@ -49,7 +49,7 @@ def write_night(
         content = io.BytesIO()
         (change(picture, i) if change else picture).save(content, "JPEG", quality=95)
         data = content.getvalue()
-        path.write_bytes(data[: len(data) // 2] if rng.random() < broken else data)
+        path.write_bytes(data[: len(data) // 2] if broken_every and i % broken_every == 0 else data)
     return folder
 
 
@@ -69,7 +69,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "blur, sigma 1": {"change": blurred},
     "5 % label flips": {"wrong_labels": 0.06},
     "10 % label flips": {"wrong_labels": 0.12},
-    "2 % broken files": {"broken": 0.02},
+    "2 % broken files": {"broken_every": 50},
 }
 
 

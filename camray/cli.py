@@ -255,15 +255,17 @@ def _audit(args: argparse.Namespace) -> ExitCode:
     from camray.review.gate import parse_gate
     from camray.review.night import audit_night, exit_code
     from camray.review.report import write_report
+    from camray.review.reviewed import check_reviews
     from camray.run import explain
 
     settings = _settings(args, _AUDIT_DEFAULTS)
     parse_gate(settings.audit.fail_on)
+    given = getattr(args, "reviewed", [])
+    check_reviews(given)
     reporter = Reporter(args.json)
     outcome = explain(settings, reporter)
     if outcome.code not in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
         return outcome.code
-    given = getattr(args, "reviewed", [])
     summary = audit_night(outcome.out, outcome.explainer, outcome.run_id, settings.audit, given)
     reporter.say(summary["message"].removeprefix("camray: "), **summary["rates"])
     reporter.say(f"report: {write_report(outcome.out)}")

@@ -54,6 +54,16 @@ def take_in(out: Folder, files: Sequence[str] = ()) -> int:
     return len(fresh)
 
 
+def check_reviews(files: Sequence[str]) -> None:
+    """Refuse files that are no reviews, before anything runs.
+
+    Raises:
+        UsageError: with the name of the file.
+    """
+    for name in files:
+        list(_decisions(name, _read(name)))
+
+
 def decisions(out: Folder, explainer: str) -> dict[Key, str]:
     """Give the latest decision of each image and verdict."""
     mine = [row for row in _table_rows(out) if row["explainer"] == explainer]
