@@ -318,8 +318,8 @@ def _report(args: argparse.Namespace) -> ExitCode:
 def _prune(args: argparse.Namespace) -> ExitCode:
     from camray.review.prune import print_prune
 
-    given = [getattr(args, name, None) for name in ("keep_last", "keep_within")]
-    return print_prune(args.out, *given, getattr(args, "pin", []), hasattr(args, "yes"), args.json)
+    last, within = getattr(args, "keep_last", None), getattr(args, "keep_within", None)
+    return print_prune(args.out, last, within, getattr(args, "pin", []), hasattr(args, "yes"), args.json)
 
 
 def _layers(args: argparse.Namespace) -> ExitCode:

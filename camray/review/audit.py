@@ -22,7 +22,8 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from numpy.typing import NDArray
 
 from camray.config import AuditConfig
-from camray.ledger.table import PARTITION, Table
+from camray.ledger.committed import PARTITION
+from camray.ledger.table import Table
 from camray.records import Status
 from camray.review import verdicts
 from camray.review.archive_view import ArchiveView

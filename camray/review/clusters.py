@@ -19,7 +19,8 @@ from scipy.cluster.vq import kmeans2
 from scipy.linalg import eigh
 from scipy.spatial.distance import cdist
 
-from camray.ledger.table import PARTITION, Table
+from camray.ledger.committed import PARTITION
+from camray.ledger.table import Table
 from camray.review.columns import heat_shares, number
 
 Floats = NDArray[np.float64]

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
-from camray.ledger.table import PARTITION, Table
+from camray.ledger.committed import PARTITION
+from camray.ledger.table import Table
 from camray.review.audit import AUDIT
 from camray.review.verdicts import FLAGS, VERDICTS
 from camray.storage import Folder

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from camray.ledger.table import PARTITION, Table
+from camray.ledger.committed import PARTITION
+from camray.ledger.table import Table
 from camray.review.columns import heat_shares, number
 
 Floats = NDArray[np.float64]
