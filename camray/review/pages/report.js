@@ -264,8 +264,8 @@ function views(r) {
   const box = make("div", { class: "views" });
   if (r.picture) {
     const over = part(r, 2, "the heatmap over the image");
-    const slider = make("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "how much of the overlay is shown" });
-    const move = () => { over.style.clipPath = `inset(0 0 0 ${100 - slider.value}%)`; };
+    const slider = make("input", { type: "range", min: 0, max: 100, value: 100, "aria-label": "how much of the overlay is shown" });
+    const move = () => { over.style.clipPath = `inset(0 ${100 - slider.value}% 0 0)`; };
     slider.addEventListener("input", move);
     move();
     box.append(
