@@ -129,7 +129,7 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     actors: int | None = None
     max_actors: int | None = None  # the pool grows up to this while more work waits than it can take
-    batch_size: int | None = None  # None: 32 on a GPU, 16 on a CPU
+    batch_size: int | None = None  # None: 32 on a GPU, 8 on a CPU
     chunk_size: int = 256
     top_k: int = 5
     max_failed: int | float = 0.01  # a number of images (25), or a share (0.01, "1%")

@@ -73,7 +73,7 @@ def size_pool(config: Config, cpus: float, gpus: float) -> Pool:
         raise UsageError("--actors", f"{actors} on {int(cpus)} CPUs", f"at most {int(cpus * 10)}")
     share = int(cpus / 2 / actors * 100) / 100
     threads = max(1, int(cpus / actors))
-    return Pool(actors, max(actors, run.max_actors or 0), device, share, 0, threads, run.batch_size or 16)
+    return Pool(actors, max(actors, run.max_actors or 0), device, share, 0, threads, run.batch_size or 8)
 
 
 def connect() -> tuple[float, float]:

@@ -82,17 +82,18 @@ def check_update(world: World, told: list[dict], update: int) -> None:
     assert [t["model_update"] for t in told[:update] + told[update + 1 :]] == [None] * (len(told) - 1)
     rows = DeltaTable(str(world.folder / "out" / "records"), version=told[update]["records_version"])
     records = rows.to_pyarrow_table(
-        columns=["explainer", "shard", "index", "content_sha256", "predicted_class"]
+        columns=["explainer", "shard", "index", "content_sha256", "predicted_class", "correct"]
     )
     query = (
-        "select count(*), avg((a.predicted_class = b.predicted_class)::int) from records a "
+        "select count(*), avg((a.predicted_class = b.predicted_class)::int), "
+        "sum((b.correct and not a.correct)::int), sum((a.correct and not b.correct)::int) from records a "
         "join records b using (shard, index, content_sha256) where a.explainer = $1 and b.explainer = $2"
     )
     base = duckdb.connect()
     base.register("records", records)
     (expected,) = base.execute(query, [told[update - 1]["explainer"], told[update]["explainer"]]).fetchall()
     assert (said["images"], said["agreement"]) == (expected[0], pytest.approx(expected[1]))
-    assert said["repaired"] > said["broken"]  # from the poisoned to the clean one
+    assert (said["repaired"], said["broken"]) == expected[2:]
     assert sum(f["images"] for f in said["flips"]) == round((1 - said["agreement"]) * said["images"])
 
 

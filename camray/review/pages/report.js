@@ -220,7 +220,7 @@ function card(r, place, query) {
     make("div", { class: "text" },
       make("span", { class: `verdict verdict-${r.verdict}` }, words(r.verdict)),
       make("span", { class: "name" }, name(r.predicted || (r.class === undefined ? "no prediction" : `class ${r.class}`), 60)),
-      make("span", { class: "name quiet" }, name(r.member, 80)),
+      make("span", { class: "name quiet" }, name((r.member || "").split("/").pop(), 80)),
       decisionText(r)),
   );
   if (String(place) === query.get("row")) link.setAttribute("aria-current", "true");
