@@ -23,11 +23,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/review")]
 
 from night_world import explain, settings_for  # noqa: E402
 
+from camray.prepare import prepare  # noqa: E402
 from camray.review.audit import Audit  # noqa: E402
 from camray.review.drift import Finding, compare_nights  # noqa: E402
 from camray.review.night_state import NightState  # noqa: E402
 from camray.review.status import open_out  # noqa: E402
-from camray.run import prepare  # noqa: E402
 from demo import hans64  # noqa: E402
 
 Change = Callable[[Image.Image, int], Image.Image]

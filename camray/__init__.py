@@ -39,11 +39,12 @@ def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Any:
         UsageError: a bad setting; nothing was written.
         CamrayError: with `exit_code`, for everything else camray stops at.
     """
-    from camray import config, run
+    from camray import run
     from camray.progress import Reporter
+    from camray.settings import load
 
     named = {"archive.path": archive, "out": out, "model.name": model, **settings}
-    return run.explain(config.load(None, named), Reporter())
+    return run.explain(load(None, named), Reporter())
 
 
 def compare_methods(archive: str, out: str, model: str, methods: Sequence[str], **settings: Any) -> Any:
@@ -56,11 +57,12 @@ def compare_methods(archive: str, out: str, model: str, methods: Sequence[str], 
         UsageError: a bad setting; nothing was written.
         CamrayError: with `exit_code`, for everything else camray stops at.
     """
-    from camray import compare, config
+    from camray import compare
     from camray.progress import Reporter
+    from camray.settings import load
 
     named = {"archive.path": archive, "out": out, "model.name": model, "compare.methods": list(methods)}
-    return compare.compare(config.load(None, named | settings), Reporter())
+    return compare.compare(load(None, named | settings), Reporter())
 
 
 def open_records(out: str) -> Any:

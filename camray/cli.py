@@ -12,6 +12,7 @@ from typing import Any
 from camray import __version__, config, options
 from camray.arguments import Pairs, Parser, numbers, sizes
 from camray.errors import CamrayError, ExitCode, printable
+from camray.settings import load
 
 _EXITS = "exit codes:\n" + "\n".join(f"  {int(code):>3}  {code.meaning}" for code in ExitCode)
 # Option name -> dotted config name. Only what the user typed overrides the TOML file.
@@ -237,7 +238,7 @@ def _settings(args: argparse.Namespace, defaults: dict[str, Any] | None = None) 
 
     typed = {dotted: getattr(args, name) for name, dotted in _SETTINGS.items() if hasattr(args, name)}
     typed = {k: v for k, v in typed.items() if v is not None}
-    settings = config.load(getattr(args, "config", None), typed, defaults)
+    settings = load(getattr(args, "config", None), typed, defaults)
     for value, field in (
         (settings.archive.path, "ARCHIVE"),
         (settings.out, "OUT"),
@@ -285,7 +286,7 @@ def _audit(args: argparse.Namespace) -> ExitCode:
 
 
 def _plan(args: argparse.Namespace) -> ExitCode:
-    from camray.run import describe_plan, prepare
+    from camray.prepare import describe_plan, prepare
 
     facts = describe_plan(prepare(_settings(args)))
     if args.json:
@@ -346,7 +347,7 @@ def _layers(args: argparse.Namespace) -> ExitCode:
     from camray.explain.layers import draw_maps, print_layers
 
     typed = {_SETTINGS[n]: getattr(args, n) for n in vars(args) if n in _SETTINGS}
-    settings = config.load(None, typed)
+    settings = load(None, typed)
     if hasattr(args, "maps"):
         folder = getattr(args, "save", "feature-maps")
         return draw_maps(settings, args.maps, getattr(args, "image", None), folder)

@@ -24,9 +24,10 @@ from camray.ledger.intake import remember
 from camray.ledger.plan import ShardTask
 from camray.ledger.runs import Hold, first_report, installed_versions, new_run_id
 from camray.panels import Panel
+from camray.prepare import known_members
 from camray.progress import Reporter, spoken_duration
 from camray.records import Chunk, Status
-from camray.run import Work, execute, known_members, told_plainly
+from camray.run import Work, execute, told_plainly
 from camray.stages import Decode, read_shard
 
 if TYPE_CHECKING:

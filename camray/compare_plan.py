@@ -20,8 +20,8 @@ from camray.ledger.sample import FIELDS, Sample, draw, explained_images, freeze,
 from camray.ledger.table import SCORES, Table
 from camray.measure.catalogue import CONTROLS
 from camray.panels import Panel
+from camray.prepare import check_out, top_folders
 from camray.records import Shard
-from camray.run import check_out, top_folders
 from camray.storage import Folder
 
 if TYPE_CHECKING:

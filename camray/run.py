@@ -1,7 +1,4 @@
-"""One run, from config to exit code: check, list, resolve, plan, hold, explain, commit, account.
-
-Everything that can be refused is refused before anything is written.
-"""
+"""One run, from config to exit code: prepare, hold, explain, commit, account."""
 
 from __future__ import annotations
 
@@ -9,40 +6,32 @@ import errno
 import logging
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from pyarrow import fs as pafs
-
-from camray.archive.listing import Listing, list_archive
-from camray.archive.selection import select
-from camray.config import Config, Explainer
+from camray.config import Config
 from camray.errors import (
     CamrayError,
-    EmptyArchiveError,
     ExitCode,
     IncompleteError,
-    UsageError,
     printable,
 )
 from camray.ledger.commit import CommitDesk
-from camray.ledger.intake import Grouping, group_files, recall, remember
-from camray.ledger.plan import Plan, ShardTask, make_plan
+from camray.ledger.intake import remember
+from camray.ledger.plan import ShardTask
 from camray.ledger.runs import Hold, RunReport, first_report, new_run_id, write_explainer
 from camray.ledger.table import STORE_ERRORS, Table
+from camray.prepare import Prepared, known_members, prepare
 from camray.progress import Reporter, RunProgress
-from camray.records import Accounting, Shard
-from camray.storage import Folder, open_folder
+from camray.records import Accounting
+from camray.storage import Folder
 
 if TYPE_CHECKING:
-    from camray.explain.models import LoadedModel
     from camray.pipeline import Flow, Pool
 
 
@@ -52,20 +41,6 @@ class Stopped(BaseException):
     def __init__(self, code: ExitCode) -> None:
         self.code = code
         super().__init__(code)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Everything a run needs, with nothing written yet."""
-
-    config: Config
-    out: Folder
-    listing: Listing
-    explainer: Explainer
-    model: LoadedModel
-    table: Table
-    grouping: Grouping | None
-    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,35 +65,6 @@ class Outcome:
     accounting: Accounting
     out: str
     explainer: str
-
-
-def prepare(config: Config) -> Prepared:
-    """Check the options, list the archive, load and probe the model, and plan. Writes nothing.
-
-    Raises:
-        UsageError: a bad option, archive, model, layer or OUT.
-        EmptyArchiveError: nothing to explain.
-    """
-    out = check_out(config)
-    listing = list_archive(config.archive)
-    if not listing.shards and not listing.files and not config.run.allow_empty:
-        raise EmptyArchiveError(
-            f"ARCHIVE: {config.archive.path} holds no image. Fix: check the path and --include/--exclude"
-        )
-    from camray.explain.explainer import resolve  # torch: late, so that bad options are told at once
-
-    explainer, model = resolve(config, top_folders(listing))
-    table = Table(out)
-    committed = table.shards(explainer.id)
-    chosen = select(listing, config.archive)
-    shards = list(chosen.shards)
-    grouping = None
-    if listing.files:
-        known = recall(out, listing.root)
-        grouping = group_files(listing.root, listing.files, known, committed.holds)
-        shards += _chosen_groups(grouping, listing, chosen)
-    plan = make_plan(out, explainer.id, shards, committed, config.run.chunk_size)
-    return Prepared(config, out, listing, explainer, model, table, grouping, plan)
 
 
 def explain(config: Config, reporter: Reporter) -> Outcome:
@@ -160,32 +106,6 @@ def _explain(config: Config, reporter: Reporter) -> Outcome:
             partial(explain_flow, config, ready.explainer), config.run.max_failed,
         )  # fmt: skip
         return execute(work, report, reporter, pool)
-
-
-def describe_plan(ready: Prepared) -> dict[str, str | int]:
-    """Say what would run, how much of it, and why the rest would not."""
-    e, plan = ready.explainer, ready.plan
-    images = known_members(plan.tasks)
-    gone_files = ready.grouping.gone if ready.grouping else 0
-    facts: dict[str, str | int] = {
-        "archive": ready.config.archive.path,
-        "explainer": f"{e.id} ({e.model}, {e.method} at {e.target_layer}, target {e.target})",
-        "shards_to_do": len(plan.tasks),
-        "images_to_do": images if images is not None else "known once the shards are read",
-        "bytes_to_read": plan.size_bytes,
-        "committed_shards": f"{plan.committed:,}, skipped: same content, same explainer",
-    }
-    if ready.model.notes:
-        facts["notes"] = "; ".join(ready.model.notes)
-    if plan.changed:
-        facts["changed"] = f"{plan.changed:,} of the shards to do replace older content in OUT"
-    if plan.resumed:
-        facts["resumed"] = f"{plan.resumed:,} of the shards to do have finished chunks on disk, reused"
-    if plan.gone or gone_files:
-        facts["gone"] = f"{plan.gone:,} shards, {gone_files:,} files no longer listed; their rows stay"
-    if ready.listing.left_out:
-        facts["left_out"] = ", ".join(f"{n:,} {why}" for why, n in sorted(ready.listing.left_out.items()))
-    return facts
 
 
 def execute(work: Work, report: RunReport, reporter: Reporter, pool: Pool) -> Outcome:
@@ -244,81 +164,6 @@ def _commits(work: Work, run_id: str, progress: RunProgress, pool: Pool) -> Iter
         raise IncompleteError(
             f"{desk.open_shards} shards did not reach their end{why}. Fix: the same command tries again"
         )
-
-
-def check_out(config: Config) -> Folder:
-    """Refuse an OUT that is not ours, cannot be written, or lies inside the archive."""
-    out = open_folder(config.out, "OUT")
-    kind = out.kind()
-    if kind == pafs.FileType.File:
-        raise UsageError("OUT", f"{out.uri} is a file", "give a folder")
-    ours = out.exists("records/_delta_log") or out.exists("runs")
-    if kind == pafs.FileType.Directory and not ours:
-        found = next(iter(out.folders()), None) or next((e.path for e in out.entries(recursive=False)), None)
-        if found is not None:
-            raise UsageError(
-                "OUT", f"{out.uri} is not empty and not camray's (it holds {printable(found)!r})",
-                "give a new or empty folder",
-            )  # fmt: skip
-    if out.is_local:
-        _check_local_out(out, config.archive.path)
-    return out
-
-
-def _check_local_out(out: Folder, archive: str) -> None:
-    path = Path(out.path)
-    existing = next(p for p in (path, *path.parents) if p.exists())
-    if not existing.is_dir():
-        raise UsageError("OUT", f"{existing} is a file", "give a folder")
-    if not _is_writable(existing):
-        raise UsageError("OUT", f"no permission to write in {existing}", "choose another folder")
-    inside = "://" not in archive and path.is_relative_to(Path(archive).expanduser().absolute())
-    if inside:
-        raise UsageError("OUT", f"{out.uri} lies inside the archive", "give a folder outside")
-
-
-def _is_writable(folder: Path) -> bool:
-    """Try it with a nameless file: permission bits say nothing of read-only mounts, or to root."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
-def _chosen_groups(grouping: Grouping, listing: Listing, chosen: Listing) -> list[Shard]:
-    """Turn groups into shards; where only some files are asked for, as a selection from the group."""
-    everything = len(chosen.files) == len(listing.files)
-    wanted = {f.path for f in chosen.files}
-    shards = []
-    for group in grouping.groups:
-        shard = group.shard(grouping.root)
-        if everything:
-            shards.append(shard)
-            continue
-        indices = tuple(i for i, f in enumerate(group.files) if f.path in wanted)
-        if indices:
-            whole = len(indices) == len(group.files)
-            shards.append(shard if whole else replace(shard, selection=indices))
-    return shards
-
-
-def top_folders(listing: Listing) -> set[str]:
-    """Give the folders that loose images lie in, right below the archive: they often name the classes."""
-    return {top for top, slash, _ in (f.path.partition("/") for f in listing.files) if slash}
-
-
-def known_members(tasks: Sequence[ShardTask]) -> int | None:
-    """Count the members where the listing tells (loose files, selections)."""
-    total = 0
-    for task in tasks:
-        if task.shard.selection is not None:
-            total += len(task.shard.selection)
-        elif task.shard.format == "files":
-            total += len(task.shard.files)
-        else:
-            return None
-    return total
 
 
 def _judge(total: Accounting, max_failed: int | float) -> ExitCode:

@@ -47,13 +47,14 @@ def shared() -> Path:
 @pytest.fixture
 def explain(local_ray: None, tmp_path: Path) -> Callable[..., object]:
     """Run `camray explain` in this process, on the session's Ray, and return its Outcome."""
-    from camray import config, run
+    from camray import run
     from camray.progress import Reporter
+    from camray.settings import load
 
     def go(archive: Path | str, out: Path | str, model: Path | str, **settings: object) -> object:
         named: dict[str, object] = {"archive.path": str(archive), "out": str(out), "model.name": str(model)}
         named["run.actors"] = 1  # each imports torch anew: seconds of two cores
         named |= {name.replace("__", "."): value for name, value in settings.items()}
-        return run.explain(config.load(None, named), Reporter())
+        return run.explain(load(None, named), Reporter())
 
     return go

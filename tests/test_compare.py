@@ -19,6 +19,7 @@ from camray.errors import ExitCode, UsageError
 from camray.measure.catalogue import CONTROLS, METRICS
 from camray.options import names
 from camray.progress import Reporter
+from camray.settings import load
 from demo import hans64
 
 COUNT = 6
@@ -30,7 +31,7 @@ def settings(demo: Path, out: Path, *methods: str, **more: object) -> config.Con
         "archive.path": str(demo / "archive"), "out": str(out), "archive.sample": COUNT, "run.actors": 1,
         "model.name": str(demo / "models" / "hans64-clean"), "compare.methods": list(methods),
     }  # fmt: skip
-    return config.load(None, named | {k.replace("__", "."): v for k, v in more.items()})
+    return load(None, named | {k.replace("__", "."): v for k, v in more.items()})
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from camray.config import Config, Explainer, InputSpec, load
+from camray.config import Config, Explainer, InputSpec
 from camray.errors import UsageError
+from camray.settings import load
 
 
 def test_defaults_need_no_file() -> None:

@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "errors": set(),
     "records": {"camray.errors"},
     "config": {"camray.errors"},
+    "settings": {"camray.config", "camray.errors"},
     "storage": {"camray.errors"},
     "panels": {"camray.config"},
     "arguments": {"camray.errors"},
@@ -31,13 +32,15 @@ MAY_IMPORT = {
     "stages": ROOTS | {"camray.archive", "camray.attempts", "camray.explain.overlays", "camray.ledger"},
     "pipeline": ROOTS
     | {"camray.attempts", "camray.explain.actor", "camray.ledger", "camray.measure.actor", "camray.stages"},
+    "prepare": ROOTS | {"camray.archive", "camray.explain", "camray.ledger"},
     "run": ROOTS
-    | {"camray.archive", "camray.explain", "camray.ledger", "camray.pipeline", "camray.progress"},
+    | {"camray.explain", "camray.ledger", "camray.pipeline", "camray.prepare", "camray.progress"},
     "compare_plan": ROOTS
-    | {"camray.archive", "camray.cam", "camray.explain", "camray.ledger", "camray.measure", "camray.run"},
+    | {"camray.archive", "camray.cam", "camray.explain", "camray.ledger", "camray.measure"}
+    | {"camray.prepare"},
     "compare": ROOTS
     | {"camray.attempts", "camray.compare_plan", "camray.ledger", "camray.measure", "camray.pipeline"}
-    | {"camray.compare_report", "camray.progress", "camray.run", "camray.stages"},
+    | {"camray.compare_report", "camray.prepare", "camray.progress", "camray.run", "camray.stages"},
     "compare_report": ROOTS
     | {"camray.explain.overlays", "camray.ledger", "camray.measure", "camray.review.comparison_page"},
 }  # fmt: skip
@@ -54,7 +57,7 @@ ONLY_IN = {
     "scipy": {"measure", "review/clusters.py", "review/drift.py"},
     "pyarrow": {
         "archive", "attempts.py", "compare.py", "compare_report.py", "explain", "ledger", "measure",
-        "panels.py", "pipeline.py", "records.py", "review", "run.py", "stages.py", "storage.py",
+        "panels.py", "pipeline.py", "prepare.py", "records.py", "review", "stages.py", "storage.py",
     },
 }  # fmt: skip
 
@@ -121,7 +124,7 @@ LOADS_NEITHER = (
     "camray", "camray.cli", "camray.archive.listing", "camray.archive.members", "camray.archive.decode",
     "camray.archive.selection", "camray.ledger.commit", "camray.ledger.intake", "camray.ledger.plan",
     "camray.ledger.runs", "camray.review.status", "camray.review.verify", "camray.review.night",
-    "camray.review.report", "camray.stages", "camray.run",
+    "camray.review.report", "camray.stages", "camray.run", "camray.prepare", "camray.settings",
     "camray.attempts", "camray.explain.overlays", "camray.explain.actor",
     "camray.measure.standing", "camray.measure.actor", "camray.compare", "camray.compare_plan",
     "camray.ledger.sample",
@@ -152,7 +155,7 @@ def test_the_engine_loads_no_files_and_the_actors_core_no_ray() -> None:
 
 
 # Every setting, the contract, one run from start to end: each on one page.
-LONGER = {"cli.py": 360, "config.py": 360, "explain/explainer.py": 330, "records.py": 470, "run.py": 400}
+LONGER = {"cli.py": 360, "explain/explainer.py": 330, "records.py": 470}
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

@@ -261,11 +261,18 @@ def test_sink_writes_rows_and_gives_their_receipt(sink: Callable[..., Sink], tmp
     assert not (tmp_path / "overlays").exists()
 
 
-def test_each_attempt_has_its_own_file(sink: Callable[..., Sink], tmp_path: Path) -> None:
-    row = Chunk("k-c", 0, ChunkKind.DATA, "", explained(1)).to_row(EXPLAINED)
-    paths = {Receipt.from_json(Chunk.from_row(sink()(row)).note).path for _ in range(3)}
-    assert len(paths) == 3
-    assert all((tmp_path / "records" / p).is_file() for p in paths)
+def test_a_file_is_named_by_its_bytes(sink: Callable[..., Sink], tmp_path: Path) -> None:
+    """A second attempt with the same outcome writes the same file; another outcome never replaces it."""
+
+    def written(count: int) -> str:
+        row = Chunk("k-c", 0, ChunkKind.DATA, "", explained(count)).to_row(EXPLAINED)
+        return Receipt.from_json(Chunk.from_row(sink()(row)).note).path
+
+    paths = [written(1), written(1), written(2)]
+    assert paths[0] == paths[1] != paths[2]
+    for path in paths:
+        digest = hashlib.sha256((tmp_path / "records" / path).read_bytes()).hexdigest()
+        assert path.endswith(f"-{digest[:16]}.parquet")
 
 
 def test_sink_draws_the_overlays_that_are_due(sink: Callable[..., Sink], tmp_path: Path) -> None:

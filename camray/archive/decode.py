@@ -26,7 +26,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from camray.archive import sniff
 from camray.archive.dicom import is_dicom, read_dicom
-from camray.archive.fit import fit_image, geometry, plan_fit
+from camray.archive.fit import FILTERS, fit_image, geometry, plan_fit
 from camray.archive.pixels import check_size, to_mask, to_rgb
 from camray.archive.quiet import silence_libtiff
 from camray.config import InputSpec
@@ -148,12 +148,11 @@ def _opened(
             name = image.format or "unknown"
             width, height = image.size
             check_size(width, height, max_pixels)
-            if reduce_for is not None:
-                _reduce(image, reduce_for)
-            image.load()
+            stored = image if reduce_for is None else _reduced(image, reduce_for)
+            stored.load()
             method = _turn(image)
             size = (height, width) if method in _SIDEWAYS else (width, height)
-            return convert(image if method is None else image.transpose(method)), size, name
+            return convert(stored if method is None else stored.transpose(method)), size, name
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -162,10 +161,17 @@ def _opened(
         raise _failed(content, error) from None
 
 
-def _reduce(image: Image.Image, spec: InputSpec) -> None:
-    """Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size; never below twice the size it is resized to."""
-    fit = plan_fit(*image.size, spec)
-    image.draft(None, (2 * fit.width, 2 * fit.height))
+def _reduced(image: Image.Image, spec: InputSpec) -> Image.Image:
+    """Give a JPEG at the size it is resized to, decoded at 1/2, 1/4 or 1/8, never below twice that size."""
+    width, height = image.size
+    sideways = image.format in ("JPEG", "MPO") and _turn(image) in _SIDEWAYS
+    fit = plan_fit(height, width, spec) if sideways else plan_fit(width, height, spec)
+    size = (fit.height, fit.width) if sideways else (fit.width, fit.height)
+    drafted = image.draft(None, (2 * size[0], 2 * size[1]))
+    if drafted is None or image.size == (width, height):
+        return image
+    # At 1/8 of 1601 pixels the last of 201 is partly padding: only the box is picture.
+    return image.resize(size, FILTERS[spec.interpolation], box=drafted[1])
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

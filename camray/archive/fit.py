@@ -27,7 +27,7 @@ MAX_INTERMEDIATE_PIXELS = 64_000_000
 """No resized picture grows beyond this: of a longer strip only the crop is computed. It then differs from the
 crop of the whole by rounding, at most 2 of 255 (nearest: by a neighbouring pixel)."""
 
-_FILTERS = {
+FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
@@ -68,7 +68,7 @@ def fit_image(image: Image.Image, fit: Fit, spec: InputSpec) -> Image.Image:
     """Resize and crop an RGB image to the model's input size."""
     columns = (max(fit.left, 0), min(fit.left + spec.width, fit.width))
     rows = (max(fit.top, 0), min(fit.top + spec.height, fit.height))
-    resample = _FILTERS[spec.interpolation]
+    resample = FILTERS[spec.interpolation]
     if fit.width * fit.height <= MAX_INTERMEDIATE_PIXELS:
         whole = image.resize((fit.width, fit.height), resample)
         seen = whole.crop((columns[0], rows[0], columns[1], rows[1]))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camray.config import InputSpec, PreprocessConfig, load
+from camray.config import InputSpec, PreprocessConfig
 from camray.errors import ModelError, UsageError
 from camray.explain.outputs import as_logits, class_scores, read_output, score_entropy
 from camray.explain.preprocessing import (
@@ -20,6 +20,7 @@ from camray.explain.preprocessing import (
     to_input,
     torchvision_defaults,
 )
+from camray.settings import load
 
 SPEC = InputSpec(8, 8, (8, 8), "center", "bilinear", (0.5,) * 3, (0.5,) * 3)
 Head = Callable[[Tensor], Any]

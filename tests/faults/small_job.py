@@ -39,7 +39,7 @@ from camray.ledger.plan import ShardTask, make_plan
 from camray.ledger.runs import Hold, first_report, new_run_id, write_explainer
 from camray.ledger.table import Table
 from camray.records import EXPLAINED, Accounting, Chunk, ChunkKind, struct_array
-from camray.run import _told_plainly
+from camray.run import told_plainly
 from camray.storage import open_folder
 from tests.faults import sabotage
 
@@ -236,7 +236,7 @@ def _run(
 def _job(order: Order) -> int:
     os.setpgid(0, 0)
     try:
-        with _told_plainly():
+        with told_plainly():
             return int(drive(order))
     except CamrayError as error:
         print(f"{error}", file=sys.stderr, flush=True)

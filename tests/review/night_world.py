@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from camray import config
 from camray.config import Config
 from camray.explain.actor import choose_overlays
 from camray.explain.explainer import BatchExplainer
@@ -16,9 +15,10 @@ from camray.ledger.commit import CommitDesk
 from camray.ledger.intake import remember
 from camray.ledger.plan import ShardTask
 from camray.ledger.runs import write_explainer
+from camray.prepare import Prepared, prepare
 from camray.records import EXPLAINED, Chunk, ChunkKind
 from camray.review.night import audit_night
-from camray.run import Prepared, prepare
+from camray.settings import load
 from camray.stages import Decode, Sink, read_shard
 from demo import hans64
 
@@ -37,7 +37,7 @@ class NoGuard:
 
 def settings_for(archive: Path, out: Path, model: str = "hans64-poisoned", **settings: Any) -> Config:
     named = {"archive.path": str(archive), "out": str(out), "model.name": str(MODELS / model)}
-    return config.load(None, named | {name.replace("__", "."): v for name, v in settings.items()}, AUDIT)
+    return load(None, named | {name.replace("__", "."): v for name, v in settings.items()}, AUDIT)
 
 
 def explain(settings: Config, run_id: str, die_after: int | None = None) -> int:

@@ -16,11 +16,11 @@ from night_world import explain, settings_for
 from report_world import NASTY, make_out
 
 from camray.cli import main
+from camray.prepare import prepare
 from camray.review.night import audit_night
 from camray.review.prune import choose_runs
 from camray.review.status import open_out
 from camray.review.verify import find_problems
-from camray.run import prepare
 from demo import hans64
 
 
