@@ -1,0 +1,133 @@
+"""What is under deploy/: it parses, keeps to the policy, and names commands and settings that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from camray.cli import build_parser
+from camray.errors import ExitCode
+from camray.settings import load
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "deploy"
+MANIFESTS = sorted(DEPLOY.glob("*.yaml"))
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def pod_specs(node: Any) -> Iterator[dict[str, Any]]:
+    """Every pod spec of a document, however deep."""
+    if isinstance(node, dict):
+        if "containers" in node:
+            yield node
+        for value in node.values():
+            yield from pod_specs(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from pod_specs(value)
+
+
+PODS = [(path.name, pod) for path in MANIFESTS for document in documents(path) for pod in pod_specs(document)]
+
+
+def test_there_are_pods_to_check() -> None:
+    assert len(PODS) == 4  # head, two groups of workers, the nightly starter
+
+
+@pytest.mark.parametrize("pod", [pod for _, pod in PODS], ids=[name for name, _ in PODS])
+def test_pods_may_do_nothing_they_need_not(pod: dict[str, Any]) -> None:
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        limits = container["resources"]["limits"]
+        assert {"cpu", "memory"} <= set(limits)
+        assert container["resources"]["requests"] == limits
+        assert ":" in container["image"]
+        assert not container["image"].endswith(":latest")
+        places = {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} <= places
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda p: p.name)
+def test_no_secret_is_written_down(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"(?i)(password|secret|access_key|token)\s*:\s*[\"']?[A-Za-z0-9/+]{16,}", text)
+    assert all(document["kind"] != "Secret" for document in documents(path) if "kind" in document)
+
+
+def ray_job() -> dict[str, Any]:
+    (job,) = documents(DEPLOY / "rayjob.yaml")
+    spec: dict[str, Any] = job["spec"]
+    return spec
+
+
+def test_the_ray_job_relies_on_what_the_design_relies_on() -> None:
+    spec = ray_job()
+    cluster = spec["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["backoffLimit"] >= 1  # a retry resumes
+    assert spec["activeDeadlineSeconds"] < 24 * 3600
+    environment = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
+    assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 30
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    gpu = groups["gpu"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert gpu["nvidia.com/gpu"] == "1"
+    assert all(g["minReplicas"] <= g["replicas"] <= g["maxReplicas"] for g in groups.values())
+
+
+def test_nights_do_not_overlap() -> None:
+    (cron,) = documents(DEPLOY / "cronjob.yaml")
+    assert cron["spec"]["concurrencyPolicy"] == "Forbid"
+    waits = cron["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"]
+    assert ray_job()["activeDeadlineSeconds"] < waits < 24 * 3600
+
+
+def test_the_entrypoint_is_a_command_with_a_readable_config() -> None:
+    words = shlex.split(ray_job()["entrypoint"])
+    assert words[0] == "python"
+    assert (ROOT / words[1]).is_file()
+    args = build_parser().parse_args([Path(words[1]).stem, *words[2:]])
+    config = load(str(ROOT / args.config), {})
+    assert config.archive.path.startswith("s3://")
+    assert config.out.startswith("s3://")
+    assert config.audit.fail_on
+
+
+def test_the_image_copies_what_is_there() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+    assert "USER 1000" in text
+
+
+def test_the_runbook_knows_every_exit_code() -> None:
+    text = (DEPLOY / "RUNBOOK.md").read_text()
+    told = {
+        int(n) for row in re.findall(r"^\| exit ([0-9, ]+) \|", text, re.MULTILINE) for n in row.split(",")
+    }
+    assert told == {int(code) for code in ExitCode}
+
+
+def test_alerts_ask_for_gauges_that_an_audit_writes() -> None:
+    from camray.review.gate import RATES
+
+    (rules,) = documents(DEPLOY / "alerts.yaml")
+    expressions = " ".join(rule["expr"] for group in rules["groups"] for rule in group["rules"])
+    written = {"camray_audit_gate_fired"} | {f"camray_audit_{name}" for name in RATES}
+    assert set(re.findall(r"camray_\w+", expressions)) <= written
