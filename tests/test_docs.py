@@ -18,7 +18,12 @@ from camray.errors import ErrorCode, ExitCode
 from camray.ledger.table import TABLE_SCHEMA
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "demo" / "README.md", ROOT / "deploy" / "RUNBOOK.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "demo" / "README.md",
+    ROOT / "deploy" / "RUNBOOK.md",
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
