@@ -183,20 +183,16 @@ def run_waves(
     # decoded by one task and explained by one actor: of a large shard of small images, all of it.
     settings.target_max_block_size = 1
     # It may lose its counts when its own worker dies; it must not take the run with it.
-    attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
-    try:
-        for start in range(0, len(tasks), WAVE_SHARDS):
-            dataset = _graph(tasks[start : start + WAVE_SHARDS], flow, pool, Guard(attempts))
-            for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                assert isinstance(block, pa.Table)
-                rows = [Chunk.from_row(block.slice(i, 1)) for i in range(block.num_rows)]
-                for lost in (row for row in rows if row.kind == ChunkKind.LOST):
-                    raise OSError(*json.loads(lost.note))
-                yield [(row.shard_id, row.kind, row.note) for row in rows]
-    finally:
-        ray.kill(
-            attempts
-        )  # Ray Data keeps handles in its plans: each run of a session would leave one behind
+    attempts: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
+    for start in range(0, len(tasks), WAVE_SHARDS):
+        dataset = _graph(tasks[start : start + WAVE_SHARDS], flow, pool, Guard(attempts))
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            assert isinstance(block, pa.Table)
+            rows = [Chunk.from_row(block.slice(i, 1)) for i in range(block.num_rows)]
+            for lost in (row for row in rows if row.kind == ChunkKind.LOST):
+                raise OSError(*json.loads(lost.note))
+            yield [(row.shard_id, row.kind, row.note) for row in rows]
+    ray.kill(attempts)  # its handle travelled inside the stages' code, where Ray does not count it
 
 
 def _graph(tasks: Sequence[ShardTask], flow: Flow, pool: Pool, guard: Guard) -> Dataset:
