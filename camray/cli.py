@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from camray import __version__, config, options
+from camray import __version__, compare_options, config
 from camray.arguments import Pairs, Parser, numbers, sizes
 from camray.errors import CamrayError, ExitCode, printable
 from camray.settings import load
@@ -36,7 +36,7 @@ _SETTINGS = {
     "device": "run.device", "actors": "run.actors", "max_actors": "run.max_actors",
     "batch_size": "run.batch_size", "chunk_size": "run.chunk_size", "top_k": "run.top_k",
     "max_failed": "run.max_failed", "allow_empty": "run.allow_empty", "force": "run.force",
-    **options.SETTINGS,
+    **compare_options.SETTINGS,
 }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     compared = verb("compare", _compare, "measure methods on a sample of ARCHIVE; rerun to resume or to add")
     _add_places(compared)
     _add_model_options(compared)
-    options.add_compare_options(compared)
+    compare_options.add_compare_options(compared)
     for name, run, text in (
         ("status", _status, "show what OUT holds and how its runs ended"),
         ("verify", _verify, "check that every committed member is accounted for and every file readable"),

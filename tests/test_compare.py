@@ -15,9 +15,9 @@ from deltalake import DeltaTable
 
 from camray import compare, config
 from camray.cli import main
+from camray.compare_options import names
 from camray.errors import ExitCode, UsageError
 from camray.measure.catalogue import CONTROLS, METRICS
-from camray.options import names
 from camray.progress import Reporter
 from camray.settings import load
 from demo import hans64

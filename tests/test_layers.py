@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "storage": {"camray.errors"},
     "panels": {"camray.config"},
     "arguments": {"camray.errors"},
-    "options": {"camray.arguments"},
+    "compare_options": {"camray.arguments"},
     "archive": ROOTS,
     "cam": {"camray.errors"},
     "ledger": ROOTS,

@@ -32,13 +32,13 @@ class Strip:
 def render(tree: Tree, facts: Mapping[str, str], strips: Sequence[Strip]) -> str:
     """Draw the page. `facts` say what was run, in the order they are shown."""
     where = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(Path(__file__).parent / "pages"),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     where.filters["num"] = number
     colours = colours_of(tree)
     shown = sorted(tree["metrics"], key=lambda m: not m["ranks"])  # those that rank come first
-    return where.get_template("comparison.html").render(
+    return where.get_template("comparison.html.j2").render(
         tree=tree, facts=facts, strips=strips, colours=colours, metrics=shown,
         rows=_rows(tree), pairs=_pairs(tree), ranks=_rank_plot(tree, colours), front=_front(tree, colours),
         curves=_curves(tree, colours), shade=shade,
