@@ -20,7 +20,7 @@ from camray.errors import UsageError, printable
 from camray.records import Shard
 
 PARTITION = "explainer"
-_NAME = r"(?P<id>[^-/]+-[^-/]+)-[0-9]+-[^-/]+[.]parquet$"
+_NAME = r"(?:^|/)(?P<id>[^-/]+-[^-/]+)-[0-9]+-[^-/]+[.]parquet$"  # the whole name, not the end of one
 
 
 @dataclass(frozen=True, slots=True)

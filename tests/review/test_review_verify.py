@@ -11,6 +11,7 @@ import pytest
 from ledger_world import E1, E2, committed, rows, shard, shard_error_row, write_chunk
 
 from camray.errors import ExitCode, UsageError
+from camray.ledger.committed import CommittedFiles
 from camray.ledger.table import ShardCommit, Table
 from camray.records import Accounting, Receipt, account
 from camray.review.status import committed_shards, open_out, print_status, totals
@@ -222,6 +223,14 @@ def test_a_table_compacted_by_another_tool_is_refused_not_doubled(out: Folder) -
     assert any("a compaction?" in p for p in problems(out))
     with pytest.raises(UsageError, match="a compaction"):
         Table(out).shards(E1)
+
+
+def test_a_name_that_ends_like_one_of_ours_is_not_ours() -> None:
+    """A compaction's name carries a UUID; one in 300 has digits alone where ours has the chunk."""
+    alien = "explainer=e/part-00001-0f8fad5b-d9cb-469f-a165-708673289507-c000.zstd.parquet"
+    columns = {"path": [alien], "size_bytes": [1], "num_records": [1]}
+    with pytest.raises(UsageError, match="a compaction"):
+        CommittedFiles(pa.table(columns))
 
 
 def test_an_explainer_that_nobody_described(out: Folder) -> None:
