@@ -5,6 +5,7 @@
     python bench/nodes.py leaving       4 nodes, one is killed halfway
     python bench/nodes.py large-shard   4 nodes, one shard 50 times larger than the 20 others, listed last
     python bench/nodes.py slow-node     4 nodes, one with a model four times slower
+    python bench/nodes.py slow-store    4 nodes, the archive in an S3 emulator (moto) behind a slow line
 
 Each node is a raylet of its own. The time of the model is a sleep inside the actor (a model of the user's
 own, 200 ms an image), so that the cores of one machine do not limit the number of nodes. What is measured is
@@ -17,16 +18,20 @@ actors slept for the model.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import io
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +43,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 SLEEP_S, CHUNK = 0.2, 32
+LATENCY_S, BYTES_A_SECOND = 0.5, 20_000
+"""Of each answer and each connection of the slow store: a chunk of 32 pictures takes about 5 s to come, 6.4 s
+to explain."""
 MODEL = '''
 import os, time
 from pathlib import Path
@@ -87,6 +95,54 @@ def make_archive(folder: Path, sizes: Sequence[int]) -> None:
                 tar.addfile(info, io.BytesIO(data))
 
 
+@contextmanager
+def slow_store(archive: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Put the archive into an S3 emulator behind a slow line; give its URI and the way to reach it."""
+    from pyarrow import fs
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    moto = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    loop = asyncio.new_event_loop()
+    line = loop.run_until_complete(asyncio.start_server(lambda r, w: slow_line(r, w, port), "127.0.0.1", 0))
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    try:
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            time.sleep(0.2)
+        s3 = fs.S3FileSystem(
+            endpoint_override=f"127.0.0.1:{port}", scheme="http", access_key="bench", secret_key="bench",
+            region="us-east-1", allow_bucket_creation=True,
+        )  # fmt: skip
+        s3.create_dir("bucket")
+        fs.copy_files(str(archive), "bucket/archive", destination_filesystem=s3)
+        address = f"http://127.0.0.1:{line.sockets[0].getsockname()[1]}"
+        keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_REGION": "us-east-1"}
+        yield "s3://bucket/archive", {**keys, "AWS_ENDPOINT_URL": address, "AWS_ALLOW_HTTP": "true"}
+    finally:
+        moto.kill()
+
+
+async def slow_line(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
+    """Pass one connection on; what comes back is late and slow."""
+    upstream, downstream = await asyncio.open_connection("127.0.0.1", port)
+
+    async def answers() -> None:
+        while data := await upstream.read(2**14):
+            await asyncio.sleep(LATENCY_S + len(data) / BYTES_A_SECOND)
+            writer.write(data)
+        writer.close()
+
+    async def requests() -> None:
+        while data := await reader.read(2**14):
+            downstream.write(data)
+        downstream.close()
+
+    await asyncio.gather(answers(), requests(), return_exceptions=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One forward of the model."""
@@ -119,45 +175,63 @@ def run(
     options: Sequence[str] = (),
     halfway: Callable[[Cluster], Any] | None = None,
     slow: bool = False,
+    far: bool = False,
 ) -> list[Batch]:
     """Start a cluster, run the job on it, check that every image has its row; give the forwards."""
     with tempfile.TemporaryDirectory(prefix="n") as folder:
         place = Path(folder)
         make_archive(place / "archive", sizes)
-        (place / "log").mkdir()
-        (place / "net.py").write_text(MODEL.format(place=str(place / "log"), sleep=SLEEP_S))
-        features, head = nn.Conv2d(3, 4, 3, stride=4), nn.Linear(4, 2)
-        weights = {"features": features, "head": head}
-        state = {f"{name}.{k}": v for name, part in weights.items() for k, v in part.state_dict().items()}
-        save_file(state, place / "net.safetensors")
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 2 * 10**8},
-        )
-        added = [cluster.add_node(num_cpus=2, object_store_memory=2 * 10**8) for _ in range(nodes - 1)]
-        (place / "log/slow").write_text(added[0].node_id if slow else "none")
-        command = [sys.executable, "-m", "camray.cli", "explain", str(place / "archive"), str(place / "out")]
-        command += ["--model", f"{place / 'net.py'}:Sleeper", "--input-size", "32", "--layer", "features"]
-        command += ["--checkpoint", str(place / "net.safetensors")]
-        command += ["--chunk-size", str(CHUNK), "--batch-size", str(CHUNK), "--overlays", "none", *options]
-        environment = {**os.environ, "RAY_ADDRESS": cluster.address, "OMP_NUM_THREADS": "1"}
-        job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        try:
-            while job.poll() is None:
-                time.sleep(0.5)
-                if halfway and sum(b.images for b in batches(place / "log")) > sum(sizes) / 2:
-                    halfway(cluster)
-                    halfway = None
-            assert job.stderr is not None
-            said = job.stderr.read()
-            if job.returncode:
-                raise SystemExit(said)
-            report = json.loads(next((place / "out").glob("runs/*/run.json")).read_text())
-            assert report["accounting"]["ok"] == sum(sizes), said
-            return batches(place / "log")
-        finally:
-            job.kill()
-            cluster.shutdown()
+        with (
+            slow_store(place / "archive") if far else nullcontext((str(place / "archive"), {})) as (uri, keys)
+        ):
+            os.environ.update(keys)  # before the nodes start: their workers inherit it
+            return run_on(nodes, place, uri, sum(sizes), options, halfway, slow)
+
+
+def run_on(
+    nodes: int,
+    place: Path,
+    archive: str,
+    images: int,
+    options: Sequence[str],
+    halfway: Callable[[Cluster], Any] | None,
+    slow: bool,
+) -> list[Batch]:
+    """Start the nodes and the command."""
+    (place / "log").mkdir()
+    (place / "net.py").write_text(MODEL.format(place=str(place / "log"), sleep=SLEEP_S))
+    features, head = nn.Conv2d(3, 4, 3, stride=4), nn.Linear(4, 2)
+    weights = {"features": features, "head": head}
+    state = {f"{name}.{k}": v for name, part in weights.items() for k, v in part.state_dict().items()}
+    save_file(state, place / "net.safetensors")
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 2 * 10**8},
+    )
+    added = [cluster.add_node(num_cpus=2, object_store_memory=2 * 10**8) for _ in range(nodes - 1)]
+    (place / "log/slow").write_text(added[0].node_id if slow else "none")
+    command = [sys.executable, "-m", "camray.cli", "explain", archive, str(place / "out")]
+    command += ["--model", f"{place / 'net.py'}:Sleeper", "--input-size", "32", "--layer", "features"]
+    command += ["--checkpoint", str(place / "net.safetensors")]
+    command += ["--chunk-size", str(CHUNK), "--batch-size", str(CHUNK), "--overlays", "none", *options]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address, "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        while job.poll() is None:
+            time.sleep(0.5)
+            if halfway and sum(b.images for b in batches(place / "log")) > images / 2:
+                halfway(cluster)
+                halfway = None
+        assert job.stderr is not None
+        said = job.stderr.read()
+        if job.returncode:
+            raise SystemExit(said)
+        report = json.loads(next((place / "out").glob("runs/*/run.json")).read_text())
+        assert report["accounting"]["ok"] == images, said
+        return batches(place / "log")
+    finally:
+        job.kill()
+        cluster.shutdown()
 
 
 def everyone_started(done: Sequence[Batch]) -> float:
@@ -247,6 +321,7 @@ def main() -> None:
         "leaving": leaving,
         "large-shard": lambda: report_skew(run(4, [16] * 20 + [800], ("--actors", "4"))),
         "slow-node": lambda: report_skew(run(4, [96] * 12, ("--actors", "4"), slow=True)),
+        "slow-store": lambda: report_skew(run(4, [96] * 12, ("--actors", "4"), far=True)),
     }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
