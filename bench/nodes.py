@@ -270,7 +270,7 @@ def late() -> None:
         cluster.add_node(num_cpus=2, object_store_memory=2 * 10**8)
         joined.append(time.time())
 
-    done = run(2, [96] * 12, ("--actors", "2", "--max-actors", "4"), join)
+    done = run(2, [96] * 20, ("--actors", "2", "--max-actors", "4"), join)
     before = {b.actor for b in done if b.started < joined[0]}
     after = [b for b in done if b.actor not in before]
     if not after:

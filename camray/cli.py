@@ -227,7 +227,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the model runs (auto)")
     work.add_argument("--actors", type=int, metavar="N", help="model copies; default: one a GPU, or by CPUs")
     work.add_argument("--max-actors", type=int, metavar="N", help="grow up to N copies while more nodes join")
-    work.add_argument("--batch-size", type=int, metavar="N", help="images per forward (32 GPU, 16 CPU)")
+    work.add_argument("--batch-size", type=int, metavar="N", help="images per forward (32 GPU, 8 CPU)")
     work.add_argument("--chunk-size", type=int, metavar="N", help="images per unit of work (256)")
     work.add_argument("--max-failed", metavar="N", help="failures that are fine: images, or a share (1%%)")
     work.add_argument("--force", action="store_true", help="run although another run seems to hold OUT")
@@ -259,8 +259,10 @@ def _explain(args: argparse.Namespace) -> ExitCode:
     return outcome.code
 
 
-# What the audit of a night has where nothing else is asked for: the second look, and pictures to judge by.
-_AUDIT_DEFAULTS = {"audit.confirm": 0.15, "overlay.policy": "flagged", "overlay.picture": "triple"}
+# What the audit of a night has where nothing else is asked for: the second look, a canary, pictures.
+_AUDIT_DEFAULTS = {
+    "audit.confirm": 0.15, "audit.canary": 16, "overlay.policy": "flagged", "overlay.picture": "triple",
+}  # fmt: skip
 
 
 def _audit(args: argparse.Namespace) -> ExitCode:

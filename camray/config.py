@@ -114,6 +114,7 @@ class AuditConfig:
     blurry: float = 20.0  # variance of the Laplacian
     fail_on: str = ""  # "confirmed_rate>0.5%,drift=major": exit 5
     baseline: str | None = None  # a run id to compare with, beside last night
+    canary: int = 0  # images explained anew every night; `camray audit`: 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,9 +71,10 @@ def size_pool(config: Config, cpus: float, gpus: float) -> Pool:
     actors = run.actors or max(1, int(cpus))
     if actors > cpus * 10:
         raise UsageError("--actors", f"{actors} on {int(cpus)} CPUs", f"at most {int(cpus * 10)}")
-    share = int(cpus / 2 / actors * 100) / 100
+    most = max(actors, run.max_actors or 0)
+    share = int(cpus / 2 / most * 100) / 100  # of `most`: Ray Data's budget must hold one more on a late node
     threads = max(1, int(cpus / actors))
-    return Pool(actors, max(actors, run.max_actors or 0), device, share, 0, threads, run.batch_size or 8)
+    return Pool(actors, most, device, share, 0, threads, run.batch_size or 8)
 
 
 def connect() -> tuple[float, float]:
@@ -166,6 +167,12 @@ def score_flow(config: Config, panel: Panel, weights: Any, run_id: str) -> Flow:
         {"panel": panel, "weights": [weights]},
         lambda uris: ChunkSink(config.out, panel.id, {"run_id": run_id}, config.run.chunk_size, uris),
     )
+
+
+def on_a_worker(work: Callable[..., Any], pool: Pool, state: dict[str, Any], *arguments: Any) -> Any:
+    """Run `work(pool, weights, *arguments)` once, where an actor of the pool could run; give its result."""
+    task: Any = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(work)
+    return ray.get(task.remote(pool, [ray.put(state)], *arguments))
 
 
 def run_waves(

@@ -105,7 +105,12 @@ def _explain(config: Config, reporter: Reporter) -> Outcome:
             ready.out, ready.table, ready.explainer.id, ready.plan.tasks, ready.model.module,
             partial(explain_flow, config, ready.explainer), config.run.max_failed,
         )  # fmt: skip
-        return execute(work, report, reporter, pool)
+        outcome = execute(work, report, reporter, pool)
+        if config.audit.canary and outcome.code in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
+            from camray.canary import look
+
+            look(ready, pool, run_id, config.audit.canary)
+        return outcome
 
 
 def execute(work: Work, report: RunReport, reporter: Reporter, pool: Pool) -> Outcome:

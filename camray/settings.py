@@ -159,6 +159,7 @@ def _check(config: Config) -> None:
         ("audit.drop", config.audit.drop, 0, 1),
         ("audit.lift", config.audit.lift, 0, 10),
         ("audit.margin", config.audit.margin, 0, 1),
+        ("audit.canary", config.audit.canary, 0, 10_000),
     ):
         if value is not None and not low <= value <= (math.inf if high is None else high):  # NaN is outside
             span = f"at least {low}" if high is None else f"between {low} and {high}"

@@ -33,7 +33,11 @@ MAY_IMPORT = {
     "pipeline": ROOTS
     | {"camray.attempts", "camray.explain.actor", "camray.ledger", "camray.measure.actor", "camray.stages"},
     "prepare": ROOTS | {"camray.archive", "camray.explain", "camray.ledger"},
+    "canary": ROOTS
+    | {"camray.archive", "camray.attempts", "camray.explain", "camray.ledger", "camray.pipeline"}
+    | {"camray.prepare", "camray.stages"},
     "run": ROOTS
+    | {"camray.canary"}
     | {"camray.explain", "camray.ledger", "camray.pipeline", "camray.prepare", "camray.progress"},
     "compare_plan": ROOTS
     | {"camray.archive", "camray.cam", "camray.explain", "camray.ledger", "camray.measure"}
@@ -56,8 +60,8 @@ ONLY_IN = {
     "pydicom": {"archive/dicom.py"},
     "scipy": {"measure", "review/clusters.py", "review/drift.py"},
     "pyarrow": {
-        "archive", "attempts.py", "compare.py", "compare_report.py", "explain", "ledger", "measure",
-        "panels.py", "pipeline.py", "prepare.py", "records.py", "review", "stages.py", "storage.py",
+        "archive", "attempts.py", "canary.py", "compare.py", "compare_report.py", "explain", "ledger",
+        "measure", "panels.py", "pipeline.py", "prepare.py", "records.py", "review", "stages.py", "storage.py",
     },
 }  # fmt: skip
 

@@ -49,7 +49,7 @@ class ExplainActor:
         from camray.explain.explainer import BatchExplainer
 
         torch.set_num_threads(threads)
-        self._explainer = BatchExplainer(explainer, shared_state(weights), device, batch_size)
+        self.explainer = BatchExplainer(explainer, shared_state(weights), device, batch_size)
         self._overlay, self._guard = overlay, guard
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -58,7 +58,7 @@ class ExplainActor:
         if chunk.kind != ChunkKind.DATA:
             return dataclasses.replace(chunk, images=None).to_row(EXPLAINED)
         started = time.perf_counter()
-        images = self._guard.run(Stage.EXPLAIN, chunk, self._explainer)
+        images = self._guard.run(Stage.EXPLAIN, chunk, self.explainer)
         assert chunk.images is not None
         images = choose_overlays(images, chunk.images, chunk.shard_id, self._overlay)
         note = add_seconds(chunk.note, Stage.EXPLAIN, time.perf_counter() - started)

@@ -25,6 +25,8 @@ from camray.review.status import open_out
 from camray.review.update import compare_models
 from camray.storage import Folder
 
+CONFIDENCE_DISTANCE, HEAT_COSINE = 0.01, 0.99  # a GPU in place of a CPU stays within both
+
 
 def audit_night(
     place: str, explainer: str, run_id: str, settings: AuditConfig, reviewed: Sequence[str] = ()
@@ -64,6 +66,7 @@ def audit_night(
         "classes": night.ranked(audit.class_names)[:1000],
         "archive_classes": audit.all.ranked(audit.class_names)[:1000],
         "drift": _drift(out, audit.state, before, settings.baseline),
+        "canary": _canary(out, run_id),
         "decisions_taken_in": taken,
         "model_update": None,
     }
@@ -81,6 +84,20 @@ def read_state(out: Folder, run_id: str) -> dict[str, Any] | None:
     """Read the sums of a night: histograms and mean maps. None where there are none."""
     path = f"{RUNS}/{run_id}/state.json"
     return json.loads(out.read(path)) if out.exists(path) else None
+
+
+def _canary(out: Folder, run_id: str) -> dict[str, Any] | None:
+    """Read how the same images fared tonight; None where they were not looked at."""
+    path = f"{RUNS}/{run_id}/canary.json"
+    return json.loads(out.read(path)) if out.exists(path) else None
+
+
+def stack_changed(canary: dict[str, Any] | None) -> bool:
+    """Tell whether the same images fare differently: more than rounding on another device explains."""
+    if not canary or not canary["images"]:
+        return False
+    far = canary["confidence_distance"] > CONFIDENCE_DISTANCE or canary["heat_cosine"] < HEAT_COSINE
+    return bool(canary["changed"] or far)
 
 
 def _drift(
@@ -134,6 +151,11 @@ def message(summary: dict[str, Any]) -> str:
         said += f" Most of all in {name}: {first['confirmed']:,} of {first['images']:,}."
     said += f" Wrong: {verdicts.get('wrong', 0):,}; label suspects: {verdicts.get('label_suspect', 0):,}."
     said += f" Drift: {summary['drift']['level']}."
+    if stack_changed(canary := summary["canary"]):
+        said += (
+            f" The stack is another one: of {canary['images']} images explained before, {canary['changed']}"
+            f" get another answer, and confidence moves by up to {canary['confidence_distance']:.3f}."
+        )
     if update := summary["model_update"]:
         said += (
             f" The model changed: {update['agreement']:.1%} of {update['images']:,} answers are as before,"
