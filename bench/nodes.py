@@ -1,7 +1,7 @@
 """The job on a real Ray cluster of several nodes on one machine: scaling, nodes that come and go, and skew.
 
     python bench/nodes.py scale         1, 2, 4, 8 nodes: images per second and efficiency
-    python bench/nodes.py late          2 nodes, a third joins halfway (--max-actors)
+    python bench/nodes.py late          2 nodes of 2 CPUs, a third joins halfway: 4 actors, at most 6
     python bench/nodes.py leaving       4 nodes, one is killed halfway
     python bench/nodes.py large-shard   4 nodes, one shard 50 times larger than the 20 others, listed last
     python bench/nodes.py slow-node     4 nodes, one with a model four times slower
@@ -270,7 +270,7 @@ def late() -> None:
         cluster.add_node(num_cpus=2, object_store_memory=2 * 10**8)
         joined.append(time.time())
 
-    done = run(2, [96] * 20, ("--actors", "2", "--max-actors", "4"), join)
+    done = run(2, [96] * 32, ("--actors", "4", "--max-actors", "6"), join)
     before = {b.actor for b in done if b.started < joined[0]}
     after = [b for b in done if b.actor not in before]
     if not after:

@@ -115,7 +115,7 @@ def _measure(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> Ex
             text = json.dumps(json.loads(panel.to_json()), indent=1, sort_keys=True)
             ready.out.write(f"panels/{panel.id}.json", text.encode())
             shards = {"todo": len(plan.tasks), "committed": plan.committed, "changed": plan.changed}
-            report = first_report(run_id, panel.id, ready.config, shards)
+            report = first_report(new_run_id(), panel.id, ready.config, shards)
             report.write(ready.out)
             flow = partial(score_flow, ready.config, panel)
             work = Work(

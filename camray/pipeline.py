@@ -71,10 +71,9 @@ def size_pool(config: Config, cpus: float, gpus: float) -> Pool:
     actors = run.actors or max(1, int(cpus))
     if actors > cpus * 10:
         raise UsageError("--actors", f"{actors} on {int(cpus)} CPUs", f"at most {int(cpus * 10)}")
-    most = max(actors, run.max_actors or 0)
-    share = int(cpus / 2 / most * 100) / 100  # of `most`: Ray Data's budget must hold one more on a late node
+    share = int(cpus / 2 / actors * 100) / 100
     threads = max(1, int(cpus / actors))
-    return Pool(actors, most, device, share, 0, threads, run.batch_size or 8)
+    return Pool(actors, max(actors, run.max_actors or 0), device, share, 0, threads, run.batch_size or 8)
 
 
 def connect() -> tuple[float, float]:

@@ -212,6 +212,7 @@ _SIGNALS = [
     ("heat_in_mask", pa.float32()),
     ("heat_in_padding", pa.float32()),  # on what is no image; 0 without padding
     ("heat_peaks", pa.int32()),  # separate cells hotter than half of the hottest
+    ("heat_top2_cosine", pa.float32()),  # maps of the two best classes, 0..1; null unless target top:N
 ]
 _CONFIRMATION = [  # what a second look with the suspicious region blurred away found
     ("confirm_region", pa.string()),  # null: nothing suspicious; "border"

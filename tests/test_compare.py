@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -192,3 +193,22 @@ def _same(one: list[dict[str, object]], other: list[dict[str, object]]) -> None:
             if a[name] is not None:
                 assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), (a["method"], a["metric"])
     assert pa.array([r["value"] for r in one]).null_count < len(one)
+
+
+def test_status_and_verify_know_an_out_of_scores_alone(
+    found: tuple[Path, compare.Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(found[0], out)
+    assert main(["status", str(out)]) == ExitCode.DONE
+    said = capsys.readouterr().out
+    assert "gradcam, random, center, sobel" in said
+    assert f"{COUNT} members = {COUNT} ok" in said
+    assert main(["verify", str(out)]) == ExitCode.DONE
+    assert "all accounted for" in capsys.readouterr().out
+    file = next(out.glob("scores/panel=*/*.parquet"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert main(["verify", str(out)]) == ExitCode.GATE
+    assert file.name in capsys.readouterr().out

@@ -61,7 +61,8 @@ ONLY_IN = {
     "scipy": {"measure", "review/clusters.py", "review/drift.py"},
     "pyarrow": {
         "archive", "attempts.py", "canary.py", "compare.py", "compare_report.py", "explain", "ledger",
-        "measure", "panels.py", "pipeline.py", "prepare.py", "records.py", "review", "stages.py", "storage.py",
+        "measure", "panels.py", "pipeline.py", "prepare.py", "records.py", "review", "stages.py",
+        "storage.py",
     },
 }  # fmt: skip
 

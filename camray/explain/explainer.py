@@ -25,7 +25,7 @@ from camray.explain.models import LoadedModel, build, load_model
 from camray.explain.outputs import class_scores, score_entropy
 from camray.explain.preprocessing import to_input
 from camray.explain.regions import region_signals
-from camray.explain.signals import heat_signals, heat_status
+from camray.explain.signals import heat_signals, heat_status, top2_cosine
 from camray.records import DECODED, EXPLAINED, SCHEMA_VERSION, Status, struct_array
 
 Row = dict[str, Any]
@@ -104,7 +104,8 @@ class BatchExplainer:
         self.layer = cam.TargetLayer(
             explainer.target_layer, **{**explainer.layout, "grid": tuple(grid) if grid else None}
         )
-        self._aims_at_label = cam.TargetRule.parse(explainer.target).select == "label"
+        rule = cam.TargetRule.parse(explainer.target)
+        self._aims_at_label, self._ranks = rule.select == "label", rule.select == "top"
         self._lookup = label_lookup(explainer.class_names)
         self.mean = torch.tensor(explainer.input.mean, device=self.device)
         self.std = torch.tensor(explainer.input.std, device=self.device)
@@ -167,6 +168,7 @@ class BatchExplainer:
         flat = maps.flatten(0, 1)  # B * K maps
         regions = region_signals(flat, each, input_size)
         heat = [one | other for one, other in zip(_heat(flat), regions, strict=True)]
+        alike = top2_cosine(maps if self._ranks else maps[:, :1])
         finite = logits.isfinite().all(1).tolist()
         out: list[list[Row]] = []
         for i, (row, classes) in enumerate(zip(rows, found.classes[:, :count].tolist(), strict=True)):
@@ -175,6 +177,7 @@ class BatchExplainer:
                 out.append([failure(error)])
                 continue
             common = predictions[i] | {"correct": _correct(row, predictions[i])}
+            common["heat_top2_cosine"] = alike[i]
             explained = [
                 common | heat[i * count + k] | self._target_columns(class_id)
                 for k, class_id in enumerate(classes)

@@ -67,6 +67,19 @@ def heat_signals(maps: Tensor) -> dict[str, list[float | None] | list[str | None
     return out
 
 
+def top2_cosine(maps: Tensor) -> list[float | None]:
+    """Compare where the two best classes are seen: maps (B, K, h, w), best class first.
+
+    Cosine of the positive heat, 0 disjoint .. 1 the same; None where a map is dead or there is one alone.
+    """
+    if maps.shape[1] < 2:
+        return [None] * len(maps)
+    one, two = maps[:, :2].clamp(min=0).double().flatten(2).unbind(1)  # (B, cells) each
+    lengths = one.norm(dim=1) * two.norm(dim=1)
+    cosines = ((one * two).sum(1) / lengths).tolist()
+    return [c if math.isfinite(c) else None for c in cosines]
+
+
 def _coverage(cells: int, low: float, high: float, like: Tensor) -> Tensor:
     """Share of each cell's length that lies in [low, high] of the side: (cells,)."""
     edge = torch.arange(cells + 1, device=like.device, dtype=like.dtype) / cells

@@ -15,6 +15,7 @@ WORDS = ("status", "heat_status", "confirm_region")
 NUMBERS = (
     "correct", "confidence", "margin", "confirm_drop", "heat_ring_mass", "heat_corner_mass", "heat_entropy",
     "heat_in_box", "heat_in_mask", "heat_in_padding", "image_mean", "image_std", "image_sharpness",
+    "width", "height",
 )  # fmt: skip
 
 

@@ -148,6 +148,7 @@ _SAID = {
     "bright": "The image is bright (mean luminance {image_mean:.0f} of 255).",
     "flat": "The image is nearly one colour (standard deviation {image_std:.1f}).",
     "blurry": "The image is blurry (variance of the Laplacian {image_sharpness:.0f}).",
+    "odd_shape": "The image has an unusual shape: {width} x {height} pixels.",
     "exact_duplicate": "The same file is in the archive more than once.",
     "near_duplicate": "Another image of the archive looks the same at 9 x 8 pixels.",
 }

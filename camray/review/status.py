@@ -8,7 +8,8 @@ from typing import Any
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger.committed import PARTITION
 from camray.ledger.runs import read_reports
-from camray.ledger.table import Table
+from camray.ledger.table import SCORES, Table
+from camray.panels import Panel
 from camray.records import Accounting
 from camray.storage import Folder, open_folder
 
@@ -26,8 +27,19 @@ def open_out(place: str) -> tuple[Folder, Table]:
     return out, table
 
 
+def open_either(place: str) -> tuple[Folder, Table, Table]:
+    """Open an OUT that holds records, scores of a comparison, or both, for reading.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    out = open_folder(place, "OUT")
+    scores = Table(out, SCORES)
+    return (out, Table(out), scores) if scores.delta is not None else (*open_out(place), scores)
+
+
 def committed_shards(table: Table) -> dict[tuple[str, str], dict[str, Any]]:
-    """Give the latest statement of each committed shard, by (explainer, shard key)."""
+    """Give the latest statement of each committed shard, by (explainer or panel, shard key)."""
     latest: dict[tuple[str, str], dict[str, Any]] = {}
     for statement in table.statements():
         latest[str(statement["explainer"]), str(statement["key"])] = statement
@@ -53,18 +65,27 @@ def _describe(out: Folder, explainer: str) -> str:
     return printable(said)
 
 
+def _methods(out: Folder, panel: str) -> str:
+    try:
+        what = Panel.from_json(out.read(f"panels/{panel}.json").decode())
+    except (OSError, ValueError):
+        return "its description is missing: see `camray verify`"
+    return printable(f"{what.explainer.model}: {', '.join(what.methods)}")
+
+
 def print_status(place: str, as_json: bool) -> ExitCode:
     """Print what OUT holds and how its runs ended."""
-    out, table = open_out(place)
+    out, table, scores = open_either(place)
     runs = read_reports(out)
-    by_explainer = totals(table)
+    by_explainer, by_panel = totals(table), totals(scores)
     if as_json:
         facts = {
             explainer: {"shards": shards, "members": a.members, "ok": a.ok, "failed": a.failed,
                         "skipped": a.skipped, "shard_errors": a.shard_errors}
             for explainer, (shards, a) in by_explainer.items()
         }  # fmt: skip
-        print(json.dumps({"explainers": facts, "runs": runs}))
+        panels = {panel: {"shards": shards, "members": a.members} for panel, (shards, a) in by_panel.items()}
+        print(json.dumps({"explainers": facts, "panels": panels, "runs": runs}))
         return ExitCode.DONE
     for explainer, (shards, a) in by_explainer.items():
         name = _describe(out, explainer)
@@ -72,6 +93,9 @@ def print_status(place: str, as_json: bool) -> ExitCode:
         print(f"  {shards:,} shards: {a.sentence()}")
         for code, count in sorted(a.shard_errors.items()):
             print(f"  {count:,} shards not read to their end: {code}")
+    for panel, (shards, a) in by_panel.items():
+        print(f"panel {panel}  ({_methods(out, panel)})")
+        print(f"  {shards:,} shards of the sample: {a.sentence()}")
     for run in runs[-10:]:
         counted = f"{run['accounting']['members']:,} members" if run["accounting"] else ""
         speed = f", {run['images_per_s']} images/s" if run["images_per_s"] else ""

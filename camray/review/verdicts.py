@@ -40,8 +40,9 @@ _BASE = {  # audit score = base + severity / 10: what a person should see first
 FLAGS = (
     "failed", "dead_map", "nonfinite_map", "no_target", "label_suspect", "wrong", "border_heat",
     "shortcut_confirmed", "shortcut_refuted", "unusual_place", "off_object", "padding_heat", "low_margin",
-    "dark", "bright", "flat", "blurry", "exact_duplicate", "near_duplicate",
+    "dark", "bright", "flat", "blurry", "odd_shape", "exact_duplicate", "near_duplicate",
 )  # fmt: skip
+_ODD_SHAPE = 0.35  # of the longer side: a shorter side below it is unusual in photographs
 _MOSTLY = 0.5  # of the heat: from here on it lies outside the object, or on padding
 
 
@@ -62,6 +63,7 @@ def find_flags(rows: Columns, whole: Columns, settings: AuditConfig) -> Marks:
     inside = np.where(np.isnan(rows["heat_in_mask"]), rows["heat_in_box"], rows["heat_in_mask"])
     unusual = ok & (whole["lift"] > settings.lift)
     fell = screened & (drop > settings.drop)
+    sides = np.stack([rows["width"], rows["height"]])
     return {
         "failed": rows["status"] == Status.FAILED,
         "dead_map": ok & (heat == "dead"),
@@ -80,6 +82,7 @@ def find_flags(rows: Columns, whole: Columns, settings: AuditConfig) -> Marks:
         "bright": ok & (rows["image_mean"] > settings.bright),
         "flat": ok & (rows["image_std"] < settings.flat),
         "blurry": ok & (rows["image_sharpness"] < settings.blurry) & (rows["image_std"] >= settings.flat),
+        "odd_shape": ok & (sides.min(0) < _ODD_SHAPE * sides.max(0)),
         "exact_duplicate": ok & whole["exact_duplicate"],
         "near_duplicate": ok & whole["near_duplicate"] & ~whole["exact_duplicate"],
     }

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger.committed import RecordFile, checksum
-from camray.ledger.table import TABLE, Table
-from camray.records import RECORD_SCHEMA, Status
+from camray.ledger.table import RECORDS, SCORES, Kind, Table
+from camray.records import Status
 from camray.review.pruned import pruned_runs
-from camray.review.status import committed_shards, open_out
+from camray.review.status import committed_shards, open_either
 from camray.storage import Folder
 
 _COLUMNS = ["run_id", "member", "index", "status", "error_code", "target_class"]
@@ -45,11 +45,33 @@ def find_problems(out: Folder, table: Table) -> Iterator[str]:
         )
 
 
+def find_score_problems(out: Folder, table: Table) -> Iterator[str]:
+    """Yield each problem of the scores of comparisons in one line."""
+    said = committed_shards(table)
+    for panel in sorted({panel for panel, _key in said}):
+        if not out.exists(f"panels/{panel}.json"):
+            yield f"panels/{panel}.json is missing"
+        try:
+            shards = table.shards(panel)
+        except UsageError as error:
+            yield str(error)
+            continue
+        for key, statement in sorted((k, s) for (p, k), s in said.items() if p == panel):
+            where = f"shard {statement['uri']}"
+            if key not in shards:
+                yield f"{where}: its score files are not in the table"
+            for file in shards.get(key, []):
+                try:
+                    _intact(out, file, SCORES)
+                except Exception as error:  # noqa: BLE001 - as above
+                    yield f"{where}: {file.path}: {printable(str(error), 160)}"
+
+
 def print_verify(place: str, as_json: bool) -> ExitCode:
     """Print the problems, or that there are none; exit 5 where there are any."""
-    out, table = open_out(place)
-    problems = list(find_problems(out, table))
-    said = committed_shards(table)
+    out, table, scores = open_either(place)
+    problems = [*find_problems(out, table), *find_score_problems(out, scores)]
+    said = committed_shards(table) | committed_shards(scores)
     members = sum(int(s["members"]) for s in said.values())
     if as_json:
         print(json.dumps({"shards": len(said), "members": members, "problems": problems}))
@@ -115,8 +137,13 @@ def _check_row(
 
 
 def _read(out: Folder, file: RecordFile) -> list[dict[str, Any]]:
-    """Read a whole record file; its bytes, schema and rows must be as committed."""
-    data = out.read(f"{TABLE}/{file.path}")
+    rows: list[dict[str, Any]] = _intact(out, file, RECORDS).select(_COLUMNS).to_pylist()
+    return rows
+
+
+def _intact(out: Folder, file: RecordFile, kind: Kind) -> pa.Table:
+    """Read a whole file of a table; its bytes, schema and rows must be as committed."""
+    data = out.read(f"{kind.folder}/{file.path}")
     if len(data) != file.size_bytes:
         raise pa.ArrowInvalid(f"{len(data)} bytes, committed with {file.size_bytes}")
     if checksum(data) != file.checksum:
@@ -124,11 +151,10 @@ def _read(out: Folder, file: RecordFile) -> list[dict[str, Any]]:
     table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
     if table.num_rows != file.rows:
         raise pa.ArrowInvalid(f"{table.num_rows} rows, committed with {file.rows}")
-    if not table.schema.equals(RECORD_SCHEMA):
-        raise pa.ArrowInvalid("its columns are not those of the record schema")
+    if not table.schema.equals(kind.schema):
+        raise pa.ArrowInvalid(f"its columns are not those of the {kind.folder} schema")
     table.validate(full=True)
-    rows: list[dict[str, Any]] = table.select(_COLUMNS).to_pylist()
-    return rows
+    return table
 
 
 def _overlays(out: Folder, explainer: str) -> dict[str, int]:

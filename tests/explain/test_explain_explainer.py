@@ -435,6 +435,10 @@ def test_several_targets_are_several_rows_of_one_member(
     clean: BatchExplainer, pixels: np.ndarray[Any, Any]
 ) -> None:
     rows = rows_of(retargeted(clean, target="top:3")(decoded(pixels[:3])))
+    for first, second, third in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        one, two = (np.maximum(row["heatmap"], 0) for row in (first, second))
+        expected = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
+        assert [r["heat_top2_cosine"] for r in (first, second, third)] == pytest.approx([expected] * 3)
     assert [r["index"] for r in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for i in range(3):
         mine = rows[3 * i : 3 * i + 3]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from camray.explain.signals import heat_signals, heat_status
+from camray.explain.signals import heat_signals, heat_status, top2_cosine
 
 NAMES = {
     "heat_ring_mass", "heat_corner_mass", "heat_corner", "heat_entropy", "heat_gini", "heat_center_x",
@@ -33,6 +33,20 @@ def test_a_uniform_map() -> None:
         assert found["heat_gini"] == pytest.approx(0.0, abs=1e-12)
         assert (found["heat_center_x"], found["heat_center_y"]) == pytest.approx((0.5, 0.5))
         assert found["heat_spread"] == pytest.approx(math.sqrt((size**2 - 1) / 12 * 2) / size)
+
+
+def test_maps_of_the_two_best_classes() -> None:
+    """Cosines by hand; a third class does not count, negative heat neither, a dead map gives none."""
+    maps = torch.tensor([
+        [[[3.0, 4.0]], [[4.0, 3.0]], [[0.0, 9.0]]],
+        [[[2.0, 0.0]], [[-5.0, 1.0]], [[1.0, 1.0]]],
+        [[[1.0, 2.0]], [[2.0, 4.0]], [[0.0, 0.0]]],
+        [[[1.0, 2.0]], [[-1.0, 0.0]], [[1.0, 1.0]]],
+    ])  # fmt: skip
+    found = top2_cosine(maps)
+    assert found[:3] == pytest.approx([24 / 25, 0.0, 1.0])
+    assert found[3] is None
+    assert top2_cosine(maps[:, :1]) == [None] * 4
 
 
 def test_one_hot_cell_in_the_middle() -> None:

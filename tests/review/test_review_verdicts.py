@@ -61,6 +61,9 @@ def test_a_good_row() -> None:
         ({"margin": 0.01}, "low_margin", "low_margin"),
         ({"image_mean": 3.0}, "ok", "dark"),
         ({"image_std": 1.0, "image_sharpness": 0.0}, "ok", "flat"),
+        ({"width": 1000.0, "height": 349.0}, "ok", "odd_shape"),
+        ({"width": 349.0, "height": 1000.0}, "ok", "odd_shape"),
+        ({"width": 1000.0, "height": 351.0}, "ok", None),
         ({"heat_in_box": 0.2}, "ok", "off_object"),
         ({"heat_in_box": 0.2, "heat_in_mask": 0.9}, "ok", None),  # the mask knows better
     ],
