@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -124,10 +125,34 @@ def test_the_runbook_knows_every_exit_code() -> None:
     assert told == {int(code) for code in ExitCode}
 
 
-def test_alerts_ask_for_gauges_that_an_audit_writes() -> None:
+def emitted() -> set[str]:
+    """Every metric that the code writes, by the name under which Prometheus sees it."""
+    from camray.metrics import COUNTERS, GAUGES
     from camray.review.gate import RATES
 
+    audit = {"camray_audit_gate_fired"} | {f"camray_audit_{name}" for name in RATES}
+    audit |= {f"camray_audit_images_{name}" for name in ("archive", "night", "rows", "failed")}
+    return audit | {f"ray_{name}_total" for name in COUNTERS} | {f"ray_{name}" for name in GAUGES}
+
+
+def test_alerts_ask_for_metrics_that_are_written() -> None:
     (rules,) = documents(DEPLOY / "alerts.yaml")
-    expressions = " ".join(rule["expr"] for group in rules["groups"] for rule in group["rules"])
-    written = {"camray_audit_gate_fired"} | {f"camray_audit_{name}" for name in RATES}
-    assert set(re.findall(r"camray_\w+", expressions)) <= written
+    expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    asked = {name for text in expressions for name in re.findall(r"\b(?:ray_)?camray_\w+", text)}
+    assert len(asked) >= 5
+    assert asked <= emitted()
+
+
+def test_the_dashboard_asks_for_metrics_that_are_written() -> None:
+    board = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked = {name for text in expressions for name in re.findall(r"\b(?:ray_)?camray_\w+", text)}
+    assert asked <= emitted()
+    assert {name for name in emitted() if name.startswith("ray_")} <= asked, "a metric that nobody looks at"
+    labels = {label for text in expressions for label in re.findall(r"by \((\w+)\)", text)}
+    from camray.metrics import COUNTERS, GAUGES, OWNER
+
+    assert labels <= {label for _, label in (COUNTERS | GAUGES).values()} | {OWNER}
+    places = [(p["gridPos"]["x"], p["gridPos"]["y"], p["gridPos"]["w"]) for p in board["panels"]]
+    assert len(set(places)) == len(places)
+    assert all(x + w <= 24 for x, _, w in places)

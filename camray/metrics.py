@@ -1,0 +1,68 @@
+"""What Prometheus sees of a run while it works, through Ray's own metrics. Told from receipts, by the driver.
+
+Ray puts `ray_` before each name and `_total` behind a counter, and serves them at every node's metrics port.
+The numbers of a finished night are elsewhere: OUT/runs/<run>/run.json and metrics.prom.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from camray.progress import RunProgress
+
+OWNER = "explainer"  # a label of every metric: the explainer id, or the panel of a comparison
+COUNTERS = {  # name: what it counts, and the label beside the explainer
+    "camray_images": ("images finished, by what became of them", "status"),
+    "camray_failures": ("failed images, by error code", "code"),
+    "camray_stage_seconds": ("seconds of work, by stage, all workers together", "stage"),
+    "camray_changed_answers": ("answers that were others with the hot border blurred", "region"),
+}
+GAUGES = {
+    "camray_shards_left": ("shards not committed yet", None),
+    "camray_bottleneck_share": ("share of the model's time that it works, or waits for `limit`", "limit"),
+}
+
+
+def counted(progress: RunProgress) -> Iterator[tuple[str, str, float]]:
+    """Give every counter's value so far: name, label, value."""
+    images = progress.images
+    yield from (("camray_images", s, n) for s, n in (("ok", images.ok), ("skipped", images.skipped)))
+    yield "camray_images", "failed", images.n_failed
+    yield from (("camray_failures", code, n) for code, n in images.failed.items())
+    yield from (("camray_stage_seconds", stage, n) for stage, n in progress.stage_seconds.items())
+    yield "camray_changed_answers", "border", progress.changed_answers
+
+
+class RunMetrics:
+    """Tells Ray what has changed since it was told last."""
+
+    def __init__(self, owner: str) -> None:
+        from ray.util.metrics import Counter, Gauge
+
+        tags = {OWNER: owner}
+        self._counters = {
+            name: Counter(name, text, (OWNER, label)).set_default_tags(tags)
+            for name, (text, label) in COUNTERS.items()
+        }
+        self._gauges = {
+            name: Gauge(name, text, (OWNER, label) if label else (OWNER,)).set_default_tags(tags)
+            for name, (text, label) in GAUGES.items()
+        }
+        self._told: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self._limit = ""
+
+    def tell(self, progress: RunProgress) -> None:
+        """Pass on what has changed."""
+        for name, label, value in counted(progress):
+            grown = value - self._told[name, label]
+            if grown > 0:
+                self._told[name, label] = value
+                self._counters[name].inc(grown, {COUNTERS[name][1]: label})
+        self._gauges["camray_shards_left"].set(progress.shards_left)
+        limit, share = progress.limit()
+        if self._limit not in ("", limit):
+            self._gauges["camray_bottleneck_share"].set(0, {"limit": self._limit})
+        if limit:
+            self._gauges["camray_bottleneck_share"].set(share, {"limit": limit})
+        self._limit = limit
