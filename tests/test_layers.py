@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "panels": {"camray.config"},
     "arguments": {"camray.errors"},
     "compare_options": {"camray.arguments"},
+    "run_options": {"camray.arguments", "camray.config"},
     "archive": ROOTS,
     "cam": {"camray.errors"},
     "ledger": ROOTS,
@@ -37,6 +38,9 @@ MAY_IMPORT = {
     "canary": ROOTS
     | {"camray.archive", "camray.attempts", "camray.explain", "camray.ledger", "camray.pipeline"}
     | {"camray.prepare", "camray.stages"},
+    "pilot": ROOTS
+    | {"camray.archive", "camray.attempts", "camray.explain.actor", "camray.ledger", "camray.prepare"}
+    | {"camray.stages"},
     "run": ROOTS
     | {"camray.canary", "camray.explain", "camray.ledger", "camray.metrics", "camray.pipeline"}
     | {"camray.prepare", "camray.progress"},
@@ -62,7 +66,8 @@ ONLY_IN = {
     "scipy": {"measure", "review/clusters.py", "review/drift.py"},
     "pyarrow": {
         "archive", "attempts.py", "canary.py", "compare.py", "compare_report.py", "explain", "ledger",
-        "measure", "panels.py", "pipeline.py", "prepare.py", "records.py", "review", "stages.py", "storage.py",
+        "measure", "panels.py", "pilot.py", "pipeline.py", "prepare.py", "records.py", "review", "stages.py",
+        "storage.py",
     },
 }  # fmt: skip
 
