@@ -1,4 +1,4 @@
-"""The options of `camray explain`, `audit` and `plan`, those of models for others too, and which are common."""
+"""The options of `camray explain`, `audit` and `plan`; which of all commands' options are common."""
 
 from __future__ import annotations
 
