@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import pyarrow as pa
@@ -39,7 +39,7 @@ def find_problems(out: Folder, table: Table) -> Iterator[str]:
         for key, statement in sorted((k, s) for (e, k), s in said.items() if e == explainer):
             unaccounted.discard(key)
             files = shards.get(key, [])
-            yield from _check_shard(out, statement, files, overlays, pruned)
+            yield from _check_shard(out, statement, files, overlays, pruned, table.columns)
         yield from (
             f"shard {key} is in the table but no commit accounts for it" for key in sorted(unaccounted)
         )
@@ -67,6 +67,7 @@ def _check_shard(
     files: list[RecordFile],
     overlays: dict[str, int],
     pruned: frozenset[str],
+    columns: Set[str],
 ) -> Iterator[str]:
     """Compare what the commit said of a shard with what its files hold."""
     where = f"shard {said['uri']}"
@@ -77,7 +78,7 @@ def _check_shard(
     seen: Counter[tuple[int, int | None]] = Counter()
     for file in files:
         try:
-            rows = _read(out, file)
+            rows = _read(out, file, columns)
         except Exception as error:  # noqa: BLE001 - damage makes readers raise whatever they like
             yield f"{where}: {file.path}: {printable(str(error), 160)}"
             return
@@ -114,8 +115,8 @@ def _check_row(
         yield f"{where}: heatmap of {row['member']} has {len(row['heatmap'])} values"
 
 
-def _read(out: Folder, file: RecordFile) -> list[dict[str, Any]]:
-    """Read a whole record file; its bytes, schema and rows must be as committed."""
+def _read(out: Folder, file: RecordFile, columns: Set[str]) -> list[dict[str, Any]]:
+    """Read a whole record file; its bytes, columns and rows must be as committed."""
     data = out.read(f"{TABLE}/{file.path}")
     if len(data) != file.size_bytes:
         raise pa.ArrowInvalid(f"{len(data)} bytes, committed with {file.size_bytes}")
@@ -124,7 +125,8 @@ def _read(out: Folder, file: RecordFile) -> list[dict[str, Any]]:
     table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
     if table.num_rows != file.rows:
         raise pa.ArrowInvalid(f"{table.num_rows} rows, committed with {file.rows}")
-    if not table.schema.equals(RECORD_SCHEMA):
+    written = pa.schema([field for field in RECORD_SCHEMA if field.name in columns])
+    if not table.schema.equals(written):
         raise pa.ArrowInvalid("its columns are not those of the record schema")
     table.validate(full=True)
     rows: list[dict[str, Any]] = table.select(_COLUMNS).to_pylist()
