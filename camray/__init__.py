@@ -23,6 +23,7 @@ __all__ = [
     "ExitCode",
     "UsageError",
     "__version__",
+    "audit_archive",
     "compare_methods",
     "explain_archive",
     "open_records",
@@ -45,6 +46,24 @@ def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Any:
 
     named = {"archive.path": archive, "out": out, "model.name": model, **settings}
     return run.explain(load(None, named), Reporter())
+
+
+def audit_archive(archive: str, out: str, model: str, **settings: Any) -> Any:
+    """Explain what is new in an archive and audit it from Python, as `camray audit` does.
+
+    Further settings go by their dotted names: ``**{"audit.fail_on": "confirmed_rate>0.5%"}``.
+    Returns a `camray.audit.Outcome`: exit code, run id, OUT, explainer id, summary, the place of the page.
+
+    Raises:
+        UsageError: a bad setting; nothing was written.
+        CamrayError: with `exit_code`, for everything else camray stops at.
+    """
+    from camray import audit
+    from camray.progress import Reporter
+    from camray.settings import load
+
+    named = {"archive.path": archive, "out": out, "model.name": model, **settings}
+    return audit.audit(load(None, named, audit.DEFAULTS), Reporter())
 
 
 def compare_methods(archive: str, out: str, model: str, methods: Sequence[str], **settings: Any) -> Any:

@@ -171,32 +171,11 @@ def _explain(args: argparse.Namespace) -> ExitCode:
     return outcome.code
 
 
-# What the audit of a night has where nothing else is asked for: the second look, a canary, pictures.
-_AUDIT_DEFAULTS = {
-    "audit.confirm": 0.15, "audit.canary": 16, "overlay.policy": "flagged", "overlay.picture": "triple",
-}  # fmt: skip
-
-
 def _audit(args: argparse.Namespace) -> ExitCode:
+    from camray.audit import DEFAULTS, audit
     from camray.progress import Reporter
-    from camray.review.gate import parse_gate
-    from camray.review.night import audit_night, exit_code
-    from camray.review.report import write_report
-    from camray.review.reviewed import check_reviews
-    from camray.run import explain
 
-    settings = _settings(args, _AUDIT_DEFAULTS)
-    parse_gate(settings.audit.fail_on)
-    given = getattr(args, "reviewed", [])
-    check_reviews(given)
-    reporter = Reporter(args.json)
-    outcome = explain(settings, reporter)
-    if outcome.code not in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
-        return outcome.code
-    summary = audit_night(outcome.out, outcome.explainer, outcome.run_id, settings.audit, given)
-    reporter.say(summary["message"].removeprefix("camray: "), **summary["rates"])
-    reporter.say(f"report: {write_report(outcome.out)}")
-    return exit_code(summary) or outcome.code
+    return audit(_settings(args, DEFAULTS), Reporter(args.json), getattr(args, "reviewed", [])).code
 
 
 def _plan(args: argparse.Namespace) -> ExitCode:

@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "run": ROOTS
     | {"camray.canary", "camray.explain", "camray.ledger", "camray.metrics", "camray.pipeline"}
     | {"camray.prepare", "camray.progress"},
+    "audit": ROOTS | {"camray.progress", "camray.review", "camray.run"},
     "compare_plan": ROOTS
     | {"camray.archive", "camray.cam", "camray.explain", "camray.ledger", "camray.measure"}
     | {"camray.prepare"},

@@ -14,7 +14,7 @@ from ledger_world import E1, committed, rows, shard
 
 import camray
 from camray.cli import main
-from camray.config import AuditConfig
+from camray.config import AuditConfig, Explainer, InputSpec
 from camray.ledger.committed import checksum, file_name
 from camray.ledger.table import TABLE_SCHEMA, VERSION_KEY, Table
 from camray.records import RECORD_SCHEMA, SCHEMA_VERSION
@@ -39,9 +39,9 @@ def old_out(out: Folder) -> None:
     data = buffer.getvalue()
     path = file_name(E1, shard().id, 0, checksum(data), "explainer")
     out.write(f"records/{path}", data)
-    out.write(f"explainers/{E1}.json", json.dumps(
-        {"model": "m", "method": "gradcam", "target_layer": "l", "target": "predicted", "class_names": [],
-         "num_classes": 2}).encode())  # fmt: skip
+    spec = InputSpec(4, 4, (4, 4), "center", "bicubic", (0.5,) * 3, (0.5,) * 3)
+    what = Explainer("m", {}, "0" * 64, ("a", "b"), 2, spec, "gradcam", "predicted", "l", {}, 5, 10**8, 1)
+    out.write(f"explainers/{E1}.json", what.to_json().encode())
     said = {
         "explainer": E1, "key": shard().key, "content": shard().content_key, "uri": shard().uri, "members": 3,
         "ok": 3, "failed": {}, "skipped": 0, "shard_errors": {},
