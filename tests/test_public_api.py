@@ -48,7 +48,9 @@ def test_version_is_a_version() -> None:
 
 SIGNATURES = {
     "audit_archive": "(archive: str, out: str, model: str, **settings: Any) -> Any",
-    "compare_methods": "(archive: str, out: str, model: str, methods: collections.abc.Sequence[str], **settings: Any) -> Any",
+    "compare_methods": (
+        "(archive: str, out: str, model: str, methods: collections.abc.Sequence[str], **settings: Any) -> Any"
+    ),
     "explain_archive": "(archive: str, out: str, model: str, **settings: Any) -> Any",
     "open_records": "(out: str) -> Any",
 }
