@@ -4,12 +4,21 @@ archive ──> plan ──> read ──> decode ──> explain ──> sink �
 (shards)  (driver)  (CPU)     (CPU)     (actors)    (CPU)   (driver)   (readers)
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from camray.config import Config
 from camray.errors import CamrayError, ErrorCode, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
+
+    from camray.audit import Outcome as AuditOutcome
+    from camray.compare import Outcome as CompareOutcome
+    from camray.run import Outcome
 
 try:
     __version__ = version("camray")
@@ -30,7 +39,7 @@ __all__ = [
 ]
 
 
-def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Any:
+def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Outcome:
     """Explain an archive from Python, as `camray explain ARCHIVE OUT --model MODEL` does.
 
     Further settings go by their dotted names: ``**{"method.target": "label", "run.batch_size": 32}``.
@@ -48,7 +57,7 @@ def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Any:
     return run.explain(load(None, named), Reporter())
 
 
-def audit_archive(archive: str, out: str, model: str, **settings: Any) -> Any:
+def audit_archive(archive: str, out: str, model: str, **settings: Any) -> AuditOutcome:
     """Explain what is new in an archive and audit it from Python, as `camray audit` does.
 
     Further settings go by their dotted names: ``**{"audit.fail_on": "confirmed_rate>0.5%"}``.
@@ -66,7 +75,9 @@ def audit_archive(archive: str, out: str, model: str, **settings: Any) -> Any:
     return audit.audit(load(None, named, audit.DEFAULTS), Reporter())
 
 
-def compare_methods(archive: str, out: str, model: str, methods: Sequence[str], **settings: Any) -> Any:
+def compare_methods(
+    archive: str, out: str, model: str, methods: Sequence[str], **settings: Any
+) -> CompareOutcome:
     """Measure methods on a sample of an archive from Python, as `camray compare` does.
 
     Further settings go by their dotted names: ``**{"archive.sample": 500, "compare.baseline": "zero"}``.
@@ -84,7 +95,7 @@ def compare_methods(archive: str, out: str, model: str, methods: Sequence[str], 
     return compare.compare(load(None, named | settings), Reporter())
 
 
-def open_records(out: str) -> Any:
+def open_records(out: str) -> Dataset:
     """Open the committed records of OUT as a `pyarrow.dataset.Dataset`; no row is read yet.
 
     Raises:

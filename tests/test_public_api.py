@@ -46,13 +46,12 @@ def test_version_is_a_version() -> None:
     assert [part.isdigit() for part in camray.__version__.split(".")[:2]] == [True, True]
 
 
+SETTINGS = "**settings: Any"
 SIGNATURES = {
-    "audit_archive": "(archive: str, out: str, model: str, **settings: Any) -> Any",
-    "compare_methods": (
-        "(archive: str, out: str, model: str, methods: collections.abc.Sequence[str], **settings: Any) -> Any"
-    ),
-    "explain_archive": "(archive: str, out: str, model: str, **settings: Any) -> Any",
-    "open_records": "(out: str) -> Any",
+    "audit_archive": f"(archive: str, out: str, model: str, {SETTINGS}) -> AuditOutcome",
+    "compare_methods": f"(archive: str, out: str, model: str, methods: Sequence[str], {SETTINGS}) -> CompareOutcome",
+    "explain_archive": f"(archive: str, out: str, model: str, {SETTINGS}) -> Outcome",
+    "open_records": "(out: str) -> Dataset",
 }
 
 
