@@ -66,8 +66,8 @@ ONLY_IN = {
     "pydicom": {"archive/dicom.py"},
     "scipy": {"measure", "review/clusters.py", "review/drift.py"},
     "pyarrow": {
-        "archive", "attempts.py", "canary.py", "compare.py", "compare_report.py", "explain", "ledger",
-        "measure", "panels.py", "pilot.py", "pipeline.py", "prepare.py", "records.py", "review", "stages.py",
+        "__init__.py", "archive", "attempts.py", "canary.py", "compare.py", "compare_report.py", "explain",
+        "ledger", "measure", "panels.py", "pilot.py", "pipeline.py", "prepare.py", "records.py", "review", "stages.py",
         "storage.py",
     },
 }  # fmt: skip

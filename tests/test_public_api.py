@@ -46,11 +46,11 @@ def test_version_is_a_version() -> None:
     assert [part.isdigit() for part in camray.__version__.split(".")[:2]] == [True, True]
 
 
-SETTINGS = "**settings: Any"
+SETTINGS, PLACES = "**settings: Any", "archive: str, out: str, model: str"
 SIGNATURES = {
-    "audit_archive": f"(archive: str, out: str, model: str, {SETTINGS}) -> AuditOutcome",
-    "compare_methods": f"(archive: str, out: str, model: str, methods: Sequence[str], {SETTINGS}) -> CompareOutcome",
-    "explain_archive": f"(archive: str, out: str, model: str, {SETTINGS}) -> Outcome",
+    "audit_archive": f"({PLACES}, {SETTINGS}) -> AuditOutcome",
+    "compare_methods": f"({PLACES}, methods: Sequence[str], {SETTINGS}) -> CompareOutcome",
+    "explain_archive": f"({PLACES}, {SETTINGS}) -> Outcome",
     "open_records": "(out: str) -> Dataset",
 }
 
