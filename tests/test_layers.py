@@ -67,8 +67,8 @@ ONLY_IN = {
     "scipy": {"measure", "review/clusters.py", "review/drift.py"},
     "pyarrow": {
         "__init__.py", "archive", "attempts.py", "canary.py", "compare.py", "compare_report.py", "explain",
-        "ledger", "measure", "panels.py", "pilot.py", "pipeline.py", "prepare.py", "records.py", "review", "stages.py",
-        "storage.py",
+        "ledger", "measure", "panels.py", "pilot.py", "pipeline.py", "prepare.py", "records.py", "review",
+        "stages.py", "storage.py",
     },
 }  # fmt: skip
 
