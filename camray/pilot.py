@@ -68,12 +68,14 @@ class Pilot:
         """Say each figure with what it rests on."""
         ms = ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in self.seconds.items())
         of_what = "a GPU and a core" if self.device == "cuda" else "one core"
+        busy = f"{self.actors * self.hours:,.2f} GPU hours"
+        busy = busy if self.device == "cuda" else f"{self.cores * self.hours:,.2f} core hours"
         records, overlays = (self.archive_images * b / 1e6 for b in (self.record_bytes, self.overlay_bytes))
         return {
             "pilot": f"{self.images} images from {self.shards} shards, in this process",
             "an image": f"{ms} ms ({of_what} of this machine)",
             "speed": f"{self.images_per_s:,.1f} images/s: {self.actors} actors, {self.cores} cores, no waits",
-            "time": f"{self.hours:,.2f} h for {self.archive_images:,} images, start-up not counted",
+            "time": f"{self.hours:,.2f} h, {busy}, for {self.archive_images:,} images; start-up not counted",
             "images": self.counted,
             "output": f"{records:,.1f} MB of records, {overlays:,.1f} MB of overlays, at the pilot's size",
         }
