@@ -20,6 +20,7 @@ from camray.ledger.table import TABLE_SCHEMA
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "demo" / "README.md",
     ROOT / "deploy" / "RUNBOOK.md",
