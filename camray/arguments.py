@@ -18,8 +18,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args: Any, common: frozenset[str] | None = None, **options: Any) -> None:
-        formatter = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
-        super().__init__(*args, formatter_class=formatter, **options)
+        options["formatter_class"] = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
+        super().__init__(*args, **options)
         self.register("action", None, Once)
         self.common = common
         if common is not None:

@@ -6,11 +6,15 @@ The numbers of a finished night are elsewhere: OUT/runs/<run>/run.json and metri
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
 
 from camray.progress import RunProgress
 
+TELL_EVERY_S = 5.0  # half of Ray's report interval
 OWNER = "explainer"  # a label of every metric: the explainer id, or the panel of a comparison
 COUNTERS = {  # name: what it counts, and the label beside the explainer
     "camray_images": ("images finished, by what became of them", "status"),
@@ -30,14 +34,19 @@ def counted(progress: RunProgress) -> Iterator[tuple[str, str, float]]:
     yield from (("camray_images", s, n) for s, n in (("ok", images.ok), ("skipped", images.skipped)))
     yield "camray_images", "failed", images.n_failed
     yield from (("camray_failures", code, n) for code, n in images.failed.items())
-    yield from (("camray_stage_seconds", stage, n) for stage, n in progress.stage_seconds.items())
+    seconds = dict(progress.stage_seconds)  # a copy in one step: another thread adds to it
+    yield from (("camray_stage_seconds", stage, n) for stage, n in seconds.items())
     yield "camray_changed_answers", "border", progress.changed_answers
 
 
 class RunMetrics:
-    """Tells Ray what has changed since it was told last."""
+    """Tells Ray every few seconds what has changed: ``with RunMetrics(owner, progress): ...``.
 
-    def __init__(self, owner: str) -> None:
+    From a thread: Ray forgets a gauge that is not set again within two of its reports, and a run that stands
+    still must not vanish.
+    """
+
+    def __init__(self, owner: str, progress: RunProgress) -> None:
         from ray.util.metrics import Counter, Gauge
 
         tags = {OWNER: owner}
@@ -49,20 +58,33 @@ class RunMetrics:
             name: Gauge(name, text, (OWNER, label) if label else (OWNER,)).set_default_tags(tags)
             for name, (text, label) in GAUGES.items()
         }
+        self._progress = progress
         self._told: defaultdict[tuple[str, str], float] = defaultdict(float)
-        self._limit = ""
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="metrics", daemon=True)
 
-    def tell(self, progress: RunProgress) -> None:
-        """Pass on what has changed."""
-        for name, label, value in counted(progress):
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._done.wait(TELL_EVERY_S):
+            self._tell()
+        self._tell()
+
+    def _tell(self) -> None:
+        for name, label, value in counted(self._progress):
             grown = value - self._told[name, label]
             if grown > 0:
                 self._told[name, label] = value
                 self._counters[name].inc(grown, {COUNTERS[name][1]: label})
-        self._gauges["camray_shards_left"].set(progress.shards_left)
-        limit, share = progress.limit()
-        if self._limit not in ("", limit):
-            self._gauges["camray_bottleneck_share"].set(0, {"limit": self._limit})
+        self._gauges["camray_shards_left"].set(self._progress.shards_left)
+        limit, share = self._progress.limit()
         if limit:
             self._gauges["camray_bottleneck_share"].set(share, {"limit": limit})
-        self._limit = limit

@@ -157,16 +157,13 @@ def _commits(work: Work, run_id: str, progress: RunProgress, pool: Pool) -> Iter
     progress.actors = pool.actors
     state = {name: tensor.numpy() for name, tensor in work.module.state_dict().items()}
     flow = work.flow(ray.put(state), run_id)
-    metrics = RunMetrics(work.owner)
-    with _signals(), progress:
+    with _signals(), progress, RunMetrics(work.owner, progress):
         for notes in run_waves(work.tasks, flow, pool):
             commits = desk.take(notes)
             progress.take(notes, len(commits))
-            metrics.tell(progress)
             yield from (c.accounting for c in commits)
         commits = desk.flush()
         progress.take([], len(commits))
-        metrics.tell(progress)
         yield from (c.accounting for c in commits)
     if desk.open_shards:
         why = "".join(f"; {reason}" for reason in desk.unread()[:3])
