@@ -4,12 +4,21 @@ archive ──> plan ──> read ──> decode ──> explain ──> sink �
 (shards)  (driver)  (CPU)     (CPU)     (actors)    (CPU)   (driver)   (readers)
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from camray.config import Config
 from camray.errors import CamrayError, ErrorCode, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
+
+    from camray.audit import Outcome as AuditOutcome
+    from camray.compare import Outcome as CompareOutcome
+    from camray.run import Outcome
 
 try:
     __version__ = version("camray")
@@ -23,13 +32,14 @@ __all__ = [
     "ExitCode",
     "UsageError",
     "__version__",
+    "audit_archive",
     "compare_methods",
     "explain_archive",
     "open_records",
 ]
 
 
-def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Any:
+def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Outcome:
     """Explain an archive from Python, as `camray explain ARCHIVE OUT --model MODEL` does.
 
     Further settings go by their dotted names: ``**{"method.target": "label", "run.batch_size": 32}``.
@@ -47,7 +57,27 @@ def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Any:
     return run.explain(load(None, named), Reporter())
 
 
-def compare_methods(archive: str, out: str, model: str, methods: Sequence[str], **settings: Any) -> Any:
+def audit_archive(archive: str, out: str, model: str, **settings: Any) -> AuditOutcome:
+    """Explain what is new in an archive and audit it from Python, as `camray audit` does.
+
+    Further settings go by their dotted names: ``**{"audit.fail_on": "confirmed_rate>0.5%"}``.
+    Returns a `camray.audit.Outcome`: exit code, run id, OUT, explainer id, summary, the place of the page.
+
+    Raises:
+        UsageError: a bad setting; nothing was written.
+        CamrayError: with `exit_code`, for everything else camray stops at.
+    """
+    from camray import audit
+    from camray.progress import Reporter
+    from camray.settings import load
+
+    named = {"archive.path": archive, "out": out, "model.name": model, **settings}
+    return audit.audit(load(None, named, audit.DEFAULTS), Reporter())
+
+
+def compare_methods(
+    archive: str, out: str, model: str, methods: Sequence[str], **settings: Any
+) -> CompareOutcome:
     """Measure methods on a sample of an archive from Python, as `camray compare` does.
 
     Further settings go by their dotted names: ``**{"archive.sample": 500, "compare.baseline": "zero"}``.
@@ -65,7 +95,7 @@ def compare_methods(archive: str, out: str, model: str, methods: Sequence[str], 
     return compare.compare(load(None, named | settings), Reporter())
 
 
-def open_records(out: str) -> Any:
+def open_records(out: str) -> Dataset:
     """Open the committed records of OUT as a `pyarrow.dataset.Dataset`; no row is read yet.
 
     Raises:

@@ -6,15 +6,19 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from camray import __version__, compare_options, config
-from camray.arguments import Pairs, Parser, numbers, sizes
+from camray.arguments import Parser
 from camray.errors import CamrayError, ExitCode, printable
+from camray.run_options import COMMON, add_model_options, add_places, add_run_options
 from camray.settings import load
 
 _EXITS = "exit codes:\n" + "\n".join(f"  {int(code):>3}  {code.meaning}" for code in ExitCode)
+_EXIT_NAMES = "exit codes: " + " · ".join(f"{int(code)} {code.name.lower()}" for code in ExitCode)
+_SHORT_EXITS = textwrap.fill(_EXIT_NAMES.replace("_", " ") + " (camray --help)", 98, subsequent_indent="  ")
 # Option name -> dotted config name. Only what the user typed overrides the TOML file.
 _SETTINGS = {
     "archive": "archive.path", "out": "out", "include": "archive.include", "exclude": "archive.exclude",
@@ -82,30 +86,36 @@ def build_parser() -> argparse.ArgumentParser:
         prog="camray",
         description="Explain every image of an archive: what the model said and where it looked.",
         epilog=_EXITS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="camray COMMAND ... (camray COMMAND --help)",
     )
     parser.add_argument("--version", action="version", version=f"camray {__version__}")
-    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    verbs = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", prog="camray", parser_class=Parser
+    )
 
     def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        common = frozenset(COMMON[name]) if name in COMMON else None
+        given = "MODEL" if name == "layers" else "ARCHIVE OUT --model NAME" if common else "OUT"
         sub: argparse.ArgumentParser = verbs.add_parser(
-            name, help=text, description=text, epilog=_EXITS,
-            formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+            name, help=text, description=text, epilog=_SHORT_EXITS, common=common,
+            usage=f"camray {name} {given} [options]", argument_default=argparse.SUPPRESS,
         )  # fmt: skip
         sub.set_defaults(run=run, debug=False, json=False)
         sub.add_argument("--json", action="store_true", help="JSON lines on stdout")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return sub
 
+    planned = verb("plan", _plan, "show what explain would do, how much, and why the rest is skipped")
+    planned.add_argument("--pilot", type=int, metavar="N", help="explain N images here: speed, hours, bytes")
+    add_run_options(planned)
     for name, run, text in (
         ("explain", _explain, "explain what is new in ARCHIVE and commit it to OUT; rerun to resume"),
         ("audit", _audit, "explain what is new, then find where the model is right for the wrong reason"),
-        ("plan", _plan, "show what explain would do, how much, and why the rest is skipped"),
     ):
-        _add_run_options(verb(name, run, text))
+        add_run_options(verb(name, run, text))
     compared = verb("compare", _compare, "measure methods on a sample of ARCHIVE; rerun to resume or to add")
-    _add_places(compared)
-    _add_model_options(compared)
+    add_places(compared)
+    add_model_options(compared)
     compare_options.add_compare_options(compared)
     for name, run, text in (
         ("status", _status, "show what OUT holds and how its runs ended"),
@@ -126,111 +136,13 @@ def build_parser() -> argparse.ArgumentParser:
     prune.add_argument("--pin", action="append", metavar="RUN", help="keep this run's too (repeatable)")
     prune.add_argument("--yes", action="store_true", help="do it; without, only say what would go")
     layers = verb("layers", _layers, "list the layers of a model and mark the one camray would choose")
-    _add_model_options(layers, positional=True)
+    add_model_options(layers, positional=True)
     layers.add_argument("--layer", metavar="NAME", help="check this layer")
     layers.add_argument("--all", action="store_true", help="also list layers that cannot carry a map")
     layers.add_argument("--maps", action="append", metavar="LAYER", help="draw its channels (repeatable)")
     layers.add_argument("--image", metavar="FILE", help="the image that --maps shows the channels of")
     layers.add_argument("--save", metavar="FOLDER", help="where --maps writes its pictures (feature-maps)")
     return parser
-
-
-_MODEL_HELP = (
-    "timm name, folder with config.json, torchvision:NAME, path/to/file.py:Class, package.module:factory, "
-    "or hf-hub:OWNER/NAME (fetched)"
-)
-
-
-def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
-    group = parser.add_argument_group("model")
-    if positional:
-        group.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
-    else:
-        group.add_argument("--model", metavar="NAME", help=_MODEL_HELP)
-    group.add_argument(
-        "--model-arg", action=Pairs, metavar="NAME=VALUE", help="argument of the model (repeatable)"
-    )
-    group.add_argument("--checkpoint", metavar="FILE", help=".safetensors, or .pth with a state_dict")
-    group.add_argument("--trust-pickle", action="store_true", help="run a pickled checkpoint as a program")
-    group.add_argument("--partial", action="store_true", help="go on with the weights that fit")
-    group.add_argument("--num-classes", type=int, metavar="N", help="size of the head; default: as weights")
-    group.add_argument("--class-names", metavar="FILE", help="class names: txt, csv, json, or imagenet")
-    group.add_argument(
-        "--activation", choices=("auto", "softmax", "sigmoid"), help="how outputs become scores (auto)"
-    )
-    group.add_argument("--download", action="store_true", help="fetch pretrained weights from the hub")
-    how = parser.add_argument_group("preprocessing (default: as the model says)")
-    how.add_argument("--input-size", type=sizes, metavar="N", help="side of the input, or HxW")
-    how.add_argument("--resize", type=sizes, metavar="N", help="shorter side before the crop, or HxW")
-    how.add_argument("--crop-pct", type=float, metavar="F", help="instead: input as a share of the resize")
-    how.add_argument("--crop-mode", choices=("center", "squash", "border"), help="how the aspect is handled")
-    how.add_argument("--interpolation", choices=("bicubic", "bilinear", "nearest", "lanczos"))
-    how.add_argument(
-        "--fast-decode", action="store_true", help="large JPEGs at 1/2, 1/4 or 1/8 of their size"
-    )
-    how.add_argument("--mean", type=numbers, metavar="M", help="of channels in 0..1: one number, or R,G,B")
-    how.add_argument("--std", type=numbers, metavar="S", help="of channels in 0..1: one number, or R,G,B")
-
-
-def _add_places(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "archive",
-        metavar="ARCHIVE",
-        nargs="?",
-        help="folder, tar, zip, Parquet or list of paths; path or URI",
-    )
-    parser.add_argument("out", metavar="OUT", nargs="?", help="folder for records, overlays and runs")
-    parser.add_argument("--config", metavar="TOML", help="settings; options on the command line win")
-
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    _add_places(parser)
-    _add_model_options(parser)
-    method = parser.add_argument_group("method")
-    method.add_argument("--method", metavar="NAME", help="class activation map method (gradcam)")
-    method.add_argument(
-        "--target", metavar="T", help="predicted (default), label, class index, top:5, above:0.5 ..."
-    )
-    method.add_argument("--layer", metavar="NAME", help="target layer; default: chosen for the model")
-    method.add_argument("--top-k", type=int, metavar="K", help="predictions kept per image (5)")
-    which = parser.add_argument_group("which images")
-    which.add_argument("--include", action="append", metavar="GLOB", help="only these paths (repeatable)")
-    which.add_argument("--exclude", action="append", metavar="GLOB", help="not these paths (repeatable)")
-    which.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-    which.add_argument("--sample", type=int, metavar="N", help="only N images, drawn with --seed")
-    which.add_argument("--seed", type=int, metavar="S", help="seed of --sample (0)")
-    which.add_argument("--image-column", metavar="NAME", help="Parquet: column of images; a list: of paths")
-    which.add_argument("--label-column", metavar="NAME", help="Parquet and lists: column of labels")
-    which.add_argument("--bbox", choices=("xywh", "xyxy"), help="what four numbers called bbox are (xywh)")
-    which.add_argument("--captions", action="store_true", help=".txt files are captions, never labels")
-    which.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (100 million)")
-    which.add_argument("--allow-empty", action="store_true", help="an archive without images is fine")
-    pictures = parser.add_argument_group("overlays")
-    pictures.add_argument("--overlays", choices=config.OVERLAY_POLICIES, help="which to draw (sample)")
-    pictures.add_argument("--overlay-sample", type=int, metavar="N", help="N per chunk of 256 images (16)")
-    pictures.add_argument(
-        "--overlay-on", choices=("input", "original"), help="draw on the model's view or ..."
-    )
-    pictures.add_argument(
-        "--overlay-alpha", type=float, metavar="A", help="strength of the colours, 0..1 (0.5)"
-    )
-    pictures.add_argument("--overlay-gamma", type=float, metavar="G", help="colours grow as heat ** G (0.5)")
-    pictures.add_argument("--overlay-picture", choices=("blend", "triple"), help="triple: image, map, blend")
-    pictures.add_argument("--colormap", metavar="NAME", help="turbo (default), jet, viridis, inferno, ...")
-    pictures.add_argument("--caption", action="store_true", help="write label and score under the picture")
-    audit = parser.add_argument_group("audit")
-    audit.add_argument("--confirm", type=float, metavar="F", help="share that may get a second look (0.15)")
-    audit.add_argument("--reviewed", action="append", metavar="FILE", help="decisions saved in the report")
-    audit.add_argument("--against", metavar="RUN", help="compare with this run too, beside last night")
-    audit.add_argument("--fail-on", metavar="WHAT", help="exit 5: confirmed_rate>0.5%%,drift=major ...")
-    work = parser.add_argument_group("how")
-    work.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the model runs (auto)")
-    work.add_argument("--actors", type=int, metavar="N", help="model copies; default: one a GPU, or by CPUs")
-    work.add_argument("--max-actors", type=int, metavar="N", help="grow up to N copies while more nodes join")
-    work.add_argument("--batch-size", type=int, metavar="N", help="images per forward (32 GPU, 8 CPU)")
-    work.add_argument("--chunk-size", type=int, metavar="N", help="images per unit of work (256)")
-    work.add_argument("--max-failed", metavar="N", help="failures that are fine: images, or a share (1%%)")
-    work.add_argument("--force", action="store_true", help="run although another run seems to hold OUT")
 
 
 def _settings(args: argparse.Namespace, defaults: dict[str, Any] | None = None) -> config.Config:
@@ -259,38 +171,23 @@ def _explain(args: argparse.Namespace) -> ExitCode:
     return outcome.code
 
 
-# What the audit of a night has where nothing else is asked for: the second look, a canary, pictures.
-_AUDIT_DEFAULTS = {
-    "audit.confirm": 0.15, "audit.canary": 16, "overlay.policy": "flagged", "overlay.picture": "triple",
-}  # fmt: skip
-
-
 def _audit(args: argparse.Namespace) -> ExitCode:
+    from camray.audit import DEFAULTS, audit
     from camray.progress import Reporter
-    from camray.review.gate import parse_gate
-    from camray.review.night import audit_night, exit_code
-    from camray.review.report import write_report
-    from camray.review.reviewed import check_reviews
-    from camray.run import explain
 
-    settings = _settings(args, _AUDIT_DEFAULTS)
-    parse_gate(settings.audit.fail_on)
-    given = getattr(args, "reviewed", [])
-    check_reviews(given)
-    reporter = Reporter(args.json)
-    outcome = explain(settings, reporter)
-    if outcome.code not in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
-        return outcome.code
-    summary = audit_night(outcome.out, outcome.explainer, outcome.run_id, settings.audit, given)
-    reporter.say(summary["message"].removeprefix("camray: "), **summary["rates"])
-    reporter.say(f"report: {write_report(outcome.out)}")
-    return exit_code(summary) or outcome.code
+    return audit(_settings(args, DEFAULTS), Reporter(args.json), getattr(args, "reviewed", [])).code
 
 
 def _plan(args: argparse.Namespace) -> ExitCode:
     from camray.prepare import describe_plan, prepare
 
-    facts = describe_plan(prepare(_settings(args)))
+    ready = prepare(_settings(args))
+    facts: dict[str, Any] = {**describe_plan(ready)}
+    if hasattr(args, "pilot") and ready.plan.tasks:
+        from camray.pilot import pilot
+
+        tried = pilot(ready, args.pilot)
+        facts |= {"pilot": tried.facts()} if args.json else tried.lines()
     if args.json:
         print(json.dumps(facts))
     else:

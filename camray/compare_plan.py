@@ -78,6 +78,7 @@ def prepare(config: Config) -> Prepared:
     sample = read_sample(out, sample_id(asked)) or _drawn(config, out, explainer, listing, shards, asked)
     cut = sample.shards(shards)
     table = Table(out, SCORES)
+    table.check_columns()
     base = Panel(explainer, (), _metric_settings(config, explainer.activation), sample.id, sample.pictured)
     panels = _panels(out, base, methods)
     plans = tuple((p, make_plan(out, p.id, cut, table.shards(p.id), CHUNK, SCORES)) for p in panels)

@@ -58,6 +58,7 @@ def prepare(config: Config) -> Prepared:
 
     explainer, model = resolve(config, top_folders(listing))
     table = Table(out)
+    table.check_columns()
     committed = table.shards(explainer.id)
     chosen = select(listing, config.archive)
     shards = list(chosen.shards)

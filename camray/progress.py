@@ -19,10 +19,12 @@ from camray.records import Accounting, ChunkKind, Receipt
 
 LINE_EVERY_S = 30.0
 BUSY = 0.8  # share of its time that the model works where it is the limit
+_STAGES = ("read", "decode", "sink")  # that it may wait for
 _ADVICE = {
     "read": ("reading", "more CPUs, or data closer to the cluster"),
     "decode": ("decoding", "add CPUs"),
     "sink": ("writing", "fewer overlays, or a faster store"),
+    "handover": ("handing on chunks", "a larger --chunk-size, or fewer other programs on the machine"),
 }
 
 
@@ -46,7 +48,8 @@ class RunProgress:
 
     def __init__(self, reporter: Reporter, shards: int, members: int | None) -> None:
         self._reporter, self._shards, self._members = reporter, shards, members
-        self._committed, self._images = 0, Accounting()
+        self._committed, self.images = 0, Accounting()
+        self.changed_answers = 0  # by a second look with the hot border blurred
         self.stage_seconds: Counter[str] = Counter()
         self.reused = 0
         self.actors = 1
@@ -76,14 +79,15 @@ class RunProgress:
             if kind == ChunkKind.END:
                 continue
             receipt = Receipt.from_json(note)
-            self._images += Accounting(receipt.ok, receipt.skipped, receipt.failed)
+            self.images += Accounting(receipt.ok, receipt.skipped, receipt.failed)
             self.stage_seconds.update(receipt.seconds)
             if self._working_since is None and "explain" in receipt.seconds:
                 self._working_since = time.monotonic() - receipt.seconds["explain"]
             self.reused += receipt.reused
+            self.changed_answers += receipt.changed_answers
         self._committed += committed
         if self._bar is not None and self._task is not None:
-            done = self._images.members if self._members else self._committed
+            done = self.images.members if self._members else self._committed
             self._bar.update(self._task, completed=done, description=self._sentence())
         elif time.monotonic() - self._last >= LINE_EVERY_S:
             self._last = time.monotonic()
@@ -93,37 +97,52 @@ class RunProgress:
     @property
     def images_per_s(self) -> float:
         """Images finished per second since the start."""
-        return self._images.members / max(1e-9, time.monotonic() - self._started)
+        return self.images.members / max(1e-9, time.monotonic() - self._started)
 
-    def bottleneck(self) -> str:
-        """Name what limits the run and what helps: the model where it never rests, else what it waits for."""
+    @property
+    def shards_left(self) -> int:
+        """Shards not committed yet."""
+        return self._shards - self._committed
+
+    def limit(self) -> tuple[str, float]:
+        """Name what limits the run, with the share of the model's time that says so, 0..1.
+
+        ``model``: the share it is at work. Else the share it waits, for ``read``, ``decode`` or ``sink``, or
+        for ``handover`` where no stage was at work meanwhile. ("", 0) before the first chunk.
+        """
         if self._working_since is None:
-            return ""
+            return "", 0.0
         elapsed = max(1e-9, time.monotonic() - self._working_since) * self.actors
         busy = min(1.0, self.stage_seconds["explain"] / elapsed)
         if busy >= BUSY:
-            return f"the model is the limit, at work {busy:.0%} of the time: more actors or GPUs"
-        stage = max(_ADVICE, key=lambda s: self.stage_seconds[s])
-        what, helps = _ADVICE[stage]
-        if (
-            self.stage_seconds[stage] < elapsed * (1 - busy) / 2
-        ):  # no stage was at work while the model waited
-            what, helps = "handing on chunks", "a larger --chunk-size, or fewer other programs on the machine"
-        return f"{what} is the limit, the model waits {1 - busy:.0%} of the time: {helps}"
+            return "model", busy
+        stage = max(_STAGES, key=lambda s: self.stage_seconds[s])
+        idle = self.stage_seconds[stage] < elapsed * (1 - busy) / 2
+        return "handover" if idle else stage, 1 - busy
+
+    def bottleneck(self) -> str:
+        """Say what limits the run and what helps: the model where it never rests, else what it waits for."""
+        name, share = self.limit()
+        if not name:
+            return ""
+        if name == "model":
+            return f"the model is the limit, at work {share:.0%} of the time: more actors or GPUs"
+        what, helps = _ADVICE[name]
+        return f"{what} is the limit, the model waits {share:.0%} of the time: {helps}"
 
     def _sentence(self) -> str:
         total = f"/{self._members:,}" if self._members else ""
-        left = (self._members - self._images.members) / max(1e-9, self.images_per_s) if self._members else 0
+        left = (self._members - self.images.members) / max(1e-9, self.images_per_s) if self._members else 0
         eta = f", {spoken_duration(left)} left" if left > 0 else ""
         return (
-            f"{self._images.members:,}{total} images, {self._committed:,}/{self._shards:,} shards, "
-            f"{self.images_per_s:.1f} images/s, {self._images.n_failed:,} failed{eta}"
+            f"{self.images.members:,}{total} images, {self._committed:,}/{self._shards:,} shards, "
+            f"{self.images_per_s:.1f} images/s, {self.images.n_failed:,} failed{eta}"
         )
 
     def _data(self) -> dict[str, Any]:
         return {
-            "images": self._images.members,
-            "failed": self._images.n_failed,
+            "images": self.images.members,
+            "failed": self.images.n_failed,
             "shards_committed": self._committed,
             "shards": self._shards,
             "images_per_s": round(self.images_per_s, 2),

@@ -410,6 +410,7 @@ class Receipt:
     skipped: int
     failed: dict[str, int]  # by error code
     overlays: int = 0
+    changed_answers: int = 0  # confirm_flip: another class without the hot border
     reused: bool = False
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
 

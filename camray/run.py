@@ -26,6 +26,7 @@ from camray.ledger.intake import remember
 from camray.ledger.plan import ShardTask
 from camray.ledger.runs import Hold, RunReport, first_report, new_run_id, write_explainer
 from camray.ledger.table import STORE_ERRORS, Table
+from camray.metrics import RunMetrics
 from camray.prepare import Prepared, known_members, prepare
 from camray.progress import Reporter, RunProgress
 from camray.records import Accounting
@@ -156,7 +157,7 @@ def _commits(work: Work, run_id: str, progress: RunProgress, pool: Pool) -> Iter
     progress.actors = pool.actors
     state = {name: tensor.numpy() for name, tensor in work.module.state_dict().items()}
     flow = work.flow(ray.put(state), run_id)
-    with _signals(), progress:
+    with _signals(), progress, RunMetrics(work.owner, progress):
         for notes in run_waves(work.tasks, flow, pool):
             commits = desk.take(notes)
             progress.take(notes, len(commits))

@@ -124,11 +124,3 @@ def test_empty_archive(tmp_path: Path) -> None:
 def test_status_and_verify_of_nothing(tmp_path: Path) -> None:
     for verb in ("status", "verify"):
         assert refused(tmp_path, [verb, str(tmp_path / "nothing")], "OUT", "no camray records") < 20
-
-
-def test_help_names_the_exit_codes() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "camray.cli", "explain", "--help"], capture_output=True, text=True, check=True
-    )
-    for code in ("0", "2", "3", "4", "6", "7", "130", "143"):
-        assert f"  {code:>3}  " in done.stdout

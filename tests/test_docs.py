@@ -20,6 +20,7 @@ from camray.ledger.table import TABLE_SCHEMA
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "demo" / "README.md",
     ROOT / "deploy" / "RUNBOOK.md",
@@ -40,13 +41,28 @@ def shell_lines() -> list[tuple[str, str]]:
     ]
 
 
+def ray_parses(words: list[str]) -> None:
+    """Ray's own command line takes these words; nothing is run."""
+    from ray.scripts.scripts import cli
+
+    command, place = cli, None
+    while words and hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    place = command.make_context("ray", list(words), resilient_parsing=False)
+    assert place is not None
+
+
 @pytest.mark.parametrize(("page", "line"), shell_lines())
 def test_every_command_parses(page: str, line: str) -> None:
     words = shlex.split(line)
+    while re.fullmatch(r"[A-Z_]+=\S+", words[0]):  # of the environment
+        words.pop(0)
     job = next((w for w in words if re.fullmatch(r"jobs/\w+\.py", w)), None)
     if job is not None:
         assert (ROOT / job).exists(), job
         words = ["camray", Path(job).stem, *words[words.index(job) + 1 :]]
+    if words == ["camray", "--version"]:
+        return
     if words[0] == "camray":
         build_parser().parse_args(words[1:])
     elif words[0] == "make":
@@ -55,8 +71,13 @@ def test_every_command_parses(page: str, line: str) -> None:
         assert (ROOT / words[1]).exists(), words
     elif words[:2] == ["python", "-m"]:
         assert (ROOT / (words[2].replace(".", "/") + ".py")).exists(), words
+    elif words[0] == "ray":
+        ray_parses(words[1:])
     else:
-        pytest.fail(f"{page}: a command that no test knows: {line}")
+        assert words[0] in ("kubectl", "pip", "tar", "mkdir"), f"{page}: a command that no test knows: {line}"
+        named = {word.partition("=")[2] or word for word in words}
+        ours = {name for name in named if name.startswith(("deploy/", "demo/")) or name.endswith(".txt")}
+        assert all((ROOT / name).is_file() for name in ours), words
 
 
 def test_format_page_names_every_column_and_code() -> None:
@@ -107,3 +128,77 @@ def test_demo_page_runs(demo: Path, explain: Callable[..., camray.run.Outcome], 
         ["bash", "-c", command], capture_output=True, text=True, check=True, env=os.environ.copy()
     )
     assert "overlay_path" in pasted.stdout
+
+
+def pairs() -> list[tuple[str, str, str]]:
+    """Sections of the migration page that show both sides: title, theirs, ours."""
+    page = (ROOT / "docs" / "migration.md").read_text()
+    sections = [section.partition("\n") for section in page.split("\n## ")[1:]]
+    found = [(title, re.findall(r"```python\n(.*?)```", text, re.S)) for title, _, text in sections]
+    return [(title, code[0], code[1]) for title, code in found if len(code) == 2]
+
+
+@pytest.mark.parametrize(("title", "theirs", "ours"), pairs(), ids=[title for title, _, _ in pairs()])
+def test_both_sides_of_the_migration_page_agree(title: str, theirs: str, ours: str) -> None:
+    import numpy as np
+
+    pytest.importorskip("pytorch_grad_cam")
+    start = blocks(ROOT / "docs" / "migration.md", "python")[0]
+    names: dict[str, object] = {}
+    exec(start, names)
+    exec(theirs, names)
+    exec(ours, names)
+    here, there = np.asarray(names["heat"]), np.asarray(names["grayscale"])
+    assert here.shape == there.shape
+    assert there.max() > 0.99, "nothing to compare"
+    assert np.abs(here - there).max() <= 1e-4
+
+
+def test_the_migration_page_names_methods_that_exist() -> None:
+    peers = pytest.importorskip("pytorch_grad_cam")
+    from camray.cam import METHODS
+
+    page = (ROOT / "docs" / "migration.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|$", page, re.M)
+    assert len(rows) >= 17
+    for theirs, ours in rows:
+        assert hasattr(peers, theirs), theirs
+        assert ours in METHODS, ours
+
+
+def test_the_architecture_page_names_every_part() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page.partition("## The house")[2].partition("## Where state lives")[0]
+    for path in (ROOT / "camray").iterdir():
+        if path.name.startswith("_") or path.suffix not in ("", ".py"):
+            continue
+        known = path.name in table or (path.name.startswith("compare") and "compare*.py" in table)
+        assert known, f"{path.name} is not in docs/architecture.md"
+
+
+def test_the_operations_page_knows_every_code_and_metric() -> None:
+    from camray.metrics import COUNTERS, GAUGES
+    from camray.review.gate import RATES
+
+    page = (ROOT / "docs" / "operations.md").read_text()
+    for code in ExitCode:
+        assert re.search(rf"^\| {int(code)} \| {code.name.lower().replace('_', ' ')} \|", page, re.M), code
+    metrics = page.partition("## Metrics")[2].partition("\n## ")[0]
+    told = set(re.findall(r"`((?:ray_)?camray_\w+)`", metrics))
+    audit = {f"camray_audit_{name}" for name in RATES} | {"camray_audit_gate_fired"}
+    audit |= {f"camray_audit_images_{name}" for name in ("archive", "night", "rows", "failed")}
+    assert told == {f"ray_{n}_total" for n in COUNTERS} | {f"ray_{n}" for n in GAUGES} | audit
+
+
+def test_what_is_submitted_is_small(tmp_path: Path) -> None:
+    """`--working-dir .` sends the sources, and neither tests nor the demonstration's archive."""
+    import zipfile
+
+    from ray._private.runtime_env.packaging import create_package
+
+    package = tmp_path / "package.zip"
+    create_package(str(ROOT), package, include_gitignore=True, excludes=[])
+    names = zipfile.ZipFile(package).namelist()
+    assert {"camray/run.py", "jobs/audit.py", "deploy/nightly.toml", "pyproject.toml"} <= set(names)
+    assert not [n for n in names if n.partition("/")[0] in ("tests", "demo", "docs", "bench", ".git")]
+    assert package.stat().st_size < 2**20

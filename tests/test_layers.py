@@ -21,11 +21,13 @@ MAY_IMPORT = {
     "panels": {"camray.config"},
     "arguments": {"camray.errors"},
     "compare_options": {"camray.arguments"},
+    "run_options": {"camray.arguments", "camray.config"},
     "archive": ROOTS,
     "cam": {"camray.errors"},
     "ledger": ROOTS,
     "attempts": ROOTS,
     "progress": ROOTS,
+    "metrics": {"camray.progress"},
     "explain": ROOTS | {"camray.archive", "camray.cam", "camray.attempts"},
     "measure": ROOTS | {"camray.cam", "camray.explain", "camray.archive", "camray.attempts"},
     "review": ROOTS | {"camray.ledger"},
@@ -36,9 +38,13 @@ MAY_IMPORT = {
     "canary": ROOTS
     | {"camray.archive", "camray.attempts", "camray.explain", "camray.ledger", "camray.pipeline"}
     | {"camray.prepare", "camray.stages"},
+    "pilot": ROOTS
+    | {"camray.archive", "camray.attempts", "camray.explain.actor", "camray.ledger", "camray.prepare"}
+    | {"camray.stages"},
     "run": ROOTS
-    | {"camray.canary"}
-    | {"camray.explain", "camray.ledger", "camray.pipeline", "camray.prepare", "camray.progress"},
+    | {"camray.canary", "camray.explain", "camray.ledger", "camray.metrics", "camray.pipeline"}
+    | {"camray.prepare", "camray.progress"},
+    "audit": ROOTS | {"camray.progress", "camray.review", "camray.run"},
     "compare_plan": ROOTS
     | {"camray.archive", "camray.cam", "camray.explain", "camray.ledger", "camray.measure"}
     | {"camray.prepare"},
@@ -51,7 +57,7 @@ MAY_IMPORT = {
 OPEN = {"__init__", "__main__", "cli"}  # these stand above everything
 # Who may name these libraries at all, at whatever depth of the code.
 ONLY_IN = {
-    "ray": {"attempts.py", "explain/actor.py", "pipeline.py", "run.py"},
+    "ray": {"attempts.py", "explain/actor.py", "metrics.py", "pipeline.py", "run.py"},
     "deltalake": {"ledger", "review"},
     "torch": {"cam", "explain", "measure"},
     "timm": {"cam", "explain", "measure"},
@@ -60,9 +66,9 @@ ONLY_IN = {
     "pydicom": {"archive/dicom.py"},
     "scipy": {"measure", "review/clusters.py", "review/drift.py"},
     "pyarrow": {
-        "archive", "attempts.py", "canary.py", "compare.py", "compare_report.py", "explain", "ledger",
-        "measure", "panels.py", "pipeline.py", "prepare.py", "records.py", "review", "stages.py",
-        "storage.py",
+        "__init__.py", "archive", "attempts.py", "canary.py", "compare.py", "compare_report.py", "explain",
+        "ledger", "measure", "panels.py", "pilot.py", "pipeline.py", "prepare.py", "records.py", "review",
+        "stages.py", "storage.py",
     },
 }  # fmt: skip
 

@@ -3,8 +3,14 @@
 import inspect
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import camray
+import camray.cam
+from camray.ledger.table import RECORDS, SCORES, Kind
+from camray.records import SCHEMA_VERSION
 
 
 def test_few_names_sorted_and_all_there() -> None:
@@ -38,3 +44,41 @@ def test_import_is_light() -> None:
 
 def test_version_is_a_version() -> None:
     assert [part.isdigit() for part in camray.__version__.split(".")[:2]] == [True, True]
+
+
+SETTINGS, PLACES = "**settings: Any", "archive: str, out: str, model: str"
+SIGNATURES = {
+    "audit_archive": f"({PLACES}, {SETTINGS}) -> AuditOutcome",
+    "compare_methods": f"({PLACES}, methods: Sequence[str], {SETTINGS}) -> CompareOutcome",
+    "explain_archive": f"({PLACES}, {SETTINGS}) -> Outcome",
+    "open_records": "(out: str) -> Dataset",
+}
+
+
+def test_the_api_is_what_was_promised() -> None:
+    """A change here is a change for users: a new version, and a line in the changelog."""
+    assert camray.__all__ == [
+        "CamrayError", "Config", "ErrorCode", "ExitCode", "UsageError", "__version__", "audit_archive",
+        "compare_methods", "explain_archive", "open_records",
+    ]  # fmt: skip
+    functions = {n: getattr(camray, n) for n in camray.__all__ if inspect.isfunction(getattr(camray, n))}
+    assert {n: str(inspect.signature(f)).replace("'", "") for n, f in functions.items()} == SIGNATURES
+    assert camray.cam.__all__ == [
+        "METHODS", "Explanation", "LayerInfo", "TargetLayer", "TargetRule", "blend", "colour", "explain",
+        "find_target_layer", "find_target_layers", "finish", "fuse", "list_layers", "normalise",
+        "parse_method", "resize",
+    ]  # fmt: skip
+
+
+def test_exit_codes_stay_what_they_are() -> None:
+    assert {code.name: int(code) for code in camray.ExitCode} == {
+        "DONE": 0, "CRASH": 1, "USAGE": 2, "FAILURES_OVER_BUDGET": 3, "INCOMPLETE": 4, "GATE": 5, "EMPTY": 6,
+        "LOCKED": 7, "INTERRUPTED": 130, "TERMINATED": 143,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [RECORDS, SCORES], ids=lambda kind: kind.folder)
+def test_columns_are_only_added_with_a_promise(kind: Kind) -> None:
+    """The columns of the tables as of this schema version, one a line, in order; docs/format.md says more."""
+    page = Path(__file__).parent / "schemas" / f"{kind.folder}-{SCHEMA_VERSION}.txt"
+    assert [f"{f.name}: {f.type}" for f in kind.whole] == page.read_text().splitlines()

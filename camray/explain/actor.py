@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import time
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -14,6 +14,9 @@ from camray.attempts import Guard
 from camray.config import Explainer, OverlayConfig
 from camray.errors import Stage
 from camray.records import EXPLAINED, Chunk, ChunkKind, Status, add_seconds, struct_array
+
+if TYPE_CHECKING:
+    from camray.explain.explainer import BatchExplainer
 
 _DRAWABLE = ("ok", "dead")  # heat statuses of maps that are there
 
@@ -31,6 +34,25 @@ def shared_state(weights: Weights) -> dict[str, Any]:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def batch_explainer(
+    explainer: Explainer, state: dict[str, Any], device: str, batch_size: int, threads: int
+) -> BatchExplainer:
+    """Make the core of an actor; `threads` is for this whole process."""
+    import torch
+
+    from camray.explain.explainer import BatchExplainer
+
+    torch.set_num_threads(threads)
+    return BatchExplainer(explainer, state, device, batch_size)
+
+
+def device_here(wanted: str) -> str:
+    """Resolve `auto` for this machine."""
+    import torch
+
+    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class ExplainActor:
     """Loads the model once, then explains chunk after chunk. `weights` is an object reference."""
 
@@ -44,12 +66,7 @@ class ExplainActor:
         overlay: OverlayConfig,
         guard: Guard,
     ) -> None:
-        import torch
-
-        from camray.explain.explainer import BatchExplainer
-
-        torch.set_num_threads(threads)
-        self.explainer = BatchExplainer(explainer, shared_state(weights), device, batch_size)
+        self.explainer = batch_explainer(explainer, shared_state(weights), device, batch_size, threads)
         self._overlay, self._guard = overlay, guard
 
     def __call__(self, row: pa.Table) -> pa.Table:

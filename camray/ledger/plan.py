@@ -110,5 +110,6 @@ def _receipt_in(out: Folder, path: str, size_bytes: int, chunk_size: int, kind: 
     if note.get("chunk_size") != chunk_size or metadata.num_rows != note.get("rows"):
         return None
     counts = {k: note[k] for k in ("shard_id", "chunk", "rows", "ok", "skipped", "failed", "overlays")}
-    receipt = Receipt(path=path, size_bytes=size_bytes, reused=True, **counts)
+    changed = note.get("changed_answers", 0)  # files of before have none
+    receipt = Receipt(path=path, size_bytes=size_bytes, reused=True, changed_answers=changed, **counts)
     return receipt if account([receipt]).members == chunk_size else None

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from camray.ledger.committed import checksum, file_name
@@ -59,9 +60,12 @@ def _counts(records: pa.Table) -> dict[str, Any]:
     statuses = Counter(status for status, _ in members.values())
     drawn = "overlay_path" in records.column_names
     overlays = records.num_rows - records.column("overlay_path").null_count if drawn else 0
+    looked = "confirm_flip" in records.column_names
+    changed = pc.sum(records.column("confirm_flip")).as_py() if looked else 0
     return {
         "ok": statuses[Status.OK],
         "skipped": statuses[Status.SKIPPED],
         "failed": dict(Counter(code for status, code in members.values() if status == Status.FAILED)),
         "overlays": overlays,
+        "changed_answers": changed or 0,
     }

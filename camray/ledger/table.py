@@ -21,10 +21,10 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
-from camray.errors import IncompleteError, UsageError
+from camray.errors import IncompleteError, UsageError, printable
 from camray.ledger.committed import PARTITION, CommittedFiles, RecordFile, is_committed
 from camray.panels import SCORE_SCHEMA
-from camray.records import RECORD_SCHEMA, Accounting, Receipt, Shard
+from camray.records import RECORD_SCHEMA, SCHEMA_VERSION, Accounting, Receipt, Shard
 from camray.storage import Folder
 
 TABLE = "records"
@@ -66,6 +66,7 @@ _CONFIGURATION = {
     # a million files would take the driver over 1 GB.
     "delta.dataSkippingNumIndexedCols": "0",
 }
+VERSION_KEY = "camray.schemaVersion"  # in the table's metadata: the `SCHEMA_VERSION` that made it
 
 
 _NO_PLACE = re.compile(r"[][^|\\]|%[0-9A-Fa-f]{2}")  # in a local path: deltalake panics, or looks elsewhere
@@ -97,6 +98,7 @@ class Table:
         self._own: dict[str, list[RecordFile]] = {}  # committed here since
         if DeltaTable.is_deltatable(self._uri):
             self._delta = DeltaTable(self._uri)
+            self._check_version()
 
     def create(self) -> None:
         """Make the table unless it is there already."""
@@ -107,9 +109,43 @@ class Table:
                 mode="ignore",
                 partition_by=[self._kind.partition],
                 name=f"camray {self._kind.folder}",
-                configuration=_CONFIGURATION,
+                configuration={**_CONFIGURATION, VERSION_KEY: str(SCHEMA_VERSION)},
+                raise_if_key_not_exists=False,  # a key of our own
             )
             self._delta = DeltaTable(self._uri)
+
+    def _check_version(self) -> None:
+        """Refuse a table whose columns may mean what this camray cannot know."""
+        assert self._delta is not None
+        made_by = self._delta.metadata().configuration.get(VERSION_KEY, "1")
+        if not made_by.isdecimal() or int(made_by) > SCHEMA_VERSION:
+            raise UsageError(
+                "OUT", f"its {self._kind.folder} have schema version {printable(made_by)}, this camray knows "
+                f"versions up to {SCHEMA_VERSION}", "upgrade camray",
+            )  # fmt: skip
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns of the table as it was made: an earlier camray's has fewer."""
+        assert self._delta is not None
+        return frozenset(field.name for field in self._delta.schema().fields)
+
+    def check_columns(self) -> None:
+        """Refuse to write into a table with other columns than today's; it stays readable.
+
+        Raises:
+            UsageError: columns are missing, or unknown.
+        """
+        if self._delta is None or self.columns == set(self._kind.whole.names):
+            return
+        missing = sorted(set(self._kind.whole.names) - self.columns)
+        unknown = sorted(self.columns - set(self._kind.whole.names))
+        parts = (("lacks", missing), ("has besides", unknown))
+        said = " and ".join(f"{verb} {', '.join(names[:3])}" for verb, names in parts if names)
+        raise UsageError(
+            "OUT", f"its table {self._kind.folder} was made by another version of camray: it {said}",
+            "give a new OUT; what is in this one stays readable",
+        )  # fmt: skip
 
     @property
     def delta(self) -> DeltaTable | None:
@@ -118,6 +154,8 @@ class Table:
 
     def dataset(self) -> pads.FileSystemDataset:
         """Open the committed rows; no row is read yet. Reading fails where a page is not as it was written.
+
+        Columns that an earlier camray did not write are null.
 
         Through Arrow's own file systems: deltalake's calls back into Python from Arrow's threads, also while
         Python ends, and then aborts the process.
@@ -130,7 +168,7 @@ class Table:
         fragments = [
             checked.make_fragment(f.path, place, f.partition_expression) for f in plain.get_fragments()
         ]
-        return pads.FileSystemDataset(fragments, plain.schema, checked, place)
+        return pads.FileSystemDataset(fragments, self._kind.whole, checked, place)
 
     def shards(self, explainer: str) -> CommittedFiles:
         """Give the committed files of one explainer by shard key, from the log, without opening any.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import pyarrow as pa
@@ -39,7 +39,7 @@ def find_problems(out: Folder, table: Table) -> Iterator[str]:
         for key, statement in sorted((k, s) for (e, k), s in said.items() if e == explainer):
             unaccounted.discard(key)
             files = shards.get(key, [])
-            yield from _check_shard(out, statement, files, overlays, pruned)
+            yield from _check_shard(out, statement, files, overlays, pruned, table.columns)
         yield from (
             f"shard {key} is in the table but no commit accounts for it" for key in sorted(unaccounted)
         )
@@ -62,7 +62,7 @@ def find_score_problems(out: Folder, table: Table) -> Iterator[str]:
                 yield f"{where}: its score files are not in the table"
             for file in shards.get(key, []):
                 try:
-                    _intact(out, file, SCORES)
+                    _intact(out, file, SCORES, table.columns)
                 except Exception as error:  # noqa: BLE001 - as above
                     yield f"{where}: {file.path}: {printable(str(error), 160)}"
 
@@ -89,6 +89,7 @@ def _check_shard(
     files: list[RecordFile],
     overlays: dict[str, int],
     pruned: frozenset[str],
+    columns: Set[str],
 ) -> Iterator[str]:
     """Compare what the commit said of a shard with what its files hold."""
     where = f"shard {said['uri']}"
@@ -99,7 +100,7 @@ def _check_shard(
     seen: Counter[tuple[int, int | None]] = Counter()
     for file in files:
         try:
-            rows = _read(out, file)
+            rows = _read(out, file, columns)
         except Exception as error:  # noqa: BLE001 - damage makes readers raise whatever they like
             yield f"{where}: {file.path}: {printable(str(error), 160)}"
             return
@@ -136,13 +137,14 @@ def _check_row(
         yield f"{where}: heatmap of {row['member']} has {len(row['heatmap'])} values"
 
 
-def _read(out: Folder, file: RecordFile) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = _intact(out, file, RECORDS).select(_COLUMNS).to_pylist()
+def _read(out: Folder, file: RecordFile, columns: Set[str]) -> list[dict[str, Any]]:
+    table = _intact(out, file, RECORDS, columns)
+    rows: list[dict[str, Any]] = table.select(_COLUMNS).to_pylist()
     return rows
 
 
-def _intact(out: Folder, file: RecordFile, kind: Kind) -> pa.Table:
-    """Read a whole file of a table; its bytes, schema and rows must be as committed."""
+def _intact(out: Folder, file: RecordFile, kind: Kind, columns: Set[str]) -> pa.Table:
+    """Read a whole file of a table; its bytes, columns and rows must be as committed."""
     data = out.read(f"{kind.folder}/{file.path}")
     if len(data) != file.size_bytes:
         raise pa.ArrowInvalid(f"{len(data)} bytes, committed with {file.size_bytes}")
@@ -151,8 +153,9 @@ def _intact(out: Folder, file: RecordFile, kind: Kind) -> pa.Table:
     table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
     if table.num_rows != file.rows:
         raise pa.ArrowInvalid(f"{table.num_rows} rows, committed with {file.rows}")
-    if not table.schema.equals(kind.schema):
-        raise pa.ArrowInvalid(f"its columns are not those of the {kind.folder} schema")
+    written = pa.schema([field for field in kind.schema if field.name in columns])
+    if not table.schema.equals(written):
+        raise pa.ArrowInvalid(f"its columns are not those of the {kind.folder.removesuffix('s')} schema")
     table.validate(full=True)
     return table
 

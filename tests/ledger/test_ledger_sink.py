@@ -41,6 +41,11 @@ def test_an_image_explained_for_several_classes_is_one_member(out: Folder) -> No
     assert (receipt.rows, receipt.ok, receipt.skipped) == (4, 1, 1)
 
 
+def test_answers_that_changed_in_the_second_look_are_counted(out: Folder) -> None:
+    receipt = write_chunk(out, shard(), 0, rows(0, 4, confirm_flip=[True, None, False, True]))
+    assert receipt.changed_answers == 2
+
+
 def test_the_row_of_the_shard_itself_is_no_member(out: Folder) -> None:
     receipt = write_chunk(out, shard(), 0, shard_error_row("shard_empty"))
     assert (receipt.rows, receipt.ok, receipt.skipped, receipt.failed) == (1, 0, 0, {})
@@ -57,7 +62,7 @@ def test_the_file_is_what_the_receipt_says(out: Folder) -> None:
     footer = json.loads(pq.read_metadata(file).metadata[b"camray"])
     assert footer == {
         "shard_id": shard().id, "chunk": 1, "rows": 4, "ok": 4, "skipped": 0, "failed": {}, "overlays": 0,
-        "chunk_size": 4, "schema_version": 1,
+        "changed_answers": 0, "chunk_size": 4, "schema_version": 1,
     }  # fmt: skip
     column = pq.read_metadata(file).row_group(0).column(0)
     assert column.compression == "ZSTD"
