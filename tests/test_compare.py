@@ -157,7 +157,6 @@ def test_commas_between_brackets_belong_to_the_method() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_method_added_later_computes_only_itself(
     found: tuple[Path, compare.Outcome], demo: Path, tmp_path: Path
 ) -> None:

@@ -102,7 +102,7 @@ class BatchScorer:
         )  # fmt: skip
         return score_batch(
             core.module, batch, core.layer, self.panel.methods,
-            self.panel.explainer.target, self._copies, self.settings,
+            self.panel.explainer.target, self._copies, self.settings, controls=(),  # the first panel has them
         )  # fmt: skip
 
     def _score_or_split(self, items: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:

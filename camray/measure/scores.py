@@ -105,6 +105,7 @@ def score_batch(
     target: str = "predicted",
     copies: Copies | None = None,
     settings: Settings | None = None,
+    controls: Sequence[str] = CONTROLS,
 ) -> Scores:
     """Measure methods, and the controls beside them, on a batch.
 
@@ -116,7 +117,7 @@ def score_batch(
     """
     settings = settings or Settings()
     places = [layers] if isinstance(layers, TargetLayer) else list(layers)
-    methods = list(dict.fromkeys([*methods, *CONTROLS]))
+    methods = list(dict.fromkeys([*methods, *controls]))
     rule = check_target(target, methods)
     x = batch.images
     with as_found(model), torch.no_grad():
