@@ -25,6 +25,7 @@ from camray.errors import EmptyArchiveError, ShardError, Stage, UsageError
 from camray.explain.actor import batch_explainer, choose_overlays, device_here
 from camray.ledger.plan import ShardTask
 from camray.prepare import Prepared, known_members
+from camray.progress import spoken_duration
 from camray.records import EXPLAINED, MEMBER, Chunk, ChunkKind, Receipt, Status, seconds_in
 from camray.stages import Decode, Sink, read_shard
 
@@ -68,6 +69,7 @@ class Pilot:
         """Say each figure with what it rests on."""
         ms = ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in self.seconds.items())
         of_what = "a GPU and a core" if self.device == "cuda" else "one core"
+        spent = spoken_duration(self.hours * 3600)
         busy = f"{self.actors * self.hours:,.2f} GPU hours"
         busy = busy if self.device == "cuda" else f"{self.cores * self.hours:,.2f} core hours"
         records, overlays = (self.archive_images * b / 1e6 for b in (self.record_bytes, self.overlay_bytes))
@@ -75,7 +77,7 @@ class Pilot:
             "pilot": f"{self.images} images from {self.shards} shards, in this process",
             "an image": f"{ms} ms ({of_what} of this machine)",
             "speed": f"{self.images_per_s:,.1f} images/s: {self.actors} actors, {self.cores} cores, no waits",
-            "time": f"{self.hours:,.2f} h, {busy}, for {self.archive_images:,} images; start-up not counted",
+            "time": f"{spent}, {busy}, for {self.archive_images:,} images; start-up not counted",
             "images": self.counted,
             "output": f"{records:,.1f} MB of records, {overlays:,.1f} MB of overlays, at the pilot's size",
         }

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     | {"camray.prepare", "camray.stages"},
     "pilot": ROOTS
     | {"camray.archive", "camray.attempts", "camray.explain.actor", "camray.ledger", "camray.prepare"}
-    | {"camray.stages"},
+    | {"camray.progress", "camray.stages"},
     "run": ROOTS
     | {"camray.canary", "camray.explain", "camray.ledger", "camray.metrics", "camray.pipeline"}
     | {"camray.prepare", "camray.progress"},

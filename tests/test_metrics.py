@@ -88,7 +88,7 @@ def test_a_real_endpoint_shows_them(demo: Path, tmp_path: Path) -> None:
         assert run.stdout.readline().split() == ["ended", "3"]  # one image of 61 is over the budget of 1 %
     finally:
         run.kill()
-        run.wait()
+        run.communicate()
     assert found.keys() == {f"ray_{n}_total" for n in COUNTERS} | {f"ray_{n}" for n in GAUGES}
     images = found["ray_camray_images_total"]
     assert (images["status", "ok"], images["status", "failed"]) == (60, 1)

@@ -41,8 +41,8 @@ def test_each_line_says_what_it_rests_on() -> None:
     lines = made("cpu", 2, 2).lines()
     assert lines["an image"] == "read 1.0, decode 4.0, explain 20.0, sink 5.0 ms (one core of this machine)"
     assert lines["speed"] == "66.7 images/s: 2 actors, 2 cores, no waits"
-    assert lines["time"] == "4.17 h, 8.33 core hours, for 1,000,000 images; start-up not counted"
-    assert made("cuda", 2, 1).lines()["time"].startswith("2.78 h, 5.56 GPU hours, for")  # 100 images/s
+    assert lines["time"] == "4 h 10 min, 8.33 core hours, for 1,000,000 images; start-up not counted"
+    assert made("cuda", 2, 1).lines()["time"].startswith("2 h 46 min, 5.56 GPU hours, for")  # 100 images/s
     assert lines["output"].startswith("3,000.0 MB of records, 500.0 MB of overlays")
     assert lines["images"] == "as listed"
 
@@ -82,9 +82,10 @@ def test_the_job_writes_what_the_pilot_said(
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
     pilot = planned(demo, out, capsys, "--pilot", "64", "--overlays", policy, "--chunk-size", "60")
-    explain(
+    outcome = explain(
         demo / "archive", out, demo / "models" / "hans64-clean", overlay__policy=policy, run__chunk_size=60
     )
+    assert outcome.code == camray.ExitCode.DONE
     for folder, ending, each in (
         ("records", "parquet", "record_bytes"),
         ("overlays", "jpg", "overlay_bytes"),
