@@ -8,15 +8,17 @@ the images are announced one by one, so that the one that was under way at the n
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
-from camray.errors import ErrorCode, Stage
+from camray.errors import ErrorCode, IncompleteError, Stage
 from camray.records import Chunk, Status, struct_array
 
 WHOLE_CHUNK_TRIES = 2
+STARTS = 3  # of one worker; Ray would start it again for ever
 
 Work = Callable[[pa.StructArray], pa.StructArray]
 
@@ -70,6 +72,21 @@ class Guard:
             )
         self._ask("finish", name)
         return done
+
+    @contextmanager
+    def starting(self, worker: str) -> Iterator[None]:
+        """Watch a worker load its model, within the body; `worker` is the same when Ray starts it again.
+
+        Raises:
+            IncompleteError: its process has ended at this three times.
+        """
+        if self._attempts is None:  # nobody counts
+            yield
+            return
+        if self._ask("begin", f"start/{worker}") > STARTS:
+            raise IncompleteError(f"its process ended {STARTS} times at it (a crash, or out of memory)")
+        yield
+        self._ask("finish", f"start/{worker}")
 
     def _ask(self, method: str, *args: Any) -> Any:
         import ray

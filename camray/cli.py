@@ -12,9 +12,10 @@ from typing import Any
 
 from camray import __version__, compare_options, config
 from camray.arguments import Parser
-from camray.errors import CamrayError, ExitCode, printable
+from camray.errors import CamrayError, ExitCode, in_a_line, printable
 from camray.run_options import COMMON, add_model_options, add_places, add_run_options
 from camray.settings import load
+from camray.stopping import Stopped, stoppable
 
 _EXITS = "exit codes:\n" + "\n".join(f"  {int(code):>3}  {code.meaning}" for code in ExitCode)
 _EXIT_NAMES = "exit codes: " + " · ".join(f"{int(code)} {code.name.lower()}" for code in ExitCode)
@@ -49,16 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a Ray notice
     args = build_parser().parse_args(argv)
     try:
-        code = args.run(args)
-    except CamrayError as error:
-        if args.debug:
-            raise
-        print(f"camray: error: {printable(_as_typed(str(error)), 1000)}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        code = ExitCode.INTERRUPTED
+        with stoppable():
+            code = args.run(args)
+    except Stopped as stop:
+        code = stop.code
     except BrokenPipeError:
         return int(ExitCode.DONE)
+    except (CamrayError, OSError) as error:
+        if args.debug:
+            raise
+        print(f"camray: error: {printable(_as_typed(in_a_line(error)), 1000)}", file=sys.stderr)
+        code = getattr(error, "exit_code", ExitCode.INCOMPLETE)
     if code is not None and args.command in ("explain", "audit", "compare"):
         _last_line(ExitCode(code), args)
     return int(code or 0)
@@ -151,11 +153,8 @@ def _settings(args: argparse.Namespace, defaults: dict[str, Any] | None = None) 
     typed = {dotted: getattr(args, name) for name, dotted in _SETTINGS.items() if hasattr(args, name)}
     typed = {k: v for k, v in typed.items() if v is not None}
     settings = load(getattr(args, "config", None), typed, defaults)
-    for value, field in (
-        (settings.archive.path, "ARCHIVE"),
-        (settings.out, "OUT"),
-        (settings.model.name, "--model"),
-    ):
+    named = {"ARCHIVE": settings.archive.path, "OUT": settings.out, "--model": settings.model.name}
+    for field, value in named.items():
         if not value:
             raise UsageError(field, "is missing", f"camray {args.command} ARCHIVE OUT --model NAME")
     return settings

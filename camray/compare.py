@@ -99,7 +99,7 @@ def _report(ready: Prepared, code: ExitCode) -> str:
 def _measure(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> ExitCode:
     from camray.pipeline import connect, score_flow, size_pool
 
-    pool = size_pool(ready.config, *connect())
+    pool = size_pool(ready.config, *connect(ready.out))
     run_id = new_run_id()
     worst = ExitCode.DONE
     with Hold(ready.out, run_id, ready.config.run.force):

@@ -187,3 +187,15 @@ def printable(text: str, limit: int = 300) -> str:
     """
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in redacted(text))
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def said_by(error: BaseException) -> str:
+    """Give what a library said, in one line, without the list of its own functions that Delta Lake adds."""
+    return " ".join(re.split(r"\n\s*0: ", str(error))[0].split())
+
+
+def in_a_line(error: Exception) -> str:
+    """Say what camray raised, or what a store or a disk raised before there was a run to end."""
+    if isinstance(error, CamrayError):
+        return str(error)
+    return said_by(error) + ". Fix: try again when the store or disk answers"

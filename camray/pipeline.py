@@ -10,26 +10,31 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as NodeAffinity
 
 from camray.attempts import Attempts, Guard
 from camray.config import Config, Explainer
-from camray.errors import UsageError
+from camray.errors import UsageError, printable
 from camray.explain.actor import ExplainActor
 from camray.ledger.plan import ShardTask
 from camray.measure.actor import ScoreActor
 from camray.panels import Panel
 from camray.records import Chunk, ChunkKind
 from camray.stages import ChunkSink, Decode, Sink, read_shard
+from camray.stopping import handlers_kept
+from camray.storage import Folder
 
 WAVE_SHARDS = 2000  # a read task costs the driver about 5 KB and 1.3 ms for as long as its wave runs
 # Logical CPUs. They differ from stage to stage: Ray Data fuses neighbours with equal resources.
@@ -76,17 +81,50 @@ def size_pool(config: Config, cpus: float, gpus: float) -> Pool:
     return Pool(actors, max(actors, run.max_actors or 0), device, share, 0, threads, run.batch_size or 8)
 
 
-def connect() -> tuple[float, float]:
-    """Join the cluster named by RAY_ADDRESS, else start Ray on this machine; give its CPUs and GPUs."""
+def connect(out: Folder | None = None) -> tuple[float, float]:
+    """Join the cluster named by RAY_ADDRESS, else start Ray on this machine; give its CPUs and GPUs.
+
+    Raises:
+        UsageError: no such cluster, one of other versions, or one whose nodes do not share `out`.
+    """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    address = os.environ.get("RAY_ADDRESS")
     if not ray.is_initialized():
-        with _native_stderr_closed():
-            if os.environ.get("RAY_ADDRESS"):
-                ray.init(**quiet)
+        with _native_stderr_closed(), handlers_kept():
+            if address:
+                try:
+                    ray.init(**quiet)
+                except (ConnectionError, RuntimeError, ValueError) as error:
+                    why = printable(f"{address}: {' '.join(str(error).split())}")
+                    fix = "the address of a running cluster with the same versions of Python and Ray"
+                    raise UsageError("RAY_ADDRESS", why, fix) from None
             else:
                 ray.init(address="local", include_dashboard=False, **quiet)
+    if out is not None and out.is_local:
+        _refuse_unshared(Path(out.path))
     resources = ray.cluster_resources()
     return resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+
+
+def _refuse_unshared(out: Path) -> None:
+    """Refuse a folder that is on this machine's own disk while other nodes would write there, too."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    folder = next(p for p in (out, *out.parents) if p.exists())
+
+    def sees(path: str) -> bool:
+        return os.path.exists(path)
+
+    look: Any = ray.remote(num_cpus=0, max_retries=0)(sees)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".camray-probe-") as probe:
+        asked = [
+            look.options(scheduling_strategy=NodeAffinity(n, soft=True)).remote(probe.name) for n in nodes
+        ]
+        found = ray.get(asked)
+    if not all(found):
+        blind = f"{found.count(False)} of {len(nodes)} nodes of the cluster do not see {folder}"
+        raise UsageError("OUT", blind, "a shared disk, or s3:// or gs://")
 
 
 @contextmanager

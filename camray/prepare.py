@@ -100,7 +100,7 @@ def describe_plan(ready: Prepared) -> dict[str, str | int]:
 def check_out(config: Config) -> Folder:
     """Refuse an OUT that is not ours, cannot be written, or lies inside the archive."""
     out = open_folder(config.out, "OUT")
-    kind = out.kind()
+    kind = out.reach("OUT")
     if kind == pafs.FileType.File:
         raise UsageError("OUT", f"{out.uri} is a file", "give a folder")
     ours = out.exists("records/_delta_log") or out.exists("runs")
@@ -121,11 +121,20 @@ def _check_local_out(out: Folder, archive: str) -> None:
     existing = next(p for p in (path, *path.parents) if p.exists())
     if not existing.is_dir():
         raise UsageError("OUT", f"{existing} is a file", "give a folder")
+    _refuse_links(path)
     if not _is_writable(existing):
         raise UsageError("OUT", f"no permission to write in {existing}", "choose another folder")
     inside = "://" not in archive and path.is_relative_to(Path(archive).expanduser().absolute())
     if inside:
         raise UsageError("OUT", f"{out.uri} lies inside the archive", "give a folder outside")
+
+
+def _refuse_links(out: Path) -> None:
+    """Refuse folders of OUT that lead elsewhere: who may write in OUT must not choose where a run writes."""
+    for link in (*out.glob("*"), *out.glob("*/_delta_log")):
+        if link.is_symlink() and link.is_dir():
+            where = printable(f"{link} is a link to {link.readlink()}")
+            raise UsageError("OUT", where, "remove the link; OUT itself may be one")
 
 
 def _is_writable(folder: Path) -> bool:

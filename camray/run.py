@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import signal
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from camray.config import Config
@@ -20,6 +19,7 @@ from camray.errors import (
     ExitCode,
     IncompleteError,
     printable,
+    said_by,
 )
 from camray.ledger.commit import CommitDesk
 from camray.ledger.intake import remember
@@ -30,18 +30,11 @@ from camray.metrics import RunMetrics
 from camray.prepare import Prepared, known_members, prepare
 from camray.progress import Reporter, RunProgress
 from camray.records import Accounting
+from camray.stopping import Stopped, stoppable
 from camray.storage import Folder
 
 if TYPE_CHECKING:
     from camray.pipeline import Flow, Pool
-
-
-class Stopped(BaseException):
-    """A signal asked the run to stop."""
-
-    def __init__(self, code: ExitCode) -> None:
-        self.code = code
-        super().__init__(code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +80,7 @@ def _explain(config: Config, reporter: Reporter) -> Outcome:
         return Outcome(ExitCode.DONE, run_id, Accounting(), ready.out.uri, ready.explainer.id)
     from camray.pipeline import connect, size_pool
 
-    pool = size_pool(config, *connect())  # before the first write: it may refuse the device
+    pool = size_pool(config, *connect(ready.out))  # before the first write: they may refuse
     with Hold(ready.out, run_id, config.run.force):
         write_explainer(ready.out, ready.explainer)
         ready.table.create()
@@ -157,7 +150,7 @@ def _commits(work: Work, run_id: str, progress: RunProgress, pool: Pool) -> Iter
     progress.actors = pool.actors
     state = {name: tensor.numpy() for name, tensor in work.module.state_dict().items()}
     flow = work.flow(ray.put(state), run_id)
-    with _signals(), progress, RunMetrics(work.owner, progress):
+    with stoppable(), progress, RunMetrics(work.owner, progress):
         for notes in run_waves(work.tasks, flow, pool):
             commits = desk.take(notes)
             progress.take(notes, len(commits))
@@ -165,6 +158,8 @@ def _commits(work: Work, run_id: str, progress: RunProgress, pool: Pool) -> Iter
         commits = desk.flush()
         progress.take([], len(commits))
         yield from (c.accounting for c in commits)
+    if not work.out.is_local:
+        desk.confirm()
     if desk.open_shards:
         why = "".join(f"; {reason}" for reason in desk.unread()[:3])
         raise IncompleteError(
@@ -218,29 +213,6 @@ def _summarise(
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into `Stopped`. Installed after ray.init, which replaces handlers."""
-
-    def stopper(code: ExitCode) -> Callable[[int, FrameType | None], Any]:
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            raise Stopped(code)
-
-        return stop
-
-    wanted = {signal.SIGTERM: ExitCode.TERMINATED, signal.SIGINT: ExitCode.INTERRUPTED}
-    try:
-        before = {number: signal.signal(number, stopper(code)) for number, code in wanted.items()}
-    except ValueError:  # not the main thread: a library user handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def told_plainly() -> Iterator[None]:
     """Turn a failure of a store, or inside a Ray task, into one line with the right exit code."""
     try:
@@ -251,7 +223,10 @@ def told_plainly() -> Iterator[None]:
             raise cause from (None if cause is error else error)
         if isinstance(cause, STORE_ERRORS):
             full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = "no space left in OUT" if full or "No space left" in str(cause) else printable(str(cause))
+            said = printable(said_by(cause))
+            if "HTTP status 411" in said:
+                said += ". Fix for older stores: export AWS_REQUEST_CHECKSUM_CALCULATION=WHEN_REQUIRED"
+            what = "no space left in OUT" if full or "No space left" in str(cause) else said
             raise IncompleteError(f"{what}; what is committed stays, the same command resumes") from error
         raise
 
@@ -266,4 +241,9 @@ def _innermost(error: Exception) -> Exception:
         error = error.cause
     if isinstance(error, ray.exceptions.RaySystemError | ray.exceptions.NodeDiedError):
         return IncompleteError(f"the cluster is gone: {printable(str(error))}")
+    if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
+        why = str(error).strip().rpartition("\n")[2]  # below the traceback: what was raised
+        why = re.sub(r"^camray\.errors\.\w+: ", "", why).partition(". Fix: ")[0]
+        fix = "give workers what this machine has: packages, files, memory"
+        return IncompleteError(f"a worker could not load the model: {printable(why)}. Fix: {fix}")
     return error

@@ -7,12 +7,13 @@ leaves an empty file under the final name, without the folder's the rename itsel
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +23,16 @@ from urllib.parse import parse_qsl, quote
 from pyarrow import NativeFile
 from pyarrow import fs as pafs
 
-from camray.errors import UsageError, printable
+from camray.errors import UsageError, printable, said_by
 
 _T = TypeVar("_T")
 
 SCHEMES = ("s3", "gs", "gcs", "file")
 PATIENCE_S = 120.0
 """How long a store may fail before the run gives up (exit 4) and waits for its next start."""
-_LASTING = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|HTTP status (400|403)")
+_LASTING = re.compile(
+    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|HTTP status (301|400|401|403|411)"
+)
 _SECRET_OPTIONS = ("secret", "token", "password", "signature", "credential", "access_key", "access-key")
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # at most, and less where the umask says so: nobody else may write
 
@@ -59,6 +62,30 @@ class Folder:
     def kind(self, relative: str = "") -> pafs.FileType:
         """Tell whether a path is a file, a directory, or not there."""
         return self._patiently(lambda: self.fs.get_file_info(self.at(relative)).type)
+
+    def reach(self, field: str) -> pafs.FileType:
+        """Ask for the place itself, the first time; `field` is the option that named it.
+
+        Raises:
+            UsageError: the store refuses, or has no such bucket.
+        """
+        try:
+            kind = self.kind()
+            if kind == pafs.FileType.NotFound and not self.is_local:
+                self._refuse_no_bucket(field)
+        except OSError as error:
+            if not self.is_local and not _LASTING.search(str(error)):
+                raise
+            said = os.strerror(error.errno) if error.errno else said_by(error)
+            why = f"{printable(self.uri, 160)}: {printable(said)}"
+            fix = "check the bucket, its region, and the credentials in the environment"
+            raise UsageError(field, why, "choose another folder" if self.is_local else fix) from None
+        return kind
+
+    def _refuse_no_bucket(self, field: str) -> None:
+        bucket = self.path.strip("/").partition("/")[0]
+        if self.fs.get_file_info(bucket).type == pafs.FileType.NotFound:
+            raise UsageError(field, f"{self.uri}: there is no bucket {printable(bucket)!r}", "make it first")
 
     def exists(self, relative: str = "") -> bool:
         """Tell whether a path is there."""
@@ -112,7 +139,10 @@ class Folder:
     def write_all(self, files: Mapping[str, bytes]) -> None:
         """Write many files, each atomically; on a local disk all are durable on return."""
         if self.is_local:
-            _write_local({Path(self.at(relative)): data for relative, data in files.items()})
+            paths = {Path(self.at(relative)): data for relative, data in files.items()}
+            for parent in {path.parent for path in paths}:
+                refuse_links(Path(self.path), parent)
+            _write_local(paths)
             return
         for relative, data in files.items():
             self._patiently(partial(self._write_once, relative, data))
@@ -123,7 +153,21 @@ class Folder:
 
     def delete(self, relative: str) -> None:
         """Delete a file that is there."""
+        if self.is_local:
+            refuse_links(Path(self.path), Path(self.at(relative)).parent)
         self.fs.delete_file(self.at(relative))
+
+    def flush(self, relatives: Iterable[str]) -> None:
+        """Make files durable that another library wrote, those of them that are there, and their names.
+
+        Without it a power loss within seconds leaves them there, and empty. A store has nothing to flush.
+        """
+        files = [Path(self.at(r)) for r in relatives if self.is_local and os.path.isfile(self.at(r))]
+        for path in files:
+            _flush(path)
+        above = {folder for path in files for folder in path.parents if folder.is_relative_to(self.path)}
+        for folder in sorted(above, reverse=True):  # each holds the names of what is in it
+            _flush(folder)
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
         """Ask a store again until PATIENCE_S are over: each action is whole and harmless to repeat."""
@@ -157,6 +201,8 @@ def open_folder(place: str, field: str) -> Folder:
         raise UsageError(field, f"scheme {scheme!r} is not supported", f"use a path or {', '.join(SCHEMES)}")
     if scheme != "file" and not rest.strip("/"):
         raise UsageError(field, f"{place} names no bucket", f"{scheme}://BUCKET/PATH")
+    if scheme != "file" and "//" in rest.partition("?")[0].rstrip("/"):
+        raise UsageError(field, f"{printable(place)} has an empty part between two slashes", "leave one out")
     names = {name.lower() for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True)}
     if "@" in rest.partition("/")[0] or any(word in name for name in names for word in _SECRET_OPTIONS):
         raise UsageError(field, "credentials in the URI are refused", "set them in the environment")
@@ -186,14 +232,35 @@ def _write_local(files: Mapping[Path, bytes]) -> None:
             temporary.unlink(missing_ok=True)
             raise
     for parent in parents:
-        handle = os.open(parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _flush(parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _make_folder(path: Path) -> None:
     if not path.is_dir():
         _make_folder(path.parent)
         path.mkdir(_FOLDER_MODE, exist_ok=True)
+        if os.access(path.parent, os.R_OK):  # where not, somebody else's folder, one may write and not look
+            _flush(path.parent)
+
+
+def refuse_links(root: Path, path: Path) -> None:
+    """Look at every folder from below `root` down to `path`: a link there would lead a write elsewhere.
+
+    Raises:
+        OSError: one of them is a link. `root` itself may be one, or lie behind one: its owner named it.
+    """
+    for folder in (path, *path.parents):
+        if not folder.is_relative_to(root) or folder == root:
+            return
+        if folder.is_symlink():
+            raise OSError(
+                errno.ELOOP, f"{folder} is a link to {os.readlink(folder)!r}; camray writes only below OUT"
+            )

@@ -73,9 +73,14 @@ OPTIONS = """
 --batch-size -1          | --batch-size: -1 is out of range
 --batch-size 1.5         | --batch-size: invalid int value: '1.5'
 --batch-size 1000000000  | --batch-size: 1000000000 is out of range
+--batch-size auto        | --batch-size: invalid int value: 'auto'
 --batch-size 8 --batch-size 9 | --batch-size: is given twice: 8 and 9
 --model other            | --model: is given twice
 --actors 0               | --actors: 0 is out of range
+--actors -1              | --actors: -1 is out of range
+--timeout 0              | --timeout
+--overlay-size 0         | --overlay-size
+--chunk-size 0           | --chunk-size: 0 is out of range
 --device cuda:9          | --device: invalid choice: 'cuda:9' (choose from 'auto', 'cpu', 'cuda')
 --device mps             | --device: invalid choice: 'mps'
 --device tpu             | --device: invalid choice: 'tpu'

@@ -53,6 +53,13 @@ def device_here(wanted: str) -> str:
     return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def this_worker() -> str:
+    """Name the actor that runs this; the name stays when Ray starts it anew."""
+    import ray
+
+    return str(ray.get_runtime_context().get_actor_id())
+
+
 class ExplainActor:
     """Loads the model once, then explains chunk after chunk. `weights` is an object reference."""
 
@@ -66,7 +73,8 @@ class ExplainActor:
         overlay: OverlayConfig,
         guard: Guard,
     ) -> None:
-        self.explainer = batch_explainer(explainer, shared_state(weights), device, batch_size, threads)
+        with guard.starting(this_worker()):
+            self.explainer = batch_explainer(explainer, shared_state(weights), device, batch_size, threads)
         self._overlay, self._guard = overlay, guard
 
     def __call__(self, row: pa.Table) -> pa.Table:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from camray.errors import PASSING_ERRORS, CamrayError
+from camray.errors import PASSING_ERRORS, CamrayError, IncompleteError
 from camray.ledger.plan import ShardTask
 from camray.ledger.table import ShardCommit, Table
 from camray.records import Accounting, ChunkKind, Receipt, Shard, ShardEnd, account
@@ -46,7 +46,8 @@ class CommitDesk:
 
     def __init__(self, table: Table, explainer: str, run_id: str, tasks: Iterable[ShardTask]) -> None:
         self._table, self._explainer, self._run_id = table, explainer, run_id
-        self._open = {t.shard.id: _Open(t.shard) for t in tasks}
+        self._shards = tuple(t.shard for t in tasks)
+        self._open = {shard.id: _Open(shard) for shard in self._shards}
         self._ready: dict[str, ShardCommit] = {}
         self._last_commit_s = -COMMIT_EVERY_S  # the first finished shard is committed at once
 
@@ -88,3 +89,19 @@ class CommitDesk:
             del self._open[shard_id]
         self._ready = {}
         return done
+
+    def confirm(self) -> None:
+        """Read the table anew and look for every shard that was committed here.
+
+        A store that ignores `If-None-Match` lets one run write over the commit of another, unseen by both.
+
+        Raises:
+            IncompleteError: some are gone; the same command does them again, from their files.
+        """
+        now = self._table.reopened().shards(self._explainer)
+        gone = sum(shard.id not in self._open and not now.holds(shard) for shard in self._shards)
+        if gone:
+            raise IncompleteError(
+                f"{gone} shards were committed and are no longer in the table: this store lets one run write "
+                "over the commit of another (it ignores If-None-Match). Fix: one run at a time into this OUT"
+            )

@@ -169,6 +169,7 @@ def remember(out: Folder, root: str, groups: Iterable[Group]) -> None:
         )  # fmt: skip
     except CommitFailedError:
         raise IncompleteError(_OVERTAKEN) from None
+    out.flush([f"{INTAKE}/{entry.path}" for entry in out.entries(INTAKE)])
 
 
 def _is_same(one: Group, other: Group) -> bool:

@@ -22,6 +22,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from camray.errors import IncompleteError, UsageError, printable
+from camray.ledger import log
 from camray.ledger.committed import PARTITION, CommittedFiles, RecordFile, is_committed
 from camray.panels import SCORE_SCHEMA
 from camray.records import RECORD_SCHEMA, SCHEMA_VERSION, Accounting, Receipt, Shard
@@ -91,18 +92,18 @@ class Table:
             )
         self._out, self._uri, self._kind = out, out.child_uri(kind.folder), kind
         self._delta: DeltaTable | None = None
-        self._read: tuple[int | None, str, CommittedFiles] | None = (
-            None  # what `shards` read, of which version
-        )
+        self._read: tuple[int | None, str, CommittedFiles] | None = None  # and of which version
         self._seen: CommittedFiles | None = None  # as `commit` last read it
         self._own: dict[str, list[RecordFile]] = {}  # committed here since
-        if DeltaTable.is_deltatable(self._uri):
-            self._delta = DeltaTable(self._uri)
+        if DeltaTable.is_deltatable(self._uri) and not log.is_stillborn(out, kind.folder):
+            self._delta = log.opened(out, kind.folder)
             self._check_version()
 
     def create(self) -> None:
         """Make the table unless it is there already."""
         if self._delta is None:
+            if log.is_stillborn(self._out, self._kind.folder):
+                self._out.delete(log.entry(self._kind.folder, 0))
             DeltaTable.create(
                 self._uri,
                 self._kind.whole,
@@ -112,6 +113,7 @@ class Table:
                 configuration={**_CONFIGURATION, VERSION_KEY: str(SCHEMA_VERSION)},
                 raise_if_key_not_exists=False,  # a key of our own
             )
+            log.flush(self._out, self._kind.folder, 0)
             self._delta = DeltaTable(self._uri)
 
     def _check_version(self) -> None:
@@ -151,6 +153,10 @@ class Table:
     def delta(self) -> DeltaTable | None:
         """The table for readers, or None before the first run."""
         return self._delta
+
+    def reopened(self) -> Table:
+        """Open the same table as it is now."""
+        return Table(self._out, self._kind)
 
     def dataset(self) -> pads.FileSystemDataset:
         """Open the committed rows; no row is read yet. Reading fails where a page is not as it was written.
@@ -215,6 +221,7 @@ class Table:
             except CommitFailedError:
                 time.sleep(min(2.0, 0.02 * 2**attempt))
                 continue
+            log.flush(self._out, self._kind.folder, self._delta.version() + 1)
             self._follow({f.shard.key: [_file_of(r) for r in f.receipts] for f in mine})
             return mine
         raise IncompleteError(f"{COMMIT_ATTEMPTS} commits were refused: another run keeps writing here")
@@ -234,12 +241,7 @@ class Table:
         assert self._seen is not None
         return self._own.get(key) or self._seen.get(key, [])
 
-    def _write(
-        self,
-        explainer: str,
-        run_id: str,
-        mine: Sequence[ShardCommit],
-    ) -> None:
+    def _write(self, explainer: str, run_id: str, mine: Sequence[ShardCommit]) -> None:
         assert self._delta is not None
         now_ms = int(time.time() * 1000)
         partition: dict[str, str | None] = {self._kind.partition: explainer}

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from camray.attempts import Guard
 from camray.errors import Stage
-from camray.explain.actor import Weights, shared_state
+from camray.explain.actor import Weights, shared_state, this_worker
 from camray.panels import SCORED, Panel
 from camray.records import Chunk, ChunkKind, add_seconds
 
@@ -26,7 +26,8 @@ class ScoreActor:
         from camray.measure.scorer import BatchScorer
 
         torch.set_num_threads(threads)
-        self._scorer = BatchScorer(panel, shared_state(weights), device, batch_size)
+        with guard.starting(this_worker()):
+            self._scorer = BatchScorer(panel, shared_state(weights), device, batch_size)
         self._guard = guard
 
     def __call__(self, row: pa.Table) -> pa.Table:

@@ -21,6 +21,7 @@ def open_out(place: str) -> tuple[Folder, Table]:
         UsageError: there is no camray table.
     """
     out = open_folder(place, "OUT")
+    out.reach("OUT")
     table = Table(out)
     if table.delta is None:
         raise UsageError("OUT", f"{out.uri} holds no camray records", "give the OUT of an explain run")
@@ -34,6 +35,7 @@ def open_either(place: str) -> tuple[Folder, Table, Table]:
         UsageError: there is neither.
     """
     out = open_folder(place, "OUT")
+    out.reach("OUT")
     scores = Table(out, SCORES)
     return (out, Table(out), scores) if scores.delta is not None else (*open_out(place), scores)
 

@@ -94,6 +94,14 @@ def test_formats(fmt):
     assert np.abs(got.pixels.astype(int) - (200, 100, 50)).max() <= 6
 
 
+def test_a_broken_colour_profile_is_ignored():
+    for fmt in ("JPEG", "PNG", "TIFF", "WEBP"):
+        for profile in (b"garbage", b"\xff" * 5000):
+            plain, odd = encoded(photo(), fmt), encoded(photo(), fmt, icc_profile=profile)
+            assert outcome(odd)[0] is None
+            assert np.array_equal(outcome(odd)[1], outcome(plain)[1]), fmt
+
+
 def test_mpo_gives_its_first_picture():
     second = Image.new("RGB", (64, 48), (0, 0, 200))
     content = encoded(Image.new("RGB", (64, 48), (200, 0, 0)), "MPO", save_all=True, append_images=[second])

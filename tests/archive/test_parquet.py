@@ -141,6 +141,14 @@ def test_damage(tmp_path):
         assert says in message
 
 
+def test_encrypted(tmp_path):
+    """A Parquet file with an encrypted footer ends in PARE."""
+    whole = parquet_of({"image": [b"x" * 300]})
+    members, code, message = read(tmp_path, b"PARE" + whole[4:-4] + b"PARE", "parquet")
+    assert (members, code) == ([], ErrorCode.SHARD_UNREADABLE)
+    assert "encrypted" in message
+
+
 def test_a_damaged_page_keeps_the_rows_before_it(tmp_path):
     cells = [np.random.default_rng(i).bytes(3000) for i in range(9)]
     plain = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}

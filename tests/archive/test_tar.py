@@ -35,6 +35,12 @@ def test_gzip_is_recognised_by_content(tmp_path):
     assert code is None
 
 
+def test_packed_twice(tmp_path):
+    members, code, message = read(tmp_path, gzip.compress(gzip.compress(tar_of([("0.png", png(0))]))))
+    assert (members, code) == ([], ErrorCode.SHARD_UNREADABLE)
+    assert "gzip" in message
+
+
 def test_cut_gzip(tmp_path):
     noise = random.Random(0).randbytes
     packed = gzip.compress(tar_of([(f"{i}.png", noise(5000)) for i in range(40)]))

@@ -28,6 +28,7 @@ class FaultProxy:
 
     def __init__(self, store: int) -> None:
         self.store, self.kind, self.share, self.away = store, "", 0.0, False
+        self.denied = ""  # the method of every request that meets 403
         self.injected: Counter[str] = Counter()
         self._chance, self._lock = random.Random(0), threading.Lock()
         handler = type("Handler", (_Handler,), {"proxy": self})
@@ -89,10 +90,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def _serve(self) -> None:
         body, kind = self._body(), self.proxy.draw()
+        if self.command == self.proxy.denied:
+            self._refuse(403, b"AccessDenied")
+            return
         if kind == "unavailable":
             self._refuse(503, b"SlowDown")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tarfile
 import threading
@@ -19,7 +20,7 @@ from camray import stages, storage
 from camray.archive import members
 from camray.archive.names import name_kind
 from camray.errors import ErrorCode
-from camray.ledger import commit, plan, runs, table
+from camray.ledger import commit, committed, plan, runs, table
 from camray.records import Member, Status, account
 from camray.review import verify
 
@@ -109,15 +110,10 @@ def _finished_without_identity(self: Any) -> Any:
 
 def _forget_what_is_committed() -> None:
     """Neither the plan nor the commit looks at what is there; no transaction id stands in the way."""
-    plan.is_committed = lambda *_: False  # type: ignore[assignment]
+    committed.CommittedFiles.holds = lambda *_: False  # type: ignore[method-assign]
+    commit.CommitDesk.confirm = _nothing  # type: ignore[assignment,method-assign]
     table.is_committed = lambda *_: False  # type: ignore[assignment]
-    table.RemoveAction = _nothing  # type: ignore[misc,assignment]
-    real = table.Table._write
-
-    def write(self: Any, explainer: str, run_id: str, mine: Any, _current: Any) -> None:
-        real(self, explainer, run_id, mine, {})
-
-    table.Table._write = write  # type: ignore[method-assign]
+    table.Table._current = lambda *_: []  # type: ignore[method-assign]
 
 
 def _nothing(*_: object) -> None:
@@ -127,11 +123,12 @@ def _nothing(*_: object) -> None:
 def _blind_commit() -> None:
     """The log entry is written without looking whether another run was first."""
     table.is_committed = lambda *_: False  # type: ignore[assignment]
+    table.Table._current = lambda *_: []  # type: ignore[method-assign]
     real = table.Table._write
 
-    def write(self: Any, explainer: str, run_id: str, mine: Any, _current: Any) -> None:
+    def write(self: Any, *about: Any) -> None:
         self._delta.update_incremental()
-        real(self, explainer, run_id, mine, {})
+        real(self, *about)
 
     table.Table._write = write  # type: ignore[method-assign]
 
@@ -162,9 +159,43 @@ def _without_hold() -> None:
     runs._live_other = lambda *_args, **_more: None  # type: ignore[assignment]
 
 
+def _hold_by_own_clock() -> None:
+    """What this machine's clock, a day ahead, takes for an old heartbeat does not count."""
+    _clock(90_000)()
+    real = runs._live_other
+
+    def live_other(out: storage.Folder, run_id: str, only_earlier: bool = False) -> Any:
+        beats = [e for e in out.entries(runs.RUNS) if run_id not in e.path and "heartbeat" in e.path]
+        fresh = any(time.time() - int(e.version) / 1e9 < runs.STALE_S for e in beats)
+        return real(out, run_id, only_earlier) if fresh else None
+
+    runs._live_other = live_other
+
+
 def _without_flush() -> None:
     """Nothing waits until the disk has it."""
     os.fsync = lambda _: None  # type: ignore[assignment]
+
+
+def _without_flush_of_the_log() -> None:
+    """What Delta Lake wrote reaches the disk when the system likes."""
+    storage.Folder.flush = _nothing  # type: ignore[assignment,method-assign]
+
+
+def _full_disk_unnoticed() -> None:
+    """A file that could not be written is not missed."""
+    real = storage.Folder.write_all
+
+    def write_all(self: storage.Folder, files: Mapping[str, bytes]) -> None:
+        with contextlib.suppress(OSError):
+            real(self, files)
+
+    storage.Folder.write_all = write_all  # type: ignore[method-assign]
+
+
+def _without_a_second_look() -> None:
+    """What was committed is taken to be in the table."""
+    commit.CommitDesk.confirm = _nothing  # type: ignore[assignment,method-assign]
 
 
 def _clock(by_s: float) -> Callable[[], None]:
@@ -184,7 +215,11 @@ SMALL_JOB: dict[str, Callable[[], None]] = {
     "tar by the standard library": _tar_by_the_standard_library,
     "finished chunks forgotten": _forget_chunks,
     "no hold": _without_hold,
+    "hold by this machine's clock": _hold_by_own_clock,
     "no flush": _without_flush,
+    "no flush of the log": _without_flush_of_the_log,
+    "a full disk goes unnoticed": _full_disk_unnoticed,
+    "no second look at the table": _without_a_second_look,
     "clock a day ahead": _clock(90_000),
     "clock a day behind": _clock(-90_000),
 }

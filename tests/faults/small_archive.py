@@ -48,11 +48,11 @@ def _members(number: int, count: int) -> list[tuple[str, bytes, Expected]]:
     return found
 
 
-def make(folder: Path, shards: int = 6, members: int = 10) -> Oracle:
-    """Write the shards; the last of the first six is cut behind its seventh member."""
+def make(folder: Path, shards: int = 6, members: int = 10, first: int = 0) -> Oracle:
+    """Write the shards, numbered from `first`; number 5 is cut behind its seventh member."""
     folder.mkdir(parents=True, exist_ok=True)
     oracle: Oracle = {}
-    for number in range(shards):
+    for number in range(first, first + shards):
         made = _members(number, members)
         if number % 3 == 1:
             path = folder / f"shard-{number}.zip"

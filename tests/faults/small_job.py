@@ -230,6 +230,7 @@ def _run(
         total += done.accounting
     for worker in crew:
         os.close(worker.orders)
+    desk.confirm()  # the job does so where OUT is in a store
     return total
 
 

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from camray import storage
+from tests import test_storage
+from tests.faults import sabotage as taken_out
 from tests.faults.small_archive import Oracle, make
 from tests.faults.small_job import CHUNK, Jobs, Order
 from tests.faults.watcher import Reader, Rows, check, watched
@@ -123,7 +126,9 @@ def draw(
         killed += found
         reads += reader.reads
         seed += 1
-    print(f"{killed.total()} kills {dict(killed)} over {seed - FIRST_SEED} jobs, {reads} reads meanwhile")
+        if seed % 20 == 0 or killed.total() >= kills:
+            jobs_done = seed - FIRST_SEED
+            print(f"{killed.total()} kills {dict(killed)} over {jobs_done} jobs, {reads} reads", flush=True)
     return killed
 
 
@@ -150,4 +155,16 @@ SABOTAGED = (
 def test_sabotage_is_noticed(jobs: Jobs, archive: tuple[str, Oracle], place: Path, name: str) -> None:
     with pytest.raises(AssertionError) as caught:
         draw(jobs, archive, place, 60, sabotage=name)
-    print(f"{name}: {str(caught.value).splitlines()[0]}")
+    assert "TypeError" not in jobs.said()  # it is the check that fails, not the sabotage
+    assert "AttributeError" not in jobs.said()
+    print(f"{name}: {caught.traceback[-1].statement}")
+
+
+@pytest.mark.faults
+def test_sabotage_of_whole_files_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.Folder, "write_all", storage.Folder.write_all)  # put back afterwards
+    taken_out.apply("written in place")
+    with pytest.raises(AssertionError):
+        test_storage.test_a_reader_sees_the_whole_old_or_the_whole_new_file(
+            storage.open_folder(str(tmp_path), "OUT")
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,23 @@ def records(start: int, count: int, run_id: str, shard: str) -> pa.Table:
     return pa.Table.from_pydict(size, RECORD_SCHEMA)
 
 
-def make_out(place: Path, rows: int, run_id: str = "20261122T000000Z-0") -> str:
-    """Commit so many rows, audit them, and give the explainer's id."""
+def _same(rows: pa.Table) -> pa.Table:
+    return rows
+
+
+def all_failed(rows: pa.Table) -> pa.Table:
+    """The same members, of which not one could be decoded."""
+    kept = rows.select(["run_id", "shard", "member", "key", "index", "content_sha256"]).to_pydict()
+    count = rows.num_rows
+    columns = kept | {"status": ["failed"] * count, "error_code": ["corrupt_image"] * count}
+    whole = {f.name: columns.get(f.name, [None] * count) for f in RECORD_SCHEMA}
+    return pa.Table.from_pydict(whole, RECORD_SCHEMA)
+
+
+def make_out(
+    place: Path, rows: int, run_id: str = "20261122T000000Z-0", change: Callable[[pa.Table], pa.Table] = _same
+) -> str:
+    """Commit so many rows, changed or not, audit them, and give the explainer's id."""
     out, what = open_folder(str(place), "OUT"), explainer()
     write_explainer(out, what)
     table = Table(out)
@@ -94,7 +110,7 @@ def make_out(place: Path, rows: int, run_id: str = "20261122T000000Z-0") -> str:
     for number, start in enumerate(range(0, rows, ROWS_A_SHARD)):
         count = min(ROWS_A_SHARD, rows - start)
         shard = Shard(f"shard-{number}.tar", "tar", 1, "1")
-        found = records(start, count, run_id, shard.uri)
+        found = change(records(start, count, run_id, shard.uri))
         receipt = write_records(out, what.id, shard.id, 0, found, chunk_size=ROWS_A_SHARD)
         table.commit(what.id, run_id, [ShardCommit(shard, (receipt,), account([receipt]))])
     audit_night(str(place), what.id, run_id, AuditConfig(lift=0.0))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
-from report_world import NASTY, make_out
+from report_world import NASTY, all_failed, make_out
 
 from camray.review.report import write_report
 
@@ -160,6 +160,22 @@ def test_names_contrast_headings(report: Path, tmp_path: Path, width: int, dark:
                 browser.wait_for("document.querySelectorAll('#cards li').length > 0")
             assert browser.run(ACCESSIBLE) == [], address
             assert browser.run("document.documentElement.scrollWidth <= innerWidth"), address
+        silent(browser)
+    finally:
+        browser.close()
+
+
+def test_a_night_without_a_good_row(tmp_path: Path) -> None:
+    """Every image failed: the page opens, says how many, and has no script error."""
+    make_out(tmp_path / "out", 40, change=all_failed)
+    browser = Browser(tmp_path)
+    try:
+        browser.open(Path(write_report(str(tmp_path / "out"))).as_uri())
+        browser.run("location.hash = 'failures'")
+        browser.wait_for("!document.getElementById('failures').hidden")
+        said = browser.run("document.getElementById('failures').textContent")
+        assert "corrupt_image" in said
+        assert "40" in said
         silent(browser)
     finally:
         browser.close()
