@@ -8,8 +8,10 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
@@ -17,10 +19,14 @@ from deltalake import DeltaTable
 from camray import compare, config
 from camray.cli import main
 from camray.compare_options import names
+from camray.compare_plan import read_panels
 from camray.errors import ExitCode, UsageError
+from camray.explain.models import load_model
 from camray.measure.catalogue import CONTROLS, METRICS
+from camray.measure.scorer import BatchScorer
 from camray.progress import Reporter
 from camray.settings import load
+from camray.storage import open_folder
 from demo import hans64
 
 COUNT = 6
@@ -157,6 +163,7 @@ def test_commas_between_brackets_belong_to_the_method() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_method_added_later_computes_only_itself(
     found: tuple[Path, compare.Outcome], demo: Path, tmp_path: Path
 ) -> None:
@@ -171,7 +178,22 @@ def test_a_method_added_later_computes_only_itself(
     compare.compare(settings(demo, together, "gradcam", "eigencam"), Reporter())
     _same([r for r in scores(together) if r["method"] == "eigencam"], new)
     tree = json.loads((Path(added.page).parent / "summary.json").read_text())
-    assert tree["methods"] == ["gradcam", "eigencam", *CONTROLS]
+    assert tree["methods"][2:] == [*CONTROLS]
+    assert set(tree["methods"][:2]) == {"gradcam", "eigencam"}
+
+
+def test_a_panel_added_later_measures_no_controls_again(
+    found: tuple[Path, compare.Outcome], demo: Path
+) -> None:
+    (panel,) = read_panels(open_folder(str(found[0]), "OUT"))
+    model = load_model(config.ModelConfig(name=str(demo / "models" / "hans64-clean")))
+    weights = model.module.state_dict()
+    added = BatchScorer(replace(panel, methods=("eigencam",)), weights, "cpu", 2)
+    views = np.stack([hans64.render(0, "audit", i).image for i in range(2)])
+    nothing = {"label_class": None, "boxes": None, "mask": None, "width": 64, "height": 64}
+    crop = {"crop_x0": 0.0, "crop_y0": 0.0, "crop_x1": 64.0, "crop_y1": 64.0}
+    rows = added.score([nothing | crop] * 2, views).rows
+    assert {row.method for row in rows} == {"eigencam"}
 
 
 @pytest.mark.slow
