@@ -24,6 +24,7 @@ _ADVICE = {
     "read": ("reading", "more CPUs, or data closer to the cluster"),
     "decode": ("decoding", "add CPUs"),
     "sink": ("writing", "fewer overlays, or a faster store"),
+    "chunks": ("the number of chunks", "a smaller --chunk-size, so that every actor gets some"),
     "handover": ("handing on chunks", "a larger --chunk-size, or fewer other programs on the machine"),
 }
 
@@ -53,6 +54,7 @@ class RunProgress:
         self.stage_seconds: Counter[str] = Counter()
         self.reused = 0
         self.actors = 1
+        self._chunks = 0  # explained by this run
         self._working_since: float | None = None  # when the model got its first chunk
         self._started = self._last = time.monotonic()
         self._bar: Progress | None = None
@@ -81,6 +83,7 @@ class RunProgress:
             receipt = Receipt.from_json(note)
             self.images += Accounting(receipt.ok, receipt.skipped, receipt.failed)
             self.stage_seconds.update(receipt.seconds)
+            self._chunks += "explain" in receipt.seconds
             if self._working_since is None and "explain" in receipt.seconds:
                 self._working_since = time.monotonic() - receipt.seconds["explain"]
             self.reused += receipt.reused
@@ -108,7 +111,8 @@ class RunProgress:
         """Name what limits the run, with the share of the model's time that says so, 0..1.
 
         ``model``: the share it is at work. Else the share it waits, for ``read``, ``decode`` or ``sink``, or
-        for ``handover`` where no stage was at work meanwhile. ("", 0) before the first chunk.
+        for ``handover`` where no stage was at work meanwhile, for ``chunks`` where there were fewer than
+        actors. ("", 0) before the first chunk.
         """
         if self._working_since is None:
             return "", 0.0
@@ -116,6 +120,8 @@ class RunProgress:
         busy = min(1.0, self.stage_seconds["explain"] / elapsed)
         if busy >= BUSY:
             return "model", busy
+        if self._chunks < self.actors:
+            return "chunks", 1 - busy
         stage = max(_STAGES, key=lambda s: self.stage_seconds[s])
         idle = self.stage_seconds[stage] < elapsed * (1 - busy) / 2
         return "handover" if idle else stage, 1 - busy

@@ -46,6 +46,8 @@ def receipt(index: int, **seconds: float) -> tuple[str, ChunkKind, str]:
         (2, {"read": 1.0, "decode": 2.0, "explain": 4.0, "sink": 9.0}, "writing is the limit"),
         # the model waited 12 s of 20, and no other stage worked for more than 2 s of them
         (2, {"read": 0.2, "decode": 1.0, "explain": 4.0, "sink": 0.5}, "handing on chunks is the limit"),
+        # a third actor never got a chunk
+        (3, {"read": 0.1, "decode": 1.0, "explain": 4.0, "sink": 0.2}, "the number of chunks is the limit"),
     ],
 )  # fmt: skip
 def test_the_limiting_stage_is_named(clock: Clock, actors: int, seconds: dict[str, float], says: str) -> None:
