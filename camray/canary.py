@@ -31,6 +31,7 @@ from camray.pipeline import Pool, on_a_worker
 from camray.prepare import Prepared
 from camray.records import Member, Shard, member_array
 from camray.stages import Decode
+from camray.storage import Folder
 
 LOOKED_AT = 20_000  # rows, the first that come; the choice among them is by checksum
 _KEPT = ("shard", "index", "content_sha256", "predicted_class", "confidence", "heatmap")
@@ -43,17 +44,24 @@ def look(ready: Prepared, pool: Pool, run_id: str, size: int) -> None:
 
     An image that is gone, or whose bytes are others, is left out.
     """
-    table, explainer = Table(ready.out), ready.explainer
-    path = f"canary/{explainer.id}.json"
-    if not ready.out.exists(path):
-        ready.out.write(path, json.dumps(choose(table, explainer.id, size)).encode())
-    first: list[Answer] = json.loads(ready.out.read(path))
+    explainer = ready.explainer
+    first = first_answers(ready.out, explainer.id, size)
     shards = {shard.uri: shard for shard in _shards(ready)}
     state = {name: tensor.numpy() for name, tensor in ready.model.module.state_dict().items()}
     chosen = _by_shard(first)
     wanted = [replace(shards[uri], selection=places) for uri, places in chosen.items() if uri in shards]
     now = on_a_worker(explain_again, pool, state, wanted, ready.config.archive, explainer)
     ready.out.write(f"{RUNS}/{run_id}/canary.json", json.dumps(difference(first, now)).encode())
+
+
+def first_answers(out: Folder, explainer: str, size: int) -> list[Answer]:
+    """Give what was kept of the canary images; chosen again for as long as there are too few."""
+    path = f"canary/{explainer}.json"
+    kept: list[Answer] = json.loads(out.read(path)) if out.exists(path) else []
+    if len(kept) < size:
+        kept = choose(Table(out), explainer, size)
+        out.write(path, json.dumps(kept).encode())
+    return kept
 
 
 def choose(table: Table, explainer: str, size: int) -> list[Answer]:

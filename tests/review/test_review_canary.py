@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from night_world import explain, settings_for, write_archive
 
-from camray.canary import choose, difference, explain_again
+from camray.canary import choose, difference, explain_again, first_answers
 from camray.ledger.table import Table
 from camray.pipeline import Pool, on_a_worker
 from camray.prepare import Prepared, prepare
@@ -63,6 +64,15 @@ def test_an_image_whose_bytes_changed_is_left_out(night: Prepared, tmp_path: Pat
     assert difference(first, first)["gone"] == 0
     other = [a | ({"content_sha256": "0" * 64} if i == 0 else {}) for i, a in enumerate(first)]
     assert (difference(first, other)["images"], difference(first, other)["gone"]) == (IMAGES - 1, 1)
+
+
+def test_images_are_chosen_again_while_there_are_too_few(night: Prepared) -> None:
+    """A first night without one good image must not leave an empty canary for ever."""
+    night.out.write(f"canary/{night.explainer.id}.json", b"[]")
+    chosen = first_answers(night.out, night.explainer.id, IMAGES)
+    assert len(chosen) == IMAGES
+    night.out.write(f"canary/{night.explainer.id}.json", json.dumps(chosen[::-1]).encode())
+    assert first_answers(night.out, night.explainer.id, IMAGES) == chosen[::-1]  # enough: kept as they are
 
 
 def test_the_choice_does_not_depend_on_the_order_of_rows(night: Prepared) -> None:
