@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,51 +21,51 @@ from camray.storage import Folder
 
 _COLUMNS = ["run_id", "member", "index", "status", "error_code", "target_class"]
 _COLUMNS += ["overlay_path", "heatmap", "heat_h", "heat_w"]
+Check = Callable[[dict[str, Any], list[RecordFile]], Iterator[str]]  # of one shard: what was said, its files
 
 
 def find_problems(out: Folder, table: Table) -> Iterator[str]:
-    """Yield each problem in one line; nothing when OUT is sound."""
-    said, pruned = committed_shards(table), pruned_runs(out)
-    explainers = {explainer for explainer, _key in said}
-    for explainer in sorted(explainers):
-        if not out.exists(f"explainers/{explainer}.json"):
-            yield f"explainers/{explainer}.json is missing"
+    """Yield each problem of the records in one line; nothing when they are sound."""
+    pruned = pruned_runs(out)
+
+    def check_of(explainer: str) -> Check:
         overlays = _overlays(out, explainer)
-        try:
-            shards = table.shards(explainer)
-        except UsageError as error:
-            yield str(error)
-            continue
-        unaccounted = set(shards)
-        for key, statement in sorted((k, s) for (e, k), s in said.items() if e == explainer):
-            unaccounted.discard(key)
-            files = shards.get(key, [])
-            yield from _check_shard(out, statement, files, overlays, pruned, table.columns)
-        yield from (
-            f"shard {key} is in the table but no commit accounts for it" for key in sorted(unaccounted)
-        )
+        return lambda said, files: _check_shard(out, said, files, overlays, pruned, table.columns)
+
+    return _problems(out, table, RECORDS, "explainers", check_of)
 
 
 def find_score_problems(out: Folder, table: Table) -> Iterator[str]:
     """Yield each problem of the scores of comparisons in one line."""
+    return _problems(out, table, SCORES, "panels", lambda _panel: partial(_check_scores, out, table.columns))
+
+
+def _problems(
+    out: Folder, table: Table, kind: Kind, descriptions: str, check_of: Callable[[str], Check]
+) -> Iterator[str]:
+    """Go through what was committed, owner by owner (explainers or panels), shard by shard."""
     said = committed_shards(table)
-    for panel in sorted({panel for panel, _key in said}):
-        if not out.exists(f"panels/{panel}.json"):
-            yield f"panels/{panel}.json is missing"
+    for owner in sorted({owner for owner, _key in said}):
+        if not out.exists(f"{descriptions}/{owner}.json"):
+            yield f"{descriptions}/{owner}.json is missing"
+        check = check_of(owner)
         try:
-            shards = table.shards(panel)
+            shards = table.shards(owner)
         except UsageError as error:
             yield str(error)
             continue
-        for key, statement in sorted((k, s) for (p, k), s in said.items() if p == panel):
-            where = f"shard {statement['uri']}"
-            if key not in shards:
-                yield f"{where}: its score files are not in the table"
-            for file in shards.get(key, []):
-                try:
-                    _intact(out, file, SCORES, table.columns)
-                except Exception as error:  # noqa: BLE001 - as above
-                    yield f"{where}: {file.path}: {printable(str(error), 160)}"
+        unaccounted = set(shards)
+        for key, statement in sorted((k, s) for (o, k), s in said.items() if o == owner):
+            unaccounted.discard(key)
+            files = shards.get(key, [])
+            if files:
+                yield from check(statement, files)
+            else:
+                what = kind.folder.removesuffix("s")
+                yield f"shard {statement['uri']}: its {what} files are not in the table"
+        yield from (
+            f"shard {key} is in the table but no commit accounts for it" for key in sorted(unaccounted)
+        )
 
 
 def print_verify(place: str, as_json: bool) -> ExitCode:
@@ -93,9 +94,6 @@ def _check_shard(
 ) -> Iterator[str]:
     """Compare what the commit said of a shard with what its files hold."""
     where = f"shard {said['uri']}"
-    if not files:
-        yield f"{where}: its record files are not in the table"
-        return
     members: dict[int, tuple[str, str | None]] = {}
     seen: Counter[tuple[int, int | None]] = Counter()
     for file in files:
@@ -125,6 +123,16 @@ def _check_shard(
             yield f"{where}: {counts[status]} rows are {status}, the commit says {count}"
     if dict(failed) != said["failed"]:
         yield f"{where}: failures by code are {dict(failed)}, the commit says {said['failed']}"
+
+
+def _check_scores(
+    out: Folder, columns: Set[str], said: dict[str, Any], files: list[RecordFile]
+) -> Iterator[str]:
+    for file in files:
+        try:
+            _intact(out, file, SCORES, columns)
+        except Exception as error:  # noqa: BLE001 - as above
+            yield f"shard {said['uri']}: {file.path}: {printable(str(error), 160)}"
 
 
 def _check_row(
