@@ -125,6 +125,7 @@ def main() -> None:
             assert report["accounting"]["members"] == count
             found.append((count, peaks, spilled, report["duration_s"], steady(out)))
             print(f"{count:>7,} images in {seconds:.0f} s; steady {found[-1][4]:.1f} images/s", flush=True)
+        growth = halves(out)
         again = follow(command, temporary)[2]
     (_, small, _, _, before), (_, large, spilled, duration, after) = found
     for kind in sorted(large):
@@ -133,7 +134,7 @@ def main() -> None:
         print(f"    {kind:<14} {small.get(kind, 0):7.0f} -> {large[kind]:7.0f} MiB   {ratio:5.2f} x   {goal}")
     print(f"    spilled files                                {spilled}      0")
     print(f"    time per image, large / small              {before / after:5.2f} x")
-    print(f"    time per image, second half / first half   {halves(out):5.2f} x   0.95 .. 1.05")
+    print(f"    time per image, second half / first half   {growth:5.2f} x   0.95 .. 1.05")
     print(f"    a rerun with nothing to do: {again:.0f} s, {again / duration:.1%} of the run   <= 5 %")
 
 
