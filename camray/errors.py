@@ -190,8 +190,9 @@ def printable(text: str, limit: int = 300) -> str:
 
 
 def said_by(error: BaseException) -> str:
-    """Give what a library said, in one line, without the list of its own functions that Delta Lake adds."""
-    return " ".join(re.split(r"\n\s*0: ", str(error))[0].split())
+    """Give what a library said, in one line, without the colours and the functions that Delta Lake adds."""
+    plain = re.sub("\x1b\\[[0-9;]*m", "", str(error))
+    return " ".join(re.split(r"\n\s*0: ", plain)[0].split())
 
 
 def in_a_line(error: Exception) -> str:

@@ -31,7 +31,7 @@ SCHEMES = ("s3", "gs", "gcs", "file")
 PATIENCE_S = 120.0
 """How long a store may fail before the run gives up (exit 4) and waits for its next start."""
 _LASTING = re.compile(
-    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|HTTP status (301|400|401|403|411)"
+    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|status( code)?\W+(301|400|401|403|411)\b"
 )
 _SECRET_OPTIONS = ("secret", "token", "password", "signature", "credential", "access_key", "access-key")
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # at most, and less where the umask says so: nobody else may write
@@ -61,7 +61,7 @@ class Folder:
 
     def kind(self, relative: str = "") -> pafs.FileType:
         """Tell whether a path is a file, a directory, or not there."""
-        return self._patiently(lambda: self.fs.get_file_info(self.at(relative)).type)
+        return self.patiently(lambda: self.fs.get_file_info(self.at(relative)).type)
 
     def reach(self, field: str) -> pafs.FileType:
         """Ask for the place itself, the first time; `field` is the option that named it.
@@ -74,7 +74,7 @@ class Folder:
             if kind == pafs.FileType.NotFound and not self.is_local:
                 self._refuse_no_bucket(field)
         except OSError as error:
-            if not self.is_local and not _LASTING.search(str(error)):
+            if not self.is_local and not _LASTING.search(said_by(error)):
                 raise
             said = os.strerror(error.errno) if error.errno else said_by(error)
             why = f"{printable(self.uri, 160)}: {printable(said)}"
@@ -108,7 +108,7 @@ class Folder:
         """List files under a path, sorted by path; nothing where the path is not there."""
         base = self.at(relative).rstrip("/")
         selector = pafs.FileSelector(base, allow_not_found=True, recursive=recursive)
-        listed = self._patiently(lambda: self.fs.get_file_info(selector))
+        listed = self.patiently(lambda: self.fs.get_file_info(selector))
         infos = [i for i in listed if i.type == pafs.FileType.File]
         for info in sorted(infos, key=lambda i: i.path):
             yield Entry(info.path.removeprefix(base).removeprefix("/"), info.size, str(info.mtime_ns))
@@ -116,7 +116,7 @@ class Folder:
     def folders(self, relative: str = "") -> list[str]:
         """List the names of the folders directly under a path, sorted."""
         selector = pafs.FileSelector(self.at(relative), allow_not_found=True)
-        listed = self._patiently(lambda: self.fs.get_file_info(selector))
+        listed = self.patiently(lambda: self.fs.get_file_info(selector))
         found = [i for i in listed if i.type == pafs.FileType.Directory]
         return sorted(i.base_name for i in found)
 
@@ -126,7 +126,7 @@ class Folder:
 
     def read(self, relative: str) -> bytes:
         """Read a whole file."""
-        return self._patiently(lambda: self._read_once(relative))
+        return self.patiently(lambda: self._read_once(relative))
 
     def _read_once(self, relative: str) -> bytes:
         with self.open(relative) as file:
@@ -145,7 +145,7 @@ class Folder:
             _write_local(paths)
             return
         for relative, data in files.items():
-            self._patiently(partial(self._write_once, relative, data))
+            self.patiently(partial(self._write_once, relative, data))
 
     def _write_once(self, relative: str, data: bytes) -> None:
         with self.fs.open_output_stream(self.at(relative)) as stream:  # visible at close
@@ -169,15 +169,19 @@ class Folder:
         for folder in sorted(above, reverse=True):  # each holds the names of what is in it
             _flush(folder)
 
-    def _patiently(self, action: Callable[[], _T]) -> _T:
-        """Ask a store again until PATIENCE_S are over: each action is whole and harmless to repeat."""
+    def patiently(self, action: Callable[[], _T]) -> _T:
+        """Ask a store again until PATIENCE_S are over: each action is whole and harmless to repeat.
+
+        Raises:
+            OSError: it failed for so long, or says that it always will.
+        """
         ends, wait_s = time.monotonic() + PATIENCE_S, 0.1
         while True:
             try:
                 return action()
             except OSError as error:
                 lasting = isinstance(error, FileNotFoundError | PermissionError) or _LASTING.search(
-                    str(error)
+                    said_by(error)
                 )
                 if self.is_local or lasting or time.monotonic() + wait_s > ends:
                     raise

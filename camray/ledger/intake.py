@@ -19,6 +19,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from camray.errors import IncompleteError
+from camray.ledger import log
 from camray.records import LooseFile, Shard
 from camray.storage import Folder
 
@@ -119,10 +120,9 @@ def _facts(file: LooseFile) -> tuple[str, int, str]:
 
 def recall(out: Folder, root: str) -> list[Group]:
     """Read the remembered groups of one archive folder, each in its latest revision."""
-    uri = out.child_uri(INTAKE)
-    if not DeltaTable.is_deltatable(uri):
+    if not log.exists(out, INTAKE):
         return []
-    table = DeltaTable(uri).to_pyarrow_dataset().to_table(filter=pc.field("root") == root)
+    table = log.opened(out, INTAKE).to_pyarrow_dataset().to_table(filter=pc.field("root") == root)
     files: dict[tuple[int, int], list[tuple[int, LooseFile]]] = {}
     for row in table.to_pylist():
         entry = LooseFile(os.fsdecode(row["path"]), row["size_bytes"], row["version"])
@@ -145,10 +145,9 @@ def remember(out: Folder, root: str, groups: Iterable[Group]) -> None:
     due = list(groups)
     if not due:
         return
-    uri = out.child_uri(INTAKE)
-    if not DeltaTable.is_deltatable(uri):
-        DeltaTable.create(uri, _SCHEMA, mode="ignore")
-    table = DeltaTable(uri)  # what was written after this moment makes the append below fail
+    if not log.exists(out, INTAKE):
+        DeltaTable.create(out.child_uri(INTAKE), _SCHEMA, mode="ignore")
+    table = log.opened(out, INTAKE)  # what was written after this moment makes the append below fail
     latest = {g.number: g for g in recall(out, root)}
     due = [g for g in due if g.number not in latest or not _is_same(g, latest[g.number])]
     if any(g.number in latest and g.revision <= latest[g.number].revision for g in due):

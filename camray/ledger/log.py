@@ -1,12 +1,19 @@
-"""The Delta log as it lies on the disk: made durable, and told apart from what a power loss left of it."""
+"""The Delta log as it lies on a disk or in a store: made durable, opened with patience, its damage told."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from camray.errors import UsageError, printable, said_by
 from camray.storage import Folder
+
+_T = TypeVar("_T")
+_AT_FAULT = re.compile(r"Generic (?!LocalFileSystem)\w+ error")  # how Delta Lake begins what a store or the way to it did
 
 
 def entry(folder: str, version: int) -> str:
@@ -26,6 +33,35 @@ def flush(out: Folder, folder: str, version: int) -> None:
     out.flush([entry(folder, version), *(f"{folder}/_delta_log/{name}" for name in checkpoint)])
 
 
+def is_store_at_fault(error: OSError | DeltaError) -> bool:
+    """Tell a store that fails from a log that is damaged, or a disk that is full: Delta Lake mixes them."""
+    return _AT_FAULT.search(str(error)) is not None
+
+
+def patiently(out: Folder, read: Callable[[], _T]) -> _T:
+    """Read again while the store fails: of an answer that ends halfway Delta Lake asks no second one.
+
+    Raises:
+        OSError: the store failed for as long as a `Folder` has patience.
+        DeltaError: the store is not at fault.
+    """
+
+    def once() -> _T:
+        try:
+            return read()
+        except DeltaError as error:
+            if is_store_at_fault(error):
+                raise OSError(said_by(error)) from error
+            raise
+
+    return out.patiently(once)
+
+
+def exists(out: Folder, folder: str) -> bool:
+    """Tell whether there is a table."""
+    return patiently(out, lambda: DeltaTable.is_deltatable(out.child_uri(folder)))
+
+
 def opened(out: Folder, folder: str) -> DeltaTable:
     """Open a table that is there.
 
@@ -34,7 +70,7 @@ def opened(out: Folder, folder: str) -> DeltaTable:
     """
     uri = out.child_uri(folder)
     try:
-        return DeltaTable(uri)
+        return patiently(out, lambda: DeltaTable(uri))
     except DeltaError as error:
         if not out.is_local:
             raise

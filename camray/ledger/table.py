@@ -95,7 +95,7 @@ class Table:
         self._read: tuple[int | None, str, CommittedFiles] | None = None  # and of which version
         self._seen: CommittedFiles | None = None  # as `commit` last read it
         self._own: dict[str, list[RecordFile]] = {}  # committed here since
-        if DeltaTable.is_deltatable(self._uri) and not log.is_stillborn(out, kind.folder):
+        if log.exists(out, kind.folder) and not log.is_stillborn(out, kind.folder):
             self._delta = log.opened(out, kind.folder)
             self._check_version()
 
@@ -104,17 +104,17 @@ class Table:
         if self._delta is None:
             if log.is_stillborn(self._out, self._kind.folder):
                 self._out.delete(log.entry(self._kind.folder, 0))
-            DeltaTable.create(
-                self._uri,
-                self._kind.whole,
-                mode="ignore",
-                partition_by=[self._kind.partition],
-                name=f"camray {self._kind.folder}",
-                configuration={**_CONFIGURATION, VERSION_KEY: str(SCHEMA_VERSION)},
-                raise_if_key_not_exists=False,  # a key of our own
-            )
+            log.patiently(self._out, self._create)
             log.flush(self._out, self._kind.folder, 0)
-            self._delta = DeltaTable(self._uri)
+            self._delta = log.opened(self._out, self._kind.folder)
+
+    def _create(self) -> None:
+        configuration = {**_CONFIGURATION, VERSION_KEY: str(SCHEMA_VERSION)}
+        DeltaTable.create(
+            self._uri, self._kind.whole, mode="ignore", partition_by=[self._kind.partition],
+            name=f"camray {self._kind.folder}", configuration=configuration,
+            raise_if_key_not_exists=False,  # a key of our own
+        )  # fmt: skip
 
     def _check_version(self) -> None:
         """Refuse a table whose columns may mean what this camray cannot know."""
@@ -211,26 +211,28 @@ class Table:
             raise IncompleteError(f"the {self._kind.folder} table is gone")
         for attempt in range(COMMIT_ATTEMPTS):
             if self._seen is None or attempt:  # a refused commit means that somebody else wrote
-                self._delta.update_incremental()
+                log.patiently(self._out, self._delta.update_incremental)
                 self._seen, self._own = self.shards(explainer), {}
             mine = [f for f in finished if not is_committed(f.shard, self._current(f.shard.key))]
             if not mine:
                 return []
             try:
                 self._write(explainer, run_id, mine)
-            except CommitFailedError:
-                time.sleep(min(2.0, 0.02 * 2**attempt))
+            except STORE_ERRORS as error:
+                if not isinstance(error, CommitFailedError) and not log.is_store_at_fault(error):
+                    raise
+                time.sleep(min(2.0, 0.02 * 2**attempt))  # then look whether it came through after all
                 continue
             log.flush(self._out, self._kind.folder, self._delta.version() + 1)
             self._follow({f.shard.key: [_file_of(r) for r in f.receipts] for f in mine})
             return mine
-        raise IncompleteError(f"{COMMIT_ATTEMPTS} commits were refused: another run keeps writing here")
+        raise IncompleteError(f"{COMMIT_ATTEMPTS} commits were refused: another run writes, or OUT fails")
 
     def _follow(self, mine: dict[str, list[RecordFile]]) -> None:
         """Step over the own commit; where another run's came along with it, forget what was known."""
         assert self._delta is not None
         before = self._delta.version()
-        self._delta.update_incremental()
+        log.patiently(self._out, self._delta.update_incremental)
         if self._delta.version() == before + 1:
             self._own |= mine
         else:
