@@ -13,7 +13,9 @@ from camray.errors import UsageError, printable, said_by
 from camray.storage import Folder
 
 _T = TypeVar("_T")
-_AT_FAULT = re.compile(r"Generic (?!LocalFileSystem)\w+ error")  # how Delta Lake begins what a store or the way to it did
+# How Delta Lake begins what a store did, or the way to it. A full disk, an error of the local file system,
+# does not pass by itself.
+_AT_FAULT = re.compile(r"Generic (?!LocalFileSystem)\w+ error")
 
 
 def entry(folder: str, version: int) -> str:
