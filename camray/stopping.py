@@ -47,13 +47,20 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Put the handlers back that a library replaces within the body: `ray.init` does."""
+    """Put the handlers back that a library replaces within the body: `ray.init` does.
+
+    Its own for SIGTERM leave with exit codes of theirs; a signal that met them is given to the one kept.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # nothing can be replaced here
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
+    except SystemExit:
+        if callable(kept := before[signal.SIGTERM]):
+            kept(signal.SIGTERM, None)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

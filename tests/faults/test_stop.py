@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from camray.stopping import Stopped, handlers_kept, stoppable
 from tests.faults.test_kill import CHUNK, EXPECTED, archive, committed, start, wait_for_files
 
 __all__ = ["archive"]
@@ -60,6 +61,19 @@ def test_sabotage_of_the_handlers_is_noticed(demo: Path, tmp_path: Path) -> None
     without = "import contextlib; cli.stoppable = contextlib.nullcontext"
     with pytest.raises(AssertionError):
         stop_while_it_prepares(demo, tmp_path / "out", signal.SIGTERM, 143, without)
+
+
+def test_sigterm_while_a_library_has_replaced_the_handler() -> None:
+    """`ray.init` sets one that leaves with exit code 15, then one with 1, before ours is put back."""
+
+    def start() -> None:
+        with handlers_kept():
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped) as stopped, stoppable():
+        start()
+    assert stopped.value.code == 143
 
 
 @pytest.mark.faults
