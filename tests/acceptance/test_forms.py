@@ -75,7 +75,7 @@ def check_forms(
     forms = ("folder", "tar", "zip", "parquet")
     archives = {form: pack(images, form, tmp_path / form) for form in forms}
     runs: dict[str, dict[str, dict[str, object]]] = {}
-    plan = [(form, 1, 16) for form in forms] + [("tar", 2, 1), ("zip", 2, 7), ("folder", 1, 32)]
+    plan = zip(forms, (1, 2, 2, 1), (16, 1, 7, 32), strict=True)  # neither actors nor batches may show
     for form, actors, batch_size in plan:
         out = tmp_path / f"out-{form}-{actors}-{batch_size}"
         outcome = explain(
