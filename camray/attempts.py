@@ -8,18 +8,18 @@ the images are announced one by one, so that the one that was under way at the n
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from camray.errors import ErrorCode, IncompleteError, Stage
+from camray.errors import CamrayError, ErrorCode, IncompleteError, Stage, no_model
 from camray.records import Chunk, Status, struct_array
 
 WHOLE_CHUNK_TRIES = 2
 STARTS = 3  # of one worker; Ray would start it again for ever
 
+_T = TypeVar("_T")
 Work = Callable[[pa.StructArray], pa.StructArray]
 
 
@@ -73,20 +73,20 @@ class Guard:
         self._ask("finish", name)
         return done
 
-    @contextmanager
-    def starting(self, worker: str) -> Iterator[None]:
-        """Watch a worker load its model, within the body; `worker` is the same when Ray starts it again.
+    def start(self, worker: str, load: Callable[[], _T]) -> _T | IncompleteError:
+        """Let a worker load its model; `worker` is the same when Ray starts it again.
 
-        Raises:
-            IncompleteError: its process has ended at this three times.
+        What went wrong is given and not raised: Ray would print its traceback, and start the worker again.
+        Given is also that the process of this worker has ended at it three times.
         """
-        if self._attempts is None:  # nobody counts
-            yield
-            return
         if self._ask("begin", f"start/{worker}") > STARTS:
-            raise IncompleteError(f"its process ended {STARTS} times at it (a crash, or out of memory)")
-        yield
+            return no_model(f"its process ended {STARTS} times at it (a crash, or out of memory)")
+        try:
+            loaded = load()
+        except Exception as error:  # noqa: BLE001 - the user's own code may raise anything
+            return no_model(f"{'' if isinstance(error, CamrayError) else type(error).__name__ + ': '}{error}")
         self._ask("finish", f"start/{worker}")
+        return loaded
 
     def _ask(self, method: str, *args: Any) -> Any:
         import ray

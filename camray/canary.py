@@ -21,9 +21,9 @@ import pyarrow.dataset as ds
 
 from camray.archive.members import read_members
 from camray.attempts import Guard
-from camray.config import ArchiveConfig, Explainer, OverlayConfig
+from camray.config import ArchiveConfig, Explainer
 from camray.errors import ShardError
-from camray.explain.actor import ExplainActor, Weights
+from camray.explain.actor import Weights, batch_explainer, shared_state
 from camray.ledger.committed import PARTITION
 from camray.ledger.runs import RUNS
 from camray.ledger.table import Table
@@ -77,15 +77,14 @@ def explain_again(
     pool: Pool, weights: Weights, shards: Sequence[Shard], archive: ArchiveConfig, explainer: Explainer
 ) -> list[Answer]:
     """Read, decode and explain the selected members of `shards`: runs on a worker."""
+    state = shared_state(weights)
+    explain = batch_explainer(explainer, state, pool.device, pool.batch_size, pool.threads)
     nobody = Guard(None)  # the images were explained before: none of them ends a worker
-    actor = ExplainActor(
-        explainer, weights, pool.device, pool.batch_size, pool.threads, OverlayConfig("none"), nobody
-    )
     decode = Decode(explainer.input, explainer.max_pixels, False, nobody).decode
     answers: list[Answer] = []
     for shard in shards:
         members = member_array(list(_members(shard, archive)))
-        for row in actor.explainer(decode(members)).to_pylist():
+        for row in explain(decode(members)).to_pylist():
             answers.append({"shard": shard.uri} | {name: row[name] for name in _KEPT[1:]})
     return answers
 

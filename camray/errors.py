@@ -195,6 +195,13 @@ def said_by(error: BaseException) -> str:
     return " ".join(re.split(r"\n\s*0: ", plain)[0].split())
 
 
+def no_model(why: str) -> IncompleteError:
+    """Say that a worker is of no use; the remedy that an error of camray's names is the driver's."""
+    said = printable(why.partition(". Fix: ")[0])
+    fix = "give workers what this machine has: packages, files, memory"
+    return IncompleteError(f"a worker could not load the model: {said}. Fix: {fix}")
+
+
 def in_a_line(error: Exception) -> str:
     """Say what camray raised, or what a store or a disk raised before there was a run to end."""
     if isinstance(error, CamrayError):

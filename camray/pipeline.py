@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Nod
 
 from camray.attempts import Attempts, Guard
 from camray.config import Config, Explainer
-from camray.errors import UsageError, printable
+from camray.errors import IncompleteError, UsageError, printable
 from camray.explain.actor import ExplainActor
 from camray.ledger.plan import ShardTask
 from camray.measure.actor import ScoreActor
@@ -219,6 +219,7 @@ def run_waves(
 
     Raises:
         OSError: a stage could not write to OUT.
+        IncompleteError: a worker could not load its model.
     """
     settings = DataContext.get_current()
     settings.enable_progress_bars = False  # progress is told from receipts
@@ -234,7 +235,8 @@ def run_waves(
             assert isinstance(block, pa.Table)
             rows = [Chunk.from_row(block.slice(i, 1)) for i in range(block.num_rows)]
             for lost in (row for row in rows if row.kind == ChunkKind.LOST):
-                raise OSError(*json.loads(lost.note))
+                number, said = json.loads(lost.note)
+                raise IncompleteError(said) if number is None else OSError(number, said)
             yield [(row.shard_id, row.kind, row.note) for row in rows]
     ray.kill(attempts)  # its handle travelled inside the stages' code, where Ray does not count it
 

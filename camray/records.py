@@ -290,7 +290,7 @@ class ChunkKind(StrEnum):
     DATA = "data"  # images
     DONE = "done"  # nothing: its file is on disk from an interrupted run; note = its Receipt
     END = "end"  # nothing: the reader reached the end of the shard; note = ShardEnd
-    LOST = "lost"  # nothing: OUT could not be written; note = [errno, message], and the run ends
+    LOST = "lost"  # nothing: its worker is of no use; note = [errno of writing to OUT or null, message]
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +302,10 @@ class Chunk:
     kind: ChunkKind
     note: str = ""
     images: pa.StructArray | None = None
+
+    def lost(self, number: int | None, said: str) -> Chunk:
+        """Say why this chunk cannot be done, in its place: an exception would reach the driver as text."""
+        return Chunk(self.shard_id, self.index, ChunkKind.LOST, json.dumps([number, said]))
 
     def to_row(self, item_type: pa.StructType) -> pa.Table:
         """Make the one-row table that travels; `item_type` is the stage's item struct."""

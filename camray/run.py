@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from camray.errors import (
     CamrayError,
     ExitCode,
     IncompleteError,
+    no_model,
     printable,
     said_by,
 )
@@ -242,8 +242,5 @@ def _innermost(error: Exception) -> Exception:
     if isinstance(error, ray.exceptions.RaySystemError | ray.exceptions.NodeDiedError):
         return IncompleteError(f"the cluster is gone: {printable(str(error))}")
     if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
-        why = str(error).strip().rpartition("\n")[2]  # below the traceback: what was raised
-        why = re.sub(r"^camray\.errors\.\w+: ", "", why).partition(". Fix: ")[0]
-        fix = "give workers what this machine has: packages, files, memory"
-        return IncompleteError(f"a worker could not load the model: {printable(why)}. Fix: {fix}")
+        return no_model(str(error).strip().rpartition("\n")[2])  # below the traceback: what was raised
     return error

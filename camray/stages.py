@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -152,7 +151,7 @@ class ChunkSink:
         try:
             return self._take(chunk)
         except OSError as error:
-            return _note_row(chunk, ChunkKind.LOST, json.dumps([error.errno or 0, str(error)]))
+            return chunk.lost(error.errno or 0, str(error)).to_row(_NOTHING)
 
     def _take(self, chunk: Chunk) -> pa.Table:
         if chunk.kind == ChunkKind.DATA:

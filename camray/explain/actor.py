@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from camray.attempts import Guard
 from camray.config import Explainer, OverlayConfig
-from camray.errors import Stage
+from camray.errors import IncompleteError, Stage
 from camray.records import EXPLAINED, Chunk, ChunkKind, Status, add_seconds, struct_array
 
 if TYPE_CHECKING:
@@ -73,8 +73,10 @@ class ExplainActor:
         overlay: OverlayConfig,
         guard: Guard,
     ) -> None:
-        with guard.starting(this_worker()):
-            self.explainer = batch_explainer(explainer, shared_state(weights), device, batch_size, threads)
+        self._explain = guard.start(
+            this_worker(),
+            lambda: batch_explainer(explainer, shared_state(weights), device, batch_size, threads),
+        )
         self._overlay, self._guard = overlay, guard
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -82,8 +84,10 @@ class ExplainActor:
         chunk = Chunk.from_row(row)
         if chunk.kind != ChunkKind.DATA:
             return dataclasses.replace(chunk, images=None).to_row(EXPLAINED)
+        if isinstance(self._explain, IncompleteError):
+            return chunk.lost(None, str(self._explain)).to_row(EXPLAINED)
         started = time.perf_counter()
-        images = self._guard.run(Stage.EXPLAIN, chunk, self.explainer)
+        images = self._guard.run(Stage.EXPLAIN, chunk, self._explain)
         assert chunk.images is not None
         images = choose_overlays(images, chunk.images, chunk.shard_id, self._overlay)
         note = add_seconds(chunk.note, Stage.EXPLAIN, time.perf_counter() - started)

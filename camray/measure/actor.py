@@ -9,7 +9,7 @@ from functools import partial
 import pyarrow as pa
 
 from camray.attempts import Guard
-from camray.errors import Stage
+from camray.errors import IncompleteError, Stage
 from camray.explain.actor import Weights, shared_state, this_worker
 from camray.panels import SCORED, Panel
 from camray.records import Chunk, ChunkKind, add_seconds
@@ -26,8 +26,9 @@ class ScoreActor:
         from camray.measure.scorer import BatchScorer
 
         torch.set_num_threads(threads)
-        with guard.starting(this_worker()):
-            self._scorer = BatchScorer(panel, shared_state(weights), device, batch_size)
+        self._scorer = guard.start(
+            this_worker(), lambda: BatchScorer(panel, shared_state(weights), device, batch_size)
+        )
         self._guard = guard
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -35,6 +36,8 @@ class ScoreActor:
         chunk = Chunk.from_row(row)
         if chunk.kind != ChunkKind.DATA:
             return dataclasses.replace(chunk, images=None).to_row(SCORED)
+        if isinstance(self._scorer, IncompleteError):
+            return chunk.lost(None, str(self._scorer)).to_row(SCORED)
         started = time.perf_counter()
         shard_key = chunk.shard_id.partition("-")[0]
         pictured = frozenset(self._scorer.panel.pictured.get(shard_key, ()))

@@ -68,7 +68,7 @@ def test_a_worker_without_a_file(
     settings, started = settings_of(tmp_path), time.monotonic()
     with pytest.raises(camray.CamrayError) as stopped:
         explain(demo / "archive", tmp_path / "out", f"{tmp_path}/net.py:Net", **settings)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 120  # on a busy machine; Ray alone would start it for ever
     assert stopped.value.exit_code == camray.ExitCode.INCOMPLETE
     assert str(stopped.value) == (
         "a worker could not load the model: --model: net:Net: FileNotFoundError: [Errno 2] No such file or "
@@ -145,14 +145,14 @@ def test_starts_are_counted_for_each_worker() -> None:
             begun[name] = 0 if method == "finish" else begun.get(name, 0) + 1
             return begun[name]
 
+    def ends() -> None:
+        raise KeyboardInterrupt
+
     guard = Here(object())
     for _ in range(2 * STARTS):  # each is well: nothing is counted against it
-        with guard.starting("one"):
-            pass
+        assert guard.start("one", lambda: "loaded") == "loaded"
     for _ in range(STARTS):
-        with pytest.raises(KeyboardInterrupt), guard.starting("other"):
-            raise KeyboardInterrupt
-    with pytest.raises(camray.CamrayError, match="ended 3 times"), guard.starting("other"):
-        pass
-    with guard.starting("one"):
-        pass
+        with pytest.raises(KeyboardInterrupt):
+            guard.start("other", ends)
+    assert "ended 3 times" in str(guard.start("other", lambda: "loaded"))
+    assert guard.start("one", lambda: "loaded") == "loaded"
