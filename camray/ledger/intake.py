@@ -122,7 +122,8 @@ def recall(out: Folder, root: str) -> list[Group]:
     """Read the remembered groups of one archive folder, each in its latest revision."""
     if not log.exists(out, INTAKE):
         return []
-    table = log.opened(out, INTAKE).to_pyarrow_dataset().to_table(filter=pc.field("root") == root)
+    known = log.dataset(out, INTAKE, log.opened(out, INTAKE))
+    table = known.to_table(filter=pc.field("root") == root)
     files: dict[tuple[int, int], list[tuple[int, LooseFile]]] = {}
     for row in table.to_pylist():
         entry = LooseFile(os.fsdecode(row["path"]), row["size_bytes"], row["version"])

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
@@ -79,3 +81,14 @@ def opened(out: Folder, folder: str) -> DeltaTable:
         why = printable(said_by(error), 160)
         fix = "restore its _delta_log; the record files beside it are whole, or done again"
         raise UsageError("OUT", f"the log of {uri} is damaged: {why}", fix) from None
+
+
+def dataset(out: Folder, folder: str, table: DeltaTable) -> pads.FileSystemDataset:
+    """Give the files of a table, to be read through Arrow's own file systems.
+
+    Delta Lake's calls back into Python from Arrow's threads, also while Python ends, and then the process
+    aborts.
+    """
+    place = pafs.SubTreeFileSystem(out.at(folder), out.fs)
+    found: pads.FileSystemDataset = table.to_pyarrow_dataset(filesystem=place)
+    return found

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
@@ -162,13 +161,10 @@ class Table:
         """Open the committed rows; no row is read yet. Reading fails where a page is not as it was written.
 
         Columns that an earlier camray did not write are null.
-
-        Through Arrow's own file systems: deltalake's calls back into Python from Arrow's threads, also while
-        Python ends, and then aborts the process.
         """
         assert self._delta is not None
-        place = pafs.SubTreeFileSystem(self._out.at(self._kind.folder), self._out.fs)
-        plain = self._delta.to_pyarrow_dataset(filesystem=place)
+        plain = log.dataset(self._out, self._kind.folder, self._delta)
+        place = plain.filesystem
         scan = pads.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
         checked = pads.ParquetFileFormat(default_fragment_scan_options=scan)
         fragments = [

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from deltalake import DeltaTable
 
+from camray.ledger import log
 from camray.ledger.committed import PARTITION
 from camray.ledger.table import Table
 from camray.review.audit import AUDIT
@@ -39,7 +39,7 @@ _RECORD = [
 
 def audit_rows(out: Folder, explainer: str, limit: int) -> pa.Table:
     """Read the first `limit` rows of the queue, sorted: the highest audit score first."""
-    table = DeltaTable(out.child_uri(AUDIT)).to_pyarrow_dataset()
+    table = log.dataset(out, AUDIT, log.opened(out, AUDIT))
     rows = table.to_table(columns=_JUDGED, filter=ds.field(PARTITION) == explainer)
     order = [("audit_score", "descending"), ("shard", "ascending"), ("index", "ascending")]
     best = pc.select_k_unstable(rows, min(limit, len(rows)), order) if len(rows) else pa.array([], pa.int64())

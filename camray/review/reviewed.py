@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable, write_deltalake
+from deltalake import write_deltalake
 
 from camray.errors import UsageError, printable
+from camray.ledger import log
 from camray.storage import Folder
 
 QA, INBOX = "qa", "qa-inbox"
@@ -72,10 +73,10 @@ def decisions(out: Folder, explainer: str) -> dict[Key, str]:
 
 
 def _table_rows(out: Folder) -> list[dict[str, Any]]:
-    uri = out.child_uri(QA)
-    if not DeltaTable.is_deltatable(uri):
+    if not log.exists(out, QA):
         return []
-    rows: list[dict[str, Any]] = DeltaTable(uri).to_pyarrow_table(columns=QA_SCHEMA.names).to_pylist()
+    table = log.dataset(out, QA, log.opened(out, QA)).to_table(columns=QA_SCHEMA.names)
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
