@@ -147,7 +147,7 @@ def remember(out: Folder, root: str, groups: Iterable[Group]) -> None:
     if not due:
         return
     if not log.exists(out, INTAKE):
-        DeltaTable.create(out.child_uri(INTAKE), _SCHEMA, mode="ignore")
+        log.patiently(out, lambda: DeltaTable.create(out.child_uri(INTAKE), _SCHEMA, mode="ignore"))
     table = log.opened(out, INTAKE)  # what was written after this moment makes the append below fail
     latest = {g.number: g for g in recall(out, root)}
     due = [g for g in due if g.number not in latest or not _is_same(g, latest[g.number])]

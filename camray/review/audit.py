@@ -22,6 +22,7 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from numpy.typing import NDArray
 
 from camray.config import AuditConfig
+from camray.ledger import log
 from camray.ledger.committed import PARTITION
 from camray.ledger.table import Table
 from camray.records import Status
@@ -113,7 +114,7 @@ class Audit:
             self.view.add(batch)
         rows = pa.RecordBatchReader.from_batches(AUDIT_SCHEMA, self._judged(seen, run_id))
         uri = self.out.child_uri(AUDIT)
-        if not DeltaTable.is_deltatable(uri):
+        if not log.exists(self.out, AUDIT):
             DeltaTable.create(uri, AUDIT_SCHEMA, mode="ignore", partition_by=[PARTITION], name="camray audit")
         said = CommitProperties(custom_metadata={"camray": json.dumps({"run_id": run_id})})
         mine = f"{PARTITION} = '{self.explainer}'"

@@ -17,9 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
 
 from camray.errors import ExitCode, UsageError, printable
+from camray.ledger import log
 from camray.review.night import read_summaries
 from camray.review.report_rows import audit_rows, written_rows
 from camray.review.status import open_out
@@ -124,9 +124,9 @@ def _label_studio(_out: Folder, rows: Sequence[Row], prefix: str) -> Files:
 def _duckdb(out: Folder, _rows: Sequence[Row], _prefix: str) -> Files:
     views = []
     for name in ("records", "audit", "qa"):
-        uri = out.child_uri(name)
-        if DeltaTable.is_deltatable(uri):
-            files = ",\n  ".join("'" + path.replace("'", "''") + "'" for path in DeltaTable(uri).file_uris())
+        if log.exists(out, name):
+            paths = log.opened(out, name).file_uris()
+            files = ",\n  ".join("'" + path.replace("'", "''") + "'" for path in paths)
             listed = f"read_parquet([\n  {files}\n], hive_partitioning = true)"
             views.append(f"create or replace view {name} as select * from {listed};")
     yield (

@@ -20,6 +20,7 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
 from camray.errors import ExitCode, OutputLockedError, UsageError, printable
+from camray.ledger import log
 from camray.ledger.runs import RUNS
 from camray.ledger.table import Table
 from camray.review.audit import AUDIT
@@ -96,8 +97,8 @@ def remove(out: Folder, table: Table, removal: Removal, kept: frozenset[str], no
     if table.delta is not None:
         _vacuum(table.delta, hours, dry_run=False)
         table.delta.create_checkpoint()
-    if DeltaTable.is_deltatable(out.child_uri(AUDIT)):
-        judged = DeltaTable(out.child_uri(AUDIT))
+    if log.exists(out, AUDIT):
+        judged = log.opened(out, AUDIT)
         _vacuum(judged, hours, dry_run=False)
         judged.create_checkpoint()
 
