@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO_OUT ?= demo-out
 
-.PHONY: demo test lint type bench faults install clean
+.PHONY: demo test lint type docs bench faults install clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,9 @@ lint: install
 
 type: install
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python -m docs.generate
 
 bench: install
 	$(BIN)/python bench/all.py

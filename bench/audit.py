@@ -12,12 +12,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/review")]
-
-from night_world import MODELS, night, write_archive  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from demo import hans64  # noqa: E402
 from demo.judge import judge  # noqa: E402
+from tests.audit.night_world import MODELS, night, write_archive  # noqa: E402
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from camray.archive.decode import Decoded, decode
 from camray.config import InputSpec
+from camray.image.decode import Decoded, decode
 
 SPEC = InputSpec(
     height=224, width=224, resize=(256, 256), crop_mode="center", interpolation="bicubic",

@@ -19,16 +19,15 @@ import pyarrow as pa
 from PIL import Image, ImageFilter
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/review")]
+sys.path.insert(0, str(ROOT))
 
-from night_world import explain, settings_for  # noqa: E402
-
-from camray.prepare import prepare  # noqa: E402
-from camray.review.audit import Audit  # noqa: E402
-from camray.review.drift import Finding, compare_nights  # noqa: E402
-from camray.review.night_state import NightState  # noqa: E402
-from camray.review.status import open_out  # noqa: E402
+from camray.audit.drift import Finding, compare_nights  # noqa: E402
+from camray.audit.judge import Audit  # noqa: E402
+from camray.audit.night_state import NightState  # noqa: E402
+from camray.job.prepare import prepare  # noqa: E402
+from camray.upkeep.status import open_out  # noqa: E402
 from demo import hans64  # noqa: E402
+from tests.audit.night_world import explain, settings_for  # noqa: E402
 
 Change = Callable[[Image.Image, int], Image.Image]
 FAMILIES = ("pixel", "confidence", "heat", "classes", "labels", "failures")

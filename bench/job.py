@@ -78,7 +78,7 @@ def loaded(model: Path) -> tuple[Any, Any, Any, Any]:
     import torch
 
     from camray.config import ModelConfig
-    from camray.explain.models import load_model
+    from camray.models.load import load_model
 
     found = load_model(ModelConfig(name=str(model)))
     return found.module, found.input, torch.tensor(found.input.mean), torch.tensor(found.input.std)
@@ -113,8 +113,8 @@ def loop(archive: Path, model: Path, started: float) -> None:
     import numpy as np
     import torch
 
-    from camray.archive.decode import decode
-    from camray.explain.preprocessing import to_input
+    from camray.image.decode import decode
+    from camray.models.preprocessing import to_input
 
     module, spec, mean, std = loaded(model)
     ticks, cores = [], os.cpu_count() or 1
@@ -187,7 +187,7 @@ class Forward:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import torch
 
-        from camray.explain.preprocessing import to_input
+        from camray.models.preprocessing import to_input
 
         with torch.inference_mode():
             x = to_input(torch.from_numpy(batch["pixels"]), self.mean, self.std)
@@ -200,7 +200,8 @@ def bare_ray(archive: Path, model: Path, started: float) -> None:
     import ray
 
     from camray.config import Config
-    from camray.pipeline import DECODE_CPUS, READ_CPUS, connect, size_pool
+    from camray.flow.flow import size_pool
+    from camray.flow.ray import DECODE_CPUS, READ_CPUS, connect
 
     cpus, gpus = connect()
     pool = size_pool(Config(), cpus, gpus)
@@ -214,7 +215,7 @@ def bare_ray(archive: Path, model: Path, started: float) -> None:
     def pixels(batch: dict[str, Any]) -> dict[str, Any]:
         import numpy as np
 
-        from camray.archive.decode import decode
+        from camray.image.decode import decode
 
         return {"pixels": np.stack([decode(c, spec, 10**8).pixels for c in batch["content"]])}
 

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/review")]
+sys.path.insert(0, str(ROOT))
 
-from report_world import make_out  # noqa: E402
-
-from camray.review.report import write_report  # noqa: E402
+from camray.audit.report import write_report  # noqa: E402
+from tests.audit.report_world import make_out  # noqa: E402
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
@@ -40,8 +39,8 @@ def signals() -> None:
     import torch
 
     from camray import cam
-    from camray.archive.health import image_health
     from camray.explain.signals import heat_signals
+    from camray.image.health import image_health
 
     torch.set_num_threads(1)
     images = torch.rand(16, 3, 224, 224, generator=torch.Generator().manual_seed(0))

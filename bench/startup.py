@@ -22,11 +22,11 @@ import job
 BARE = """
 import sys, time
 started = time.perf_counter()
-from camray.pipeline import connect
+from camray.flow.ray import connect
 connect()
 ready = time.perf_counter()
 from camray.config import ModelConfig
-from camray.explain.models import load_model
+from camray.models.load import load_model
 load_model(ModelConfig(name=sys.argv[1]))
 print(ready - started, time.perf_counter() - ready)
 """

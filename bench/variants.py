@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/review")]
+sys.path.insert(0, str(ROOT))
 
 from dataclasses import replace  # noqa: E402
 
-from night_world import night, write_archive  # noqa: E402
-
 from demo import train  # noqa: E402
 from demo.hans64 import POISONED_LABEL, Pixels, Sample, label_of, render  # noqa: E402
+from tests.audit.night_world import night, write_archive  # noqa: E402
 
 AUDITED = 600
 

@@ -16,9 +16,9 @@ from camray.errors import CamrayError, ErrorCode, ExitCode, UsageError
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
-    from camray.audit import Outcome as AuditOutcome
-    from camray.compare import Outcome as CompareOutcome
-    from camray.run import Outcome
+    from camray.audit.job import Outcome as AuditOutcome
+    from camray.compare.job import Outcome as CompareOutcome
+    from camray.job.run import Outcome
 
 try:
     __version__ = version("camray")
@@ -43,15 +43,15 @@ def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Outc
     """Explain an archive from Python, as `camray explain ARCHIVE OUT --model MODEL` does.
 
     Further settings go by their dotted names: ``**{"method.target": "label", "run.batch_size": 32}``.
-    Returns a `camray.run.Outcome`: exit code, run id, accounting, OUT, explainer id.
+    Returns a `camray.job.run.Outcome`: exit code, run id, accounting, OUT, explainer id.
 
     Raises:
         UsageError: a bad setting; nothing was written.
         CamrayError: with `exit_code`, for everything else camray stops at.
     """
-    from camray import run
-    from camray.progress import Reporter
-    from camray.settings import load
+    from camray.flow.progress import Reporter
+    from camray.job import run
+    from camray.options import load
 
     named = {"archive.path": archive, "out": out, "model.name": model, **settings}
     return run.explain(load(None, named), Reporter())
@@ -61,15 +61,15 @@ def audit_archive(archive: str, out: str, model: str, **settings: Any) -> AuditO
     """Explain what is new in an archive and audit it from Python, as `camray audit` does.
 
     Further settings go by their dotted names: ``**{"audit.fail_on": "confirmed_rate>0.5%"}``.
-    Returns a `camray.audit.Outcome`: exit code, run id, OUT, explainer id, summary, the place of the page.
+    Returns a `camray.audit.job.Outcome`: exit code, run id, OUT, explainer, summary, page.
 
     Raises:
         UsageError: a bad setting; nothing was written.
         CamrayError: with `exit_code`, for everything else camray stops at.
     """
-    from camray import audit
-    from camray.progress import Reporter
-    from camray.settings import load
+    from camray.audit import job as audit
+    from camray.flow.progress import Reporter
+    from camray.options import load
 
     named = {"archive.path": archive, "out": out, "model.name": model, **settings}
     return audit.audit(load(None, named, audit.DEFAULTS), Reporter())
@@ -81,15 +81,15 @@ def compare_methods(
     """Measure methods on a sample of an archive from Python, as `camray compare` does.
 
     Further settings go by their dotted names: ``**{"archive.sample": 500, "compare.baseline": "zero"}``.
-    Returns a `camray.compare.Outcome`: exit code, OUT, the sample's id, the place of the page.
+    Returns a `camray.compare.job.Outcome`: exit code, OUT, the sample's id, the place of the page.
 
     Raises:
         UsageError: a bad setting; nothing was written.
         CamrayError: with `exit_code`, for everything else camray stops at.
     """
-    from camray import compare
-    from camray.progress import Reporter
-    from camray.settings import load
+    from camray.compare import job as compare
+    from camray.flow.progress import Reporter
+    from camray.options import load
 
     named = {"archive.path": archive, "out": out, "model.name": model, "compare.methods": list(methods)}
     return compare.compare(load(None, named | settings), Reporter())
@@ -101,6 +101,6 @@ def open_records(out: str) -> Dataset:
     Raises:
         UsageError: OUT holds no camray records.
     """
-    from camray.review.status import open_out
+    from camray.ledger.out import open_out
 
     return open_out(out)[1].dataset()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout as working_dir
 
-from camray.cli import main
+from camray.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["explain", *sys.argv[1:]]))

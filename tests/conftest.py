@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,12 +15,18 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CAMRAY_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
+def pytest_runtest_setup() -> None:
+    """One thread of torch: small networks gain nothing from more, and waiting threads cost minutes."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """Start one local Ray: 2 CPUs, small object store."""
     import ray
 
-    from camray.pipeline import _native_stderr_closed
+    from camray.flow.ray import _native_stderr_closed
 
     with _native_stderr_closed():
         ray.init(
@@ -47,9 +54,9 @@ def shared() -> Path:
 @pytest.fixture
 def explain(local_ray: None, tmp_path: Path) -> Callable[..., object]:
     """Run `camray explain` in this process, on the session's Ray, and return its Outcome."""
-    from camray import run
-    from camray.progress import Reporter
-    from camray.settings import load
+    from camray.flow.progress import Reporter
+    from camray.job import run
+    from camray.options import load
 
     def go(archive: Path | str, out: Path | str, model: Path | str, **settings: object) -> object:
         named: dict[str, object] = {"archive.path": str(archive), "out": str(out), "model.name": str(model)}

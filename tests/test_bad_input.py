@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from camray.cli import main
+from camray.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "demo" / "models" / "hans64-clean"

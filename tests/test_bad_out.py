@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from camray import pipeline, storage
-from camray.cli import main
+from camray import storage
+from camray.cli.main import main
 from camray.errors import UsageError
+from camray.flow import ray as pipeline
 from camray.storage import open_folder
 from tests.ledger.ledger_world import E1, committed, rows, shard
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from camray.cli import main
+from camray.cli.main import main
 
 pytest.importorskip("pyarrow._s3fs")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from camray.cli import main
+from camray.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = str(ROOT / "demo" / "models" / "hans64-clean")

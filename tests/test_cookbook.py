@@ -7,10 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from cookbook_kitchen import ROOT, lay_out
 
 import camray
-from camray.cli import main
+from camray.cli.main import main
+from tests.cookbook_kitchen import ROOT, lay_out
 
 PAGE = (ROOT / "docs" / "cookbook.md").read_text()
 HEAVY = ("botnet", "densenet", "pvt", "squeezenet", "vgg16", "trust-pickle")

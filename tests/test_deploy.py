@@ -14,9 +14,9 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from camray.cli import build_parser
+from camray.cli.main import build_parser
 from camray.errors import ExitCode
-from camray.settings import load
+from camray.options import load
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -196,8 +196,8 @@ def test_the_runbook_knows_every_exit_code() -> None:
 
 def emitted() -> set[str]:
     """Every metric that the code writes, by the name under which Prometheus sees it."""
-    from camray.metrics import COUNTERS, GAUGES
-    from camray.review.gate import RATES
+    from camray.audit.gate import RATES
+    from camray.flow.metrics import COUNTERS, GAUGES
 
     audit = {"camray_audit_gate_fired"} | {f"camray_audit_{name}" for name in RATES}
     audit |= {f"camray_audit_images_{name}" for name in ("archive", "night", "rows", "failed")}
@@ -219,7 +219,7 @@ def test_the_dashboard_asks_for_metrics_that_are_written() -> None:
     assert asked <= emitted()
     assert {name for name in emitted() if name.startswith("ray_")} <= asked, "a metric that nobody looks at"
     labels = {label for text in expressions for label in re.findall(r"by \((\w+)\)", text)}
-    from camray.metrics import COUNTERS, GAUGES, OWNER
+    from camray.flow.metrics import COUNTERS, GAUGES, OWNER
 
     assert labels <= {label for _, label in (COUNTERS | GAUGES).values()} | {OWNER}
     places = [(p["gridPos"]["x"], p["gridPos"]["y"], p["gridPos"]["w"]) for p in board["panels"]]

@@ -61,7 +61,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(packages: tuple[Path, Path
     info = f"camray-{camray.__version__}.dist-info/"
     assert {n for n in names if not n.startswith(info)} == tracked("camray")
     assert "camray/py.typed" in names
-    assert {n for n in names if n.startswith("camray/review/pages/")}
+    assert {n for n in names if n.startswith("camray/audit/pages/")}
     assert f"{info}licenses/LICENSE" in names
 
 
@@ -72,7 +72,7 @@ def test_the_wheel_says_what_it_is(packages: tuple[Path, Path]) -> None:
     assert (said["Name"], said["Version"]) == ("camray", camray.__version__)
     assert said["License-Expression"] == "Apache-2.0"
     assert set(said.get_all("Provides-Extra") or ()) == {"dicom", "captum", "dev"}
-    assert "camray = camray.cli:main" in wheel.read(f"{info}entry_points.txt").decode()
+    assert "camray = camray.cli.main:main" in wheel.read(f"{info}entry_points.txt").decode()
     assert said["Description-Content-Type"] == "text/markdown"
 
 

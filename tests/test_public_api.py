@@ -9,7 +9,8 @@ import pytest
 
 import camray
 import camray.cam
-from camray.ledger.table import RECORDS, SCORES, Kind
+from camray.compare.panel import SCORES
+from camray.ledger.table import RECORDS, Kind
 from camray.records import SCHEMA_VERSION
 
 

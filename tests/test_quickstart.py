@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import camray
-from camray.cli import main
+from camray.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "quickstart.md").read_text()

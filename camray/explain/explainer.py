@@ -20,12 +20,12 @@ from camray import cam
 from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ImageError, ModelError, Stage, printable
 from camray.explain import confirm
-from camray.explain.labels import classes_named, label_lookup, target_by_index
-from camray.explain.models import LoadedModel, build, load_model
-from camray.explain.outputs import class_scores, score_entropy
-from camray.explain.preprocessing import to_input
 from camray.explain.regions import region_signals
 from camray.explain.signals import heat_signals, heat_status, top2_cosine
+from camray.models.labels import classes_named, label_lookup, target_by_index
+from camray.models.load import LoadedModel, build, load_model
+from camray.models.outputs import class_scores, score_entropy
+from camray.models.preprocessing import to_input
 from camray.records import DECODED, EXPLAINED, SCHEMA_VERSION, Status, struct_array
 
 Row = dict[str, Any]

@@ -23,7 +23,6 @@ from deltalake.transaction import AddAction, RemoveAction
 from camray.errors import IncompleteError, UsageError, printable
 from camray.ledger import log
 from camray.ledger.committed import PARTITION, CommittedFiles, RecordFile, is_committed
-from camray.panels import SCORE_SCHEMA
 from camray.records import RECORD_SCHEMA, SCHEMA_VERSION, Accounting, Receipt, Shard
 from camray.storage import Folder
 
@@ -56,7 +55,6 @@ class Kind:
 
 
 RECORDS = Kind(TABLE, PARTITION, RECORD_SCHEMA)
-SCORES = Kind("scores", "panel", SCORE_SCHEMA)
 TABLE_SCHEMA = RECORDS.whole
 _CONFIGURATION = {
     # The accounting of each shard lives in its commit: keep the log as long as the records.

@@ -19,7 +19,7 @@ def rows_of(out: Path) -> list[dict[str, object]]:
 
 @pytest.mark.usefixtures("local_ray")
 def test_second_night_computes_only_the_new_images(
-    demo: Path, explain: Callable[..., camray.run.Outcome], tmp_path: Path
+    demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
     archive, out, model = tmp_path / "archive", tmp_path / "out", demo / "models" / "hans64-clean"
     archive.mkdir()
@@ -54,7 +54,7 @@ def test_second_night_computes_only_the_new_images(
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_limited_run_is_completed_by_a_full_one(
-    demo: Path, explain: Callable[..., camray.run.Outcome], tmp_path: Path
+    demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
     out, model = tmp_path / "out", demo / "models" / "hans64-clean"
     shard = demo / "archive" / "hans64-00000.tar"
@@ -67,7 +67,7 @@ def test_a_limited_run_is_completed_by_a_full_one(
 
 @pytest.mark.usefixtures("local_ray")
 def test_difficult_files_are_all_accounted_for(
-    shared: Path, demo: Path, explain: Callable[..., camray.run.Outcome], tmp_path: Path
+    shared: Path, demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     outcome = explain(
@@ -101,7 +101,7 @@ def test_difficult_files_are_all_accounted_for(
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_truncated_shard_keeps_its_rows_under_an_error(
-    demo: Path, explain: Callable[..., camray.run.Outcome], tmp_path: Path
+    demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
     whole = (demo / "archive" / "hans64-00000.tar").read_bytes()
     archive, out = tmp_path / "archive", tmp_path / "out"
@@ -121,7 +121,7 @@ def test_a_truncated_shard_keeps_its_rows_under_an_error(
 
 @pytest.mark.usefixtures("local_ray")
 def test_names_that_are_no_utf8(
-    demo: Path, explain: Callable[..., camray.run.Outcome], tmp_path: Path
+    demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
     archive, out, model = tmp_path / "archive", tmp_path / "out", demo / "models" / "hans64-clean"
     folder = os.fsencode(archive) + b"/gr\xfc"  # Latin-1, as old cameras and archives have it

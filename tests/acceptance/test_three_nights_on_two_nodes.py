@@ -25,7 +25,7 @@ import pytest
 
 import camray
 from tests.acceptance.test_job_submit import BIN, ROOT, free_port
-from tests.test_metrics import scraped
+from tests.flow.test_metrics import scraped
 
 MODEL = '''
 import time

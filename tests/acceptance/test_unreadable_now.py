@@ -9,25 +9,28 @@ from pathlib import Path
 import pytest
 
 import camray
-import camray.run
+from camray.job.run import Outcome
 
 
 def test_a_shard_that_is_gone_for_now_is_done_by_the_next_run(
-    demo: Path, explain: Callable[..., camray.run.Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Path,
+    explain: Callable[..., Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     archive, out, model = tmp_path / "archive", tmp_path / "out", demo / "models" / "hans64-clean"
     archive.mkdir()
     for name in ("hans64-00000.tar", "hans64-00001.tar"):
         shutil.copy2(demo / "archive" / name, archive / name)
     hidden = tmp_path / "hidden.tar"
-    planned = camray.run.first_report
+    planned = camray.job.run.first_report
 
     def hide_then_report(*arguments: object) -> object:
         """The shard goes away between the listing and the reading."""
         (archive / "hans64-00001.tar").rename(hidden)
         return planned(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(camray.run, "first_report", hide_then_report)
+    monkeypatch.setattr(camray.job.run, "first_report", hide_then_report)
     with pytest.raises(camray.CamrayError, match="hans64-00001") as stopped:
         explain(archive, out, model)
     assert stopped.value.exit_code == camray.ExitCode.INCOMPLETE

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from camray.archive import guarded
+from camray.image import guarded
 
 
 def spin(_: str) -> None:

@@ -8,8 +8,7 @@ from camray.archive.members import read_members
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode
 from camray.records import LooseFile, Shard, Status
-
-from .makers import CONFIG, png
+from tests.archive.makers import CONFIG, png
 
 
 def group(tmp_path):

@@ -14,8 +14,7 @@ from camray.archive.walk import find_files
 from camray.config import ArchiveConfig
 from camray.errors import UsageError
 from camray.storage import Folder
-
-from .makers import END, png
+from tests.archive.makers import END, png
 
 
 def put(root, *names, data=b"x"):
@@ -217,7 +216,7 @@ def test_a_store_lists_as_a_disk_does(tmp_path):
 
 def test_nothing_heavy_is_imported():
     script = (
-        "import sys, camray.archive.decode, camray.archive.members, camray.archive.selection\n"
+        "import sys, camray.image.decode, camray.archive.members, camray.archive.selection\n"
         "bad = {'torch', 'ray', 'timm', 'torchvision', 'cv2', 'deltalake'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )

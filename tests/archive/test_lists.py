@@ -13,8 +13,7 @@ from camray.archive.members import read_members
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, UsageError
 from camray.records import Boxes, Shard, Status
-
-from .makers import png, tar_of
+from tests.archive.makers import png, tar_of
 
 NAMES = ["cat/1.png", "dog/2.png", "dog/3.png"]
 

@@ -10,8 +10,8 @@ from pyarrow import parquet as pq
 from camray.archive.members import read_members
 from camray.errors import ErrorCode, ShardError
 from camray.records import LooseFile, Shard
+from tests.archive.makers import CONFIG, png, shard_of, tar_of
 
-from .makers import CONFIG, png, shard_of, tar_of
 from .test_zipped import zip_of
 
 DATA = [(f"{i}.png", png(i)) for i in range(5)]

@@ -11,8 +11,7 @@ from camray.archive.members import read_members
 from camray.config import ArchiveConfig
 from camray.errors import UsageError
 from camray.records import Boxes, Shard, Status
-
-from .makers import png, read, tar_of
+from tests.archive.makers import png, read, tar_of
 
 ROWS = [
     {"file_name": "1.png", "label": "cat", "objects": {"bbox": [[1, 2, 3, 4]], "categories": [0]}},

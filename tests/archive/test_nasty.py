@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camray.archive.decode import decode, upright
 from camray.archive.listing import list_archive
 from camray.archive.members import read_members
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ImageError
+from camray.image.decode import decode, upright
 from camray.records import Shard, Status
-
-from .makers import spec
+from tests.archive.makers import spec
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "data" / "nasty"
 pytestmark = [

@@ -13,8 +13,7 @@ from camray.archive.listing import list_archive
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, UsageError
 from camray.records import Status
-
-from .makers import CONFIG, png, read
+from tests.archive.makers import CONFIG, png, read
 
 IMAGES = [png(i) for i in range(10)]
 

@@ -12,8 +12,8 @@ from camray.archive.members import read_members
 from camray.archive.selection import select
 from camray.config import ArchiveConfig
 from camray.errors import ShardError
+from tests.archive.makers import png, tar_of
 
-from .makers import png, tar_of
 from .test_zipped import zip_of
 
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from camray.errors import ErrorCode
 from camray.records import Status
-
-from .makers import CONFIG, END, entry, header, octal, png, read, tar_of
+from tests.archive.makers import CONFIG, END, entry, header, octal, png, read, tar_of
 
 
 def rows(members):

@@ -8,8 +8,7 @@ import pytest
 from camray.archive.streams import PlainStream
 from camray.archive.tar_headers import walk_tar
 from camray.errors import ErrorCode, ShardError
-
-from .makers import BLOCK, END, entry, header, octal, padded, tar_of
+from tests.archive.makers import BLOCK, END, entry, header, octal, padded, tar_of
 
 
 def walk(data):

@@ -7,8 +7,7 @@ import zipfile
 
 from camray.errors import ErrorCode
 from camray.records import Status
-
-from .makers import CONFIG, png, read, tar_of
+from tests.archive.makers import CONFIG, png, read, tar_of
 
 
 def zip_of(members, compression=zipfile.ZIP_STORED):

@@ -10,7 +10,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from cam_zoo import build, images, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from camray.cam import METHODS, TargetLayer, engine, explain, find_target_layer
 from camray.cam.ablation import is_affine, sees_only_mean
 from camray.cam.tail import make_tail
+from tests.cam.cam_zoo import build, images, relative
 
 LAYER = TargetLayer("stages.2")
 SMALL = "convnext_atto"

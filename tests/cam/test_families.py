@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 
 import pytest
-from families import FIELDS, TABLE, describe
+
+from tests.cam.families import FIELDS, TABLE, describe
 
 with TABLE.open() as file:
     ROWS = list(csv.DictReader(file))

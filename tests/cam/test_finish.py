@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cam_zoo import build, images, relative
 
 from camray.cam import blend, colour, explain, find_target_layer, finish, fuse, normalise, resize
 from camray.errors import UsageError
+from tests.cam.cam_zoo import build, images, relative
 
 
 def test_normalise_by_hand() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cam_zoo import ARCHS, BY_NAME, Arch, build, images, relative
 from torch import Tensor
 
 from camray.cam import TargetLayer, explain, find_target_layer
+from tests.cam.cam_zoo import ARCHS, BY_NAME, Arch, build, images, relative
 
 pgc = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is a development extra")
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: E402

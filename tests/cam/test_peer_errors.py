@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cam_zoo import build, images, relative
 from torch import Tensor, nn
 
 from camray.cam import blend, explain, find_target_layer
 from camray.errors import UsageError
+from tests.cam.cam_zoo import build, images, relative
 
 pgc = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is a development extra")
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: E402

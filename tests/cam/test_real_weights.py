@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from cam_zoo import relative
 from torch import Tensor, nn
 
 from camray.cam import explain, find_target_layer
+from tests.cam.cam_zoo import relative
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 WEIGHTS = DATA / "weights" / "mobilenetv2_100_imagenet" / "model.safetensors"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cam_zoo import images
 from torch import Tensor, nn
 
 from camray.cam import TargetRule, explain, find_target_layer, find_target_layers, list_layers
 from camray.cam.targets import Aim, as_rules
 from camray.errors import ModelError, UsageError
+from tests.cam.cam_zoo import images
 
 Z = torch.tensor([[2.0, -1.0, 0.5, 1.0], [0.0, 3.0, -2.0, 2.5]])
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from cam_zoo import BY_NAME, build, images, relative
 
 from camray.cam import explain, find_target_layer
+from tests.cam.cam_zoo import BY_NAME, build, images, relative
 
 methods = pytest.importorskip("torchcam.methods", reason="torch-cam is a development extra")
 CONVOLUTIONAL = ["resnet50", "regnety_002", "convnext_tiny"]

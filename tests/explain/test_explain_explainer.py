@@ -25,9 +25,9 @@ from camray import cam
 from camray.config import Config, MethodConfig, ModelConfig, OverlayConfig, RunConfig
 from camray.errors import ModelError, UsageError
 from camray.explain import explainer as explainer_module
-from camray.explain.actor import choose_overlays
 from camray.explain.explainer import BatchExplainer, _own_copies, is_flagged, resolve
-from camray.explain.models import build
+from camray.flow.actor import choose_overlays
+from camray.models.load import build
 from camray.records import DECODED, EXPLAINED, struct_array
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"

@@ -16,13 +16,14 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from camray import stages, storage
+from camray import storage
 from camray.archive import members
 from camray.archive.names import name_kind
 from camray.errors import ErrorCode
+from camray.flow import stages
 from camray.ledger import commit, committed, plan, runs, table
 from camray.records import Member, Status, account
-from camray.review import verify
+from camray.upkeep import verify
 
 
 def without_checksums(monkeypatch: pytest.MonkeyPatch) -> None:

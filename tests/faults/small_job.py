@@ -27,19 +27,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from camray import stages, storage
-from camray.archive.decode import decode
+from camray import storage
 from camray.archive.listing import list_archive
-from camray.archive.regions import regions_of
-from camray.attempts import Attempts, Guard
 from camray.config import ArchiveConfig, Config, Explainer, InputSpec, OverlayConfig
 from camray.errors import CamrayError, ExitCode
+from camray.flow import stages
+from camray.flow.guard import Attempts, Guard
+from camray.image.decode import decode
+from camray.image.regions import regions_of
+from camray.job.run import told_plainly
 from camray.ledger import commit
 from camray.ledger.plan import ShardTask, make_plan
 from camray.ledger.runs import Hold, first_report, new_run_id, write_explainer
 from camray.ledger.table import Table
 from camray.records import EXPLAINED, Accounting, Chunk, ChunkKind, struct_array
-from camray.run import told_plainly
 from camray.storage import open_folder
 from tests.faults import sabotage
 

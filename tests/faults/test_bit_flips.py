@@ -17,10 +17,10 @@ import pyarrow as pa
 import pytest
 
 import camray
+from camray.ledger.out import open_out
 from camray.ledger.table import Table
-from camray.review import verify
-from camray.review.status import open_out
 from camray.storage import open_folder
+from camray.upkeep import verify
 from tests.faults import sabotage
 from tests.ledger.ledger_world import E1, committed, rows, shard
 

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from camray.archive.guarded import GuardedDecoder, memory_limit
 from camray.archive.members import read_members
 from camray.config import ArchiveConfig, InputSpec
 from camray.errors import ErrorCode, ImageError, ShardError
+from camray.image.guarded import GuardedDecoder, memory_limit
 from camray.records import Shard
 
 IMAGES = int(os.environ.get("CAMRAY_FUZZ_IMAGES", "20000"))

@@ -10,10 +10,11 @@ import time
 import pytest
 from PIL import ImageFile
 
-from camray.archive import guarded
-from camray.archive.guarded import GuardedDecoder
-from tests.archive import bad_codecs, test_decode, test_guarded
-from tests.archive.test_guarded import misled
+from camray.image import guarded
+from camray.image.guarded import GuardedDecoder
+from tests.archive import bad_codecs
+from tests.image import test_decode, test_guarded
+from tests.image.test_guarded import misled
 
 __all__ = ["misled"]
 pytestmark = pytest.mark.faults

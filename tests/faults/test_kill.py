@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import camray
-from camray.review.status import committed_shards, open_out
+from camray.ledger.out import open_out
+from camray.upkeep.status import committed_shards
 
 pytestmark = pytest.mark.faults
 

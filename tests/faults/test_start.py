@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import camray
-from camray.attempts import STARTS, Guard
+from camray.flow.guard import STARTS, Guard
 
 MODEL = '''
 import os
@@ -63,7 +63,7 @@ def settings_of(place: Path) -> dict[str, object]:
 
 
 def test_a_worker_without_a_file(
-    demo: Path, explain: Callable[..., camray.run.Outcome], tmp_path: Path
+    demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
     settings, started = settings_of(tmp_path), time.monotonic()
     with pytest.raises(camray.CamrayError) as stopped:
@@ -79,7 +79,7 @@ def test_a_worker_without_a_file(
 
 @pytest.mark.faults
 def test_a_worker_that_got_its_file(
-    demo: Path, explain: Callable[..., camray.run.Outcome], tmp_path: Path
+    demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
     test_a_worker_without_a_file(demo, explain, tmp_path)
     (tmp_path / "licence").touch()
@@ -115,7 +115,7 @@ def test_a_worker_whose_process_ends(demo: Path, tmp_path: Path) -> None:
 def test_sabotage_of_the_count_is_noticed(demo: Path, tmp_path: Path) -> None:
     """Without the count of starts the run does not end by itself."""
     options = prepare(tmp_path, ENDS)
-    patch = "import camray.attempts as a; a.STARTS = 10**9\n"
+    patch = "import camray.flow.guard as a; a.STARTS = 10**9\n"
     (tmp_path / "sitecustomize.py").write_text(patch)  # read by the driver and by each worker
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH", "")])])
     command = [sys.executable, "-m", "camray.cli", "explain", str(demo / "archive"), str(tmp_path / "out")]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from camray.stopping import Stopped, handlers_kept, stoppable
+from camray.flow.stopping import Stopped, handlers_kept, stoppable
 from tests.faults.test_kill import CHUNK, EXPECTED, archive, committed, start, wait_for_files
 
 __all__ = ["archive"]
@@ -41,7 +41,7 @@ def stop(process: subprocess.Popen[bytes], number: int, code: int) -> None:
 
 
 def stop_while_it_prepares(demo: Path, out: Path, number: int, code: int, sabotage: str = "pass") -> None:
-    line = f"import sys, camray.cli as cli; {sabotage}; sys.exit(cli.main(sys.argv[1:]))"
+    line = f"import sys, camray.cli.main as cli; {sabotage}; sys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", line, "explain", str(demo / "archive"), str(out), "--model"]
     process = subprocess.Popen([*command, str(demo / "models/hans64-clean")], stderr=subprocess.PIPE)
     if sabotage == "pass":

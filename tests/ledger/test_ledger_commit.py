@@ -6,7 +6,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_world import E1, rows, shard, shard_error_row, visible, write_chunk
 
 from camray.errors import CamrayError
 from camray.ledger.commit import CommitDesk
@@ -14,6 +13,7 @@ from camray.ledger.plan import ShardTask
 from camray.ledger.table import ShardCommit, Table
 from camray.records import Accounting, ChunkKind, Receipt, Shard, ShardEnd
 from camray.storage import Folder
+from tests.ledger.ledger_world import E1, rows, shard, shard_error_row, visible, write_chunk
 
 Note = tuple[str, ChunkKind, str]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ledger_world import E1, E2, committed, rows, shard, shard_error_row, write_chunk
 
 from camray.ledger.plan import Plan, make_plan
 from camray.ledger.table import Table
 from camray.records import Shard
 from camray.storage import Folder
+from tests.ledger.ledger_world import E1, E2, committed, rows, shard, shard_error_row, write_chunk
 
 
 def planned(out: Folder, shards: Sequence[Shard], *, explainer: str = E1, chunk_size: int = 4) -> Plan:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ledger_world import E1, rows, shard, shard_error_row, write_chunk
 
 from camray.ledger.sink import write_records
 from camray.records import RECORD_SCHEMA
 from camray.storage import Folder
+from tests.ledger.ledger_world import E1, rows, shard, shard_error_row, write_chunk
 
 
 def place(out: Folder, path: str) -> Path:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from deltalake import DeltaTable
-from ledger_world import E1, E2, committed, finished, rows, shard, visible, write_chunk
 
 from camray.errors import IncompleteError, UsageError
 from camray.ledger import table as table_module
@@ -14,6 +13,7 @@ from camray.ledger.committed import file_name, is_committed, parse_name
 from camray.ledger.table import ShardCommit, Table
 from camray.records import Accounting
 from camray.storage import Folder, open_folder
+from tests.ledger.ledger_world import E1, E2, committed, finished, rows, shard, visible, write_chunk
 
 
 def opened(out: Folder) -> Table:

@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from deltalake.transaction import AddAction, CommitProperties
-from ledger_world import E1, committed, rows, shard
 
 import camray
-from camray.cli import main
+from camray.audit.night import audit_night
+from camray.cli.main import main
 from camray.config import AuditConfig, Explainer, InputSpec
 from camray.ledger.committed import checksum, file_name
 from camray.ledger.table import TABLE_SCHEMA, VERSION_KEY, Table
 from camray.records import RECORD_SCHEMA, SCHEMA_VERSION
-from camray.review.night import audit_night
 from camray.storage import Folder
+from tests.ledger.ledger_world import E1, committed, rows, shard
 
 LATER = ("image_hash", "image_mean", "confirm_region", "confirm_drop", "confirm_flip", "heat_peaks")
 

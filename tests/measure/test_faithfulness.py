@@ -3,7 +3,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from measure_toys import Looker, Small, images, tie_free
 from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence
 from pytorch_grad_cam.metrics.perturbation_confidence import (
     PerturbationConfidenceMetric,
@@ -19,6 +18,7 @@ from camray.measure import faithfulness
 from camray.measure.faithfulness import area, masking_metrics, removal_metrics
 from camray.measure.imputation import blur
 from camray.measure.removal import Judge, class_probability
+from tests.measure.measure_toys import Looker, Small, images, tie_free
 
 SIDE = 16
 

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from measure_toys import images
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 from camray.measure.imputation import NOISE, blur, impute, noise_like
+from tests.measure.measure_toys import images
 
 
 def smooth(count: int, side: int) -> torch.Tensor:

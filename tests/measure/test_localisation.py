@@ -2,11 +2,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from measure_toys import tie_free
 
 from camray.measure.boxes import CUTS, BoxAccuracy, box_iou, boxes_of, overlap
 from camray.measure.localisation import box_regions, region_metrics
 from camray.measure.pixel_precision import PixelCounts
+from tests.measure.measure_toys import tie_free
 
 
 def test_boxes_mark_pixels_by_their_centres() -> None:

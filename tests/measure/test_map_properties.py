@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from measure_toys import Small, images, tie_free
 from scipy import stats
 from torch import nn
 
@@ -14,6 +13,7 @@ from camray.measure.agreement import pair_agreement, rank_correlation, to_grid
 from camray.measure.robustness import max_sensitivity
 from camray.measure.sanity import complexity, complexity_rise, head_of, map_correlation, randomised
 from camray.measure.sparsity import entropy, gini
+from tests.measure.measure_toys import Small, images, tie_free
 
 
 def test_gini_and_entropy_by_hand_and_by_formula() -> None:

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from measure_toys import Small, images, tie_free
 
 from camray.measure.faithfulness import fill_with
 from camray.measure.removal import Judge, Ranking, Removal, class_probability, score_removals
+from tests.measure.measure_toys import Small, images, tie_free
 
 
 def test_exactly_so_many_pixels_go_however_many_are_equal() -> None:

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from measure_toys import Small, images
 from torch import Tensor, nn
 
 from camray.cam import TargetLayer, find_target_layer
@@ -14,6 +13,7 @@ from camray.measure.catalogue import CONTROLS, METRICS, ScoreStatus
 from camray.measure.cost import count_passes, measure_cost
 from camray.measure.maps import make_maps
 from camray.measure.scores import Batch, Copies, Scores, Settings, score_batch
+from tests.measure.measure_toys import Small, images
 
 METHODS = ["gradcam", "hirescam", "layercam", "eigencam"]
 FAST = Settings(steps=4, fractions=(0.3,), samples=1)

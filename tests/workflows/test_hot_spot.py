@@ -16,7 +16,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from workflow_truth import records
+
+from tests.workflows.workflow_truth import records
 
 NET = """
 from torch import nn

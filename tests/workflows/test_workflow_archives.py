@@ -15,10 +15,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import parquet as pq
-from workflow_truth import all_records, heat, records
 
 import camray
 from demo.hans64 import decode_mask
+from tests.workflows.workflow_truth import all_records, heat, records
 
 SIDE, GRID = 64, 8  # the demonstration model sees whole images of 64 pixels as 8 x 8 cells
 NAMES = ["disk", "square", "triangle", "cross", "ring", "star"]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from workflow_truth import heat, records
 
 import camray
+from tests.workflows.workflow_truth import heat, records
 
 pydicom = pytest.importorskip("pydicom")
 

@@ -11,7 +11,8 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
-from workflow_truth import IMAGENET, all_records, gradcam, heat, recipe, relative
+
+from tests.workflows.workflow_truth import IMAGENET, all_records, gradcam, heat, recipe, relative
 
 FINDINGS = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",

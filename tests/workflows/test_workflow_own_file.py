@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from workflow_truth import IMAGENET, gradcam, heat, logits, recipe, records, relative
+
+from tests.workflows.workflow_truth import IMAGENET, gradcam, heat, logits, recipe, records, relative
 
 BLOCKS = """
 from torch import nn
@@ -101,7 +102,7 @@ def test_the_file_travels_by_its_text(own: tuple[Path, Path, nn.Module], tmp_pat
     """A worker that has neither file builds the same model; another text is another explainer."""
     from camray.config import Config, ModelConfig
     from camray.explain.explainer import resolve
-    from camray.explain.models import build
+    from camray.models.load import build
 
     file, weights, model = own
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import nn
-from workflow_truth import all_records, gradcam, heat, records, relative
+
+from tests.workflows.workflow_truth import all_records, gradcam, heat, records, relative
 
 LAYERS = ("final_conv", "stages.2.0.conv3_1x1")
 

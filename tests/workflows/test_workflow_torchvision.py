@@ -11,7 +11,8 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import load_file
-from workflow_truth import IMAGENET, gradcam, heat, logits, recipe, records, relative
+
+from tests.workflows.workflow_truth import IMAGENET, gradcam, heat, logits, recipe, records, relative
 
 
 @pytest.mark.slow

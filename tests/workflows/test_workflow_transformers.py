@@ -10,7 +10,8 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
-from workflow_truth import records
+
+from tests.workflows.workflow_truth import records
 
 CASES = [
     ("vit_tiny_patch16_224", None, "blocks.11.norm1", (14, 14)),

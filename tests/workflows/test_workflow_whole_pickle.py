@@ -11,7 +11,8 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
-from workflow_truth import IMAGENET, heat, recipe, records, relative
+
+from tests.workflows.workflow_truth import IMAGENET, heat, recipe, records, relative
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,181 @@
+"""Did the archive change? Two nights compared in six families, each statistic with its own null.
+
+pixel       luminance, contrast, sharpness            PSI
+confidence  confidence, margin                        PSI
+heat        border, corner, entropy of the heat       PSI; the mean map, told but never firing
+classes     what is predicted                         Jensen-Shannon distance
+labels      wrong answers, label suspects             two shares
+failures    broken images, dead maps                  two shares
+
+PSI (population stability index) is sum (c - r) ln (c / r) over deciles of the reference. Without any drift
+it is about (1/n + 1/m) times chi-square with bins - 1 degrees of freedom (Yurdakul and Naranjo 2020), so that
+a fixed limit of 0.1 fires nearly always at 50 images: a statistic fires where it exceeds its rule of thumb
+*and* its p-value survives: Bonferroni within a family, Benjamini-Hochberg over the families. So a family of
+few statistics (failures) keeps its power: 10 broken images of 480 where there were none fire.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2, norm
+
+from camray.audit.night_state import RATES, NightState
+
+Floats = NDArray[np.float64]
+Level = Literal["none", "moderate", "major"]
+
+FALSE_ALARMS = 0.02  # share of nights without drift that may fire
+DECILES = 10
+PSI_MODERATE, PSI_MAJOR = 0.1, 0.25
+DISTANCE_MODERATE, DISTANCE_MAJOR = 0.1, 0.2
+TIMES_MODERATE, TIMES_MAJOR = 2.0, 4.0  # how much rarer or more frequent
+FEWEST = 30  # images on each side, below which nothing is said
+_FAMILIES = {
+    "image_mean": "pixel", "image_std": "pixel", "image_sharpness": "pixel",
+    "confidence": "confidence", "margin": "confidence",
+    "heat_ring_mass": "heat", "heat_corner_mass": "heat", "heat_entropy": "heat",
+}  # fmt: skip
+_RATE_FAMILIES = {
+    "failed": "failures", "dead_map": "failures", "wrong": "labels", "label_suspect": "labels",
+    "shortcut_confirmed": "heat", "border_heat": "heat", "low_margin": "confidence",
+    "dark": "pixel", "bright": "pixel", "flat": "pixel", "blurry": "pixel",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One statistic of a comparison. `limit`: from which value it fires; `p`: under no drift at all."""
+
+    family: str
+    name: str
+    statistic: str
+    value: float
+    limit: float
+    p: float
+    level: Level = "none"
+
+
+def compare_nights(reference: NightState, tonight: NightState) -> list[Finding]:
+    """Compare two nights; nothing where one of them has fewer than 30 images."""
+    if min(reference.counts["ok"], tonight.counts["ok"]) < FEWEST:
+        return []
+    found = [_psi(name, reference.histograms[name], tonight.histograms[name]) for name in _FAMILIES]
+    found.append(_class_mix(reference, tonight))
+    found += [_rate(name, reference, tonight) for name in RATES]
+    return [*_with_levels(found), _mean_map(reference, tonight)]
+
+
+def level_of(findings: Sequence[Finding]) -> Level:
+    """Give the worst level."""
+    levels = {f.level for f in findings}
+    return "major" if "major" in levels else "moderate" if "moderate" in levels else "none"
+
+
+def as_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Give plain dicts, what fired first."""
+    order = {"major": 0, "moderate": 1, "none": 2}
+    return [asdict(f) for f in sorted(findings, key=lambda f: (order[f.level], f.family, f.name))]
+
+
+def psi(reference: Floats, current: Floats) -> tuple[float, int]:
+    """Give the index of two histograms over the same fine bins, and the number of bins it used.
+
+    Fine bins are joined to at most ten that hold about the same share of the reference. Half an image is
+    added to every bin, so that an empty one is not infinitely surprising.
+    """
+    ends = np.cumsum(reference) / reference.sum()
+    bin_of = np.minimum((ends - reference / reference.sum() / 2) * DECILES, DECILES - 1).astype(int)
+    _, bin_of = np.unique(bin_of, return_inverse=True)
+    bins = int(bin_of.max()) + 1
+    r = np.bincount(bin_of, reference, bins) + 0.5
+    c = np.bincount(bin_of, current, bins) + 0.5
+    r, c = r / r.sum(), c / c.sum()
+    return float(((c - r) * np.log(c / r)).sum()), bins
+
+
+def benjamini_hochberg(p_values: Sequence[float], rate: float) -> list[bool]:
+    """Tell which of several tests survive when at most `rate` of the discoveries may be false."""
+    order = np.argsort(p_values)
+    passed = np.asarray(p_values)[order] <= rate * np.arange(1, len(order) + 1) / len(order)
+    last = int(np.flatnonzero(passed).max()) if passed.any() else -1
+    survives = np.zeros(len(order), bool)
+    survives[order[: last + 1]] = True
+    return survives.tolist()
+
+
+def _psi(name: str, reference: Floats, current: Floats) -> Finding:
+    value, bins = psi(reference, current)
+    spread = 1 / reference.sum() + 1 / current.sum()
+    floor = float(chi2.isf(FALSE_ALARMS, max(bins - 1, 1)) * spread)
+    p = float(chi2.sf(value / spread, max(bins - 1, 1)))
+    return Finding(_FAMILIES[name], name, "PSI", value, max(PSI_MODERATE, floor), p)
+
+
+def _class_mix(reference: NightState, tonight: NightState) -> Finding:
+    classes = sorted(reference.classes.keys() | tonight.classes.keys())
+    r = np.array([reference.classes.get(c, 0) for c in classes], float)
+    c = np.array([tonight.classes.get(c, 0) for c in classes], float)
+    divergence = _divergence(r / r.sum(), c / c.sum())
+    total = r + c
+    expected_r, expected_c = total * r.sum() / total.sum(), total * c.sum() / total.sum()
+    statistic = ((r - expected_r) ** 2 / expected_r + (c - expected_c) ** 2 / expected_c).sum()
+    p = float(chi2.sf(statistic, max(len(classes) - 1, 1)))
+    return Finding("classes", "predicted_class", "JS distance", math.sqrt(divergence), DISTANCE_MODERATE, p)
+
+
+def _rate(name: str, reference: NightState, tonight: NightState) -> Finding:
+    """Compare a share; the value says how many times it grew or shrank, half an image added to each."""
+    of = RATES[name]
+    (a, n), (b, m) = ((s.counts[name], max(s.counts[of], 1)) for s in (reference, tonight))
+    times = ((b + 0.5) / (m + 1)) / ((a + 0.5) / (n + 1))
+    pooled = (a + b) / (n + m)
+    spread = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
+    p = float(2 * norm.sf(abs(a / n - b / m) / spread)) if spread > 0 else 1.0
+    return Finding(_RATE_FAMILIES[name], f"{name}_rate", "times", max(times, 1 / times), TIMES_MODERATE, p)
+
+
+def _mean_map(reference: NightState, tonight: NightState) -> Finding:
+    """Compare where both nights looked on average: it has no published limit, so it never fires."""
+    if not reference.map_sums or not tonight.map_sums or reference.grid != tonight.grid:
+        return Finding("heat", "mean_map", "JS divergence", 0.0, math.inf, 1.0)
+    r, c = (np.sum(list(s.map_sums.values()), axis=0) for s in (reference, tonight))
+    return Finding("heat", "mean_map", "JS divergence", _divergence(r / r.sum(), c / c.sum()), 1.0, 1.0)
+
+
+def _divergence(p: Floats, q: Floats) -> float:
+    """Jensen-Shannon divergence of two distributions, base 2: 0 equal .. 1 disjoint."""
+    middle = (p + q) / 2
+
+    def part(one: Floats) -> float:
+        some = one > 0
+        return float((one[some] * np.log2(one[some] / middle[some])).sum())
+
+    return max(0.0, (part(p) + part(q)) / 2)
+
+
+_MAJOR = {"PSI": PSI_MAJOR, "JS distance": DISTANCE_MAJOR, "times": TIMES_MAJOR}
+
+
+def _surviving(findings: Sequence[Finding]) -> list[bool]:
+    """Correct for many tests: Bonferroni within a family, Benjamini-Hochberg over the families."""
+    families = sorted({f.family for f in findings})
+    size = {name: sum(f.family == name for f in findings) for name in families}
+    corrected = [f.p * size[f.family] for f in findings]
+    best = [min(p for p, f in zip(corrected, findings, strict=True) if f.family == name) for name in families]
+    kept = dict(zip(families, benjamini_hochberg(best, FALSE_ALARMS), strict=True))
+    return [kept[f.family] and p <= FALSE_ALARMS for p, f in zip(corrected, findings, strict=True)]
+
+
+def _with_levels(findings: Sequence[Finding]) -> list[Finding]:
+    survives = _surviving(findings)
+    levels: list[Level] = [
+        "none" if not kept or f.value <= f.limit else "major" if f.value > _MAJOR[f.statistic] else "moderate"
+        for f, kept in zip(findings, survives, strict=True)
+    ]
+    return [replace(f, level=level) for f, level in zip(findings, levels, strict=True)]

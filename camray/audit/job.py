@@ -1,0 +1,54 @@
+"""One audited night, from config to exit code: explain what is new, judge it, write the report.
+
+Config ──camray.job.run──> records in OUT ──camray.audit──> verdicts, summary, pages, exit code
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from camray.audit.gate import parse_gate
+from camray.audit.night import audit_night, exit_code
+from camray.audit.report import write_report
+from camray.audit.reviewed import check_reviews
+from camray.config import Config
+from camray.errors import ExitCode
+from camray.flow.progress import Reporter
+from camray.job.run import explain
+
+# What an audit has where nothing else is asked for: the second look, a canary, and pictures to judge by.
+DEFAULTS: dict[str, Any] = {
+    "audit.confirm": 0.15, "audit.canary": 16, "overlay.policy": "flagged", "overlay.picture": "triple",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the night ended. `summary` is that of runs/<run_id>/summary.json, empty where the run stopped."""
+
+    code: ExitCode
+    run_id: str
+    out: str
+    explainer: str
+    summary: dict[str, Any]
+    page: str
+
+
+def audit(config: Config, reporter: Reporter, reviewed: Sequence[str] = ()) -> Outcome:
+    """Explain what is new, audit it, and write the report; `reviewed` names files of decisions.
+
+    Raises:
+        CamrayError: with the exit code of its class.
+    """
+    parse_gate(config.audit.fail_on)
+    check_reviews(reviewed)
+    ran = explain(config, reporter)
+    if ran.code not in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
+        return Outcome(ran.code, ran.run_id, ran.out, ran.explainer, {}, "")
+    summary = audit_night(ran.out, ran.explainer, ran.run_id, config.audit, reviewed)
+    reporter.say(summary["message"].removeprefix("camray: "), **summary["rates"])
+    page = write_report(ran.out)
+    reporter.say(f"report: {page}")
+    return Outcome(exit_code(summary) or ran.code, ran.run_id, ran.out, ran.explainer, summary, page)

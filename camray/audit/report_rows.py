@@ -1,0 +1,186 @@
+"""The rows of the report: chosen by audit score, joined with their records, written as small script files.
+
+    data/index.js        one byte or two a row: verdict, class, flags; enough to filter and count
+    data/rows-00000.js   100 rows each, in the order of the queue; loaded when a page shows them
+
+Scripts, because a page opened from disk may load a script beside it, but may not fetch a file.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from camray.audit.judge import AUDIT
+from camray.audit.verdicts import FLAGS, VERDICTS
+from camray.ledger import log
+from camray.ledger.committed import PARTITION
+from camray.ledger.table import Table
+from camray.storage import Folder
+
+ROWS_A_FILE = 100
+_JUDGED = ["shard", "index", "verdict", "flags", "audit_score", "heat_lift", "suggested_class", "reviewed"]
+_RECORD = [
+    "run_id", "shard", "member", "index", "content_sha256", "status", "error_code", "error_stage",
+    "error_message", "width", "height", "predicted_class", "predicted_label", "confidence", "margin", "topk",
+    "label", "label_class", "correct", "heatmap", "heat_h", "heat_w", "heat_status", "heat_ring_mass",
+    "heat_corner_mass", "heat_corner", "heat_entropy", "heat_peaks", "heat_in_box", "heat_in_mask",
+    "heat_in_padding", "image_mean", "image_std", "image_sharpness", "confirm_region", "confirm_drop",
+    "confirm_flip", "overlay_path",
+]  # fmt: skip
+
+
+def audit_rows(out: Folder, explainer: str, limit: int) -> pa.Table:
+    """Read the first `limit` rows of the queue, sorted: the highest audit score first."""
+    table = log.dataset(out, AUDIT, log.opened(out, AUDIT))
+    rows = table.to_table(columns=_JUDGED, filter=ds.field(PARTITION) == explainer)
+    order = [("audit_score", "descending"), ("shard", "ascending"), ("index", "ascending")]
+    best = pc.select_k_unstable(rows, min(limit, len(rows)), order) if len(rows) else pa.array([], pa.int64())
+    return rows.take(best)
+
+
+def written_rows(
+    out: Folder, table: Table, explainer: str, judged: pa.Table, names: Sequence[str]
+) -> list[str]:
+    """Give each row of the queue as JSON, in its order. Memory: about 1 KB a row."""
+    texts = [""] * len(judged)
+    places = judged.select(["shard", "index"]).append_column("place", pa.array(np.arange(len(judged))))
+    said = judged.to_pylist()
+    records = table.dataset().scanner(
+        columns=_RECORD, filter=ds.field(PARTITION) == explainer, batch_size=16384, batch_readahead=2,
+        fragment_readahead=4,
+    )  # fmt: skip
+    for batch in records.to_batches():
+        keys = pa.table({"shard": batch.column("shard"), "index": batch.column("index")})
+        keys = keys.append_column("row", pa.array(np.arange(len(batch))))
+        both = keys.join(places, ["shard", "index"], join_type="inner")
+        chosen = pa.Table.from_batches([batch]).take(both.column("row")).to_pylist()
+        for place, record in zip(both.column("place").to_pylist(), chosen, strict=True):
+            if not texts[place]:  # of several targets the first
+                texts[place] = json.dumps(as_shown(record, said[place], names))
+    return texts
+
+
+def row_files(texts: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Give name and content of each file of rows."""
+    for start in range(0, len(texts), ROWS_A_FILE):
+        number = start // ROWS_A_FILE
+        rows = ",\n".join(text or "null" for text in texts[start : start + ROWS_A_FILE])
+        yield f"data/rows-{number:05d}.js", f"camrayRows({number},[\n{rows}\n]);\n".encode()
+
+
+def index_file(judged: pa.Table, records: Sequence[str]) -> bytes:
+    """Give verdict, class and flags of every row, as base64 of little-endian numbers."""
+    verdicts = np.array([list(VERDICTS).index(v) for v in judged.column("verdict").to_pylist()], "<u1")
+    bits = [sum(1 << FLAGS.index(f) for f in flags) for flags in judged.column("flags").to_pylist()]
+    classes = [json.loads(text).get("class", -1) if text else -1 for text in records]
+    packed = {
+        "verdict": _packed(verdicts), "flags": _packed(np.array(bits, "<u4")),
+        "class": _packed(np.array([-1 if c is None else c for c in classes], "<i4")),
+    }  # fmt: skip
+    return f"camrayIndex({json.dumps({'rows': len(judged), 'perFile': ROWS_A_FILE, **packed})});\n".encode()
+
+
+def as_shown(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Give what the page shows of one image; short names, nothing that is missing."""
+    suggested = judged["suggested_class"]
+    row = {
+        "member": record["member"], "shard": record["shard"], "index": record["index"],
+        "run": record["run_id"], "sha256": record["content_sha256"], "verdict": judged["verdict"],
+        "flags": judged["flags"], "score": _short(judged["audit_score"]), "reviewed": judged["reviewed"],
+        "class": record["predicted_class"], "predicted": record["predicted_label"],
+        "confidence": _short(record["confidence"]), "margin": _short(record["margin"]),
+        "label": record["label"] or _name(record["label_class"], names), "correct": record["correct"],
+        "suggested": _name(suggested, names),
+        "top": [[t["label"] or f"class {t['class_id']}", _short(t["score"])] for t in record["topk"] or []],
+        "size": [record["width"], record["height"]] if record["width"] else None,
+        "picture": record["overlay_path"], "grid": [record["heat_h"], record["heat_w"]],
+        "heat": _heat(record["heatmap"]), "why": reasons(record, judged, names),
+    }  # fmt: skip
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def reasons(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Say why a row was flagged, in sentences with its numbers."""
+    flags, said = set(judged["flags"]), []
+    if "failed" in flags:
+        said.append(
+            f"{record['error_stage']}: {record['error_code']}. {record['error_message'] or ''}".strip()
+        )
+    if "border_heat" in flags:
+        corner = str(record["heat_corner"] or "").replace("_", " ")
+        said.append(
+            f"{record['heat_ring_mass']:.0%} of the heat lies on the outer eighth of the image, "
+            f"{record['heat_corner_mass']:.0%} in the {corner} corner."
+        )
+        said.append(_second_look(record))
+    if "unusual_place" in flags:
+        said.append(f"The class looks where others do not look (lift {judged['heat_lift']:.2f} nats).")
+    if "wrong" in flags:
+        label = record["label"] or _name(record["label_class"], names)
+        said.append(
+            f"The label is {label}, the model says {record['predicted_label']} ({record['confidence']:.1%})."
+        )
+    if "label_suspect" in flags:
+        said.append(
+            f"Of its own {_name(judged['suggested_class'], names)} images the model is less sure on average: "
+            "the label may be wrong."
+        )
+    said += [text.format(**record) for flag, text in _SAID.items() if flag in flags]
+    return said
+
+
+_SAID = {
+    "dead_map": "The heatmap has no positive value.",
+    "nonfinite_map": "The heatmap is not finite.",
+    "no_target": "There was no class to explain.",
+    "off_object": "Most of the heat lies outside the annotated object.",
+    "padding_heat": "{heat_in_padding:.0%} of the heat lies on padding, where there is no image.",
+    "low_margin": "The two best classes are {margin:.3f} apart.",
+    "dark": "The image is dark (mean luminance {image_mean:.0f} of 255).",
+    "bright": "The image is bright (mean luminance {image_mean:.0f} of 255).",
+    "flat": "The image is nearly one colour (standard deviation {image_std:.1f}).",
+    "blurry": "The image is blurry (variance of the Laplacian {image_sharpness:.0f}).",
+    "odd_shape": "The image has an unusual shape: {width} x {height} pixels.",
+    "exact_duplicate": "The same file is in the archive more than once.",
+    "near_duplicate": "Another image of the archive looks the same at 9 x 8 pixels.",
+}
+
+
+def _second_look(record: Mapping[str, Any]) -> str:
+    if record["confirm_drop"] is None:
+        return "No second look: it was over the budget."
+    left = record["confidence"] - record["confirm_drop"]
+    then = ", and another class wins" if record["confirm_flip"] else ""
+    before = record["confidence"]
+    return f"With the hot border blurred the confidence goes from {before:.2f} to {left:.2f}{then}."
+
+
+def _name(class_id: int | None, names: Sequence[str]) -> str | None:
+    if class_id is None:
+        return None
+    return names[class_id] if class_id < len(names) else f"class {class_id}"
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _heat(values: Sequence[float] | None) -> str | None:
+    """Give a map as base64 of bytes, 255 where it is hottest."""
+    if not values:
+        return None
+    heat = np.maximum(np.array(values, np.float32), 0)
+    top = float(heat.max())
+    return _packed((heat / top * 255).round().astype("u1")) if top > 0 else None
+
+
+def _packed(values: np.ndarray[Any, Any]) -> str:
+    return base64.b64encode(values.tobytes()).decode()

@@ -1,0 +1,91 @@
+"""What a new model changed: the same images under the explainer before and under this one.
+
+Flows in: the records of two explainers. Flows out: how many answers agree, which classes they went to, how
+confidence moved, how alike the heatmaps are, and the largest disagreements.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+from camray.audit.columns import heat_shares, number
+from camray.ledger.committed import PARTITION
+from camray.ledger.table import Table
+
+Floats = NDArray[np.float64]
+
+LARGEST = 100_000  # images compared; the first that come
+SHOWN = 30
+_SAME = ["shard", "index", "content_sha256", "target_class"]
+_SAID = ["member", "predicted_class", "confidence", "correct", "heatmap", "heat_h", "heat_w"]
+
+
+def compare_models(table: Table, before: str, now: str, names: Sequence[str]) -> dict[str, Any] | None:
+    """Compare two explainers on the images both have, of the same content; None where there are none."""
+    old, new = _rows(table, before), _rows(table, now)
+    keys = ["shard", "index", "content_sha256"]
+    places = [
+        t.select(keys).append_column(name, pa.array(np.arange(len(t))))
+        for t, name in ((old, "o"), (new, "n"))
+    ]
+    both = places[0].join(places[1], keys, join_type="inner").sort_by("n")
+    if not len(both):
+        return None
+    one, two = (_batch(t.take(both.column(name))) for t, name in ((old, "o"), (new, "n")))
+    was, is_ = (number(b, "predicted_class").astype(int) for b in (one, two))
+    shift = number(two, "confidence") - number(one, "confidence")
+    alike = _cosines(one, two)
+    flips = Counter(zip(was[was != is_].tolist(), is_[was != is_].tolist(), strict=True))
+    order = np.lexsort((-np.abs(shift), was == is_))[:SHOWN]
+    members = two.column("member").to_pylist()
+    usable = alike[~np.isnan(alike)]
+    return {
+        "before": before,
+        "images": len(both),
+        "agreement": float((was == is_).mean()),
+        "repaired": int(((number(one, "correct") == 0) & (number(two, "correct") == 1)).sum()),
+        "broken": int(((number(one, "correct") == 1) & (number(two, "correct") == 0)).sum()),
+        "confidence_shift": float(shift.mean()),
+        "heat_cosine": float(np.median(usable)) if len(usable) else None,
+        "flips": [
+            {"was": _name(a, names), "now": _name(b, names), "images": n}
+            for (a, b), n in flips.most_common(SHOWN)
+        ],
+        "largest": [
+            {"member": members[i], "was": _name(int(was[i]), names), "now": _name(int(is_[i]), names),
+             "shift": float(shift[i]), "heat_cosine": None if np.isnan(alike[i]) else float(alike[i])}
+            for i in order.tolist() if was[i] != is_[i] or abs(shift[i]) > 0.05
+        ],
+    }  # fmt: skip
+
+
+def _rows(table: Table, explainer: str) -> pa.Table:
+    """Read explained images, one row each: of several targets the predicted one."""
+    wanted = (ds.field(PARTITION) == explainer) & (ds.field("status") == "ok")
+    wanted &= ds.field("target_class") == ds.field("predicted_class")
+    return table.dataset().scanner(columns=[*_SAME, *_SAID], filter=wanted).head(LARGEST)
+
+
+def _batch(rows: pa.Table) -> pa.RecordBatch:
+    return rows.combine_chunks().to_batches()[0]
+
+
+def _cosines(one: pa.RecordBatch, two: pa.RecordBatch) -> Floats:
+    """Cosine of each pair of maps, NaN where one is dead or the grids differ."""
+    a, grid = heat_shares(one, (0, 0))
+    b, other = heat_shares(two, grid)
+    if grid != other:
+        return np.full(len(one), np.nan)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(1) / np.where(lengths > 0, lengths, np.nan))
+
+
+def _name(class_id: int, names: Sequence[str]) -> str:
+    return names[class_id] if class_id < len(names) else f"class {class_id}"

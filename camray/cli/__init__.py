@@ -1,0 +1,1 @@
+"""The command line: verbs and options, thin over the package."""

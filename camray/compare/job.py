@@ -1,0 +1,218 @@
+"""One comparison, from config to exit code: check, draw the sample, plan, measure, commit, report.
+
+Flows in: an archive, a model, methods. Flows out: rows in OUT/scores, and a page in OUT/comparisons. The same
+ledger as `camray.job.run`: a panel of methods stands where the explainer stands there, so that a killed
+comparison resumes, and a method added later computes only itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from camray.compare.panel import Panel
+from camray.compare.prepare import Prepared, prepare, read_panels
+from camray.config import Config
+from camray.errors import EmptyArchiveError, ExitCode, UsageError
+from camray.flow.guard import Guard
+from camray.flow.progress import Reporter, spoken_duration
+from camray.flow.stages import Decode, read_shard
+from camray.job.prepare import known_members
+from camray.job.run import Work, execute, told_plainly
+from camray.ledger.intake import remember
+from camray.ledger.plan import ShardTask
+from camray.ledger.runs import Hold, first_report, installed_versions, new_run_id
+from camray.records import Chunk, Status
+
+if TYPE_CHECKING:
+    from camray.compare.trial import Trial
+
+STOPPED = (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
+TRIED = 2  # images on which the cost is measured before it is paid
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a comparison ended."""
+
+    code: ExitCode
+    out: str
+    sample: str
+    page: str
+
+
+def compare(config: Config, reporter: Reporter) -> Outcome:
+    """Measure what is left of the sample, commit it, and write the page.
+
+    Raises:
+        CamrayError: with the exit code of its class.
+    """
+    with told_plainly():
+        return _compare(config, reporter)
+
+
+def _compare(config: Config, reporter: Reporter) -> Outcome:
+    ready = prepare(config)
+    reporter.say(_sentence(ready), sample=ready.sample.id)
+    code = ExitCode.DONE
+    if ready.todo:
+        prices = _prices(ready)
+        _check_budget(ready, prices, reporter)
+        code = _measure(ready, prices, reporter)
+    else:
+        reporter.say("nothing to measure: every method is committed for this sample")
+    if code in STOPPED:
+        return Outcome(code, ready.out.uri, ready.sample.id, "")
+    page = _report(ready, code)
+    shown = f"page: {page}" if page else "no page: no image could be measured"
+    reporter.say(f"scores: {ready.out.uri}/scores   {shown}", page=page)
+    return Outcome(code, ready.out.uri, ready.sample.id, page)
+
+
+def _report(ready: Prepared, code: ExitCode) -> str:
+    """Write summary and page of everything measured on the sample; give the place of the page."""
+    from camray.compare.report import write_report
+
+    panels = [p for p in read_panels(ready.out) if p.sample == ready.sample.id]
+    first = ready.panels[0][0].explainer
+    facts = {
+        "model": first.model,
+        "weights": first.weights_sha256,
+        "layer": first.target_layer,
+        "input": f"{first.input.width} x {first.input.height}, {first.input.crop_mode} crop",
+        "target": first.target,
+        "archive": ready.config.archive.path,
+        "sample": _sentence(ready).partition(";")[0] + f", seed {ready.config.archive.seed}",
+        "baseline": ready.config.compare.baseline,
+        "ended": "complete" if code == ExitCode.DONE else code.meaning,
+        "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
+    }
+    return write_report(ready.out, ready.sample, panels, facts)
+
+
+def _measure(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> ExitCode:
+    from camray.compare.actor import score_flow
+    from camray.flow.flow import size_pool
+    from camray.flow.ray import connect
+
+    pool = size_pool(ready.config, *connect(ready.out))
+    run_id = new_run_id()
+    worst = ExitCode.DONE
+    with Hold(ready.out, run_id, ready.config.run.force):
+        ready.sample.write(ready.out)
+        ready.table.create()
+        if ready.grouping is not None:
+            remember(ready.out, ready.grouping.root, ready.grouping.new)
+        for price in prices:
+            if price.trial is not None:
+                told = price.trial.costs() | {"estimate": price.estimate}
+                ready.out.write(_costs(price.panel), json.dumps(told, indent=1).encode())
+        for panel, plan in ready.todo:
+            text = json.dumps(json.loads(panel.to_json()), indent=1, sort_keys=True)
+            ready.out.write(f"panels/{panel.id}.json", text.encode())
+            shards = {"todo": len(plan.tasks), "committed": plan.committed, "changed": plan.changed}
+            report = first_report(new_run_id(), panel.id, ready.config, shards)
+            report.write(ready.out)
+            flow = partial(score_flow, ready.config, panel)
+            work = Work(
+                ready.out, ready.table, panel.id, plan.tasks, ready.model.module, flow,
+                ready.config.run.max_failed,
+            )  # fmt: skip
+            worst = max(worst, execute(work, report, reporter, pool).code)
+            if worst in STOPPED:
+                break
+    return worst
+
+
+def dry_run(config: Config, reporter: Reporter) -> None:
+    """Tell what a comparison would cost; write nothing."""
+    ready = prepare(config)
+    reporter.say(_sentence(ready), sample=ready.sample.id)
+    _check_budget(ready, _prices(ready), reporter)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a panel costs an image; `trial` is there unless an earlier run has measured it."""
+
+    panel: Panel
+    estimate: dict[str, Any]  # forwards, backwards, seconds, device
+    trial: Trial | None
+
+
+def _prices(ready: Prepared) -> list[Price]:
+    """Try each incomplete panel on the first images of the sample, or recall what that gave."""
+    from camray.compare.trial import Trial
+
+    prices, images = [], None
+    for panel, _ in ready.todo:
+        if ready.out.exists(_costs(panel)):
+            prices.append(Price(panel, json.loads(ready.out.read(_costs(panel)))["estimate"], None))
+            continue
+        images = _first_images(ready) if images is None else images
+        trial = Trial(panel, ready.model, images, ready.config.run.device)
+        prices.append(Price(panel, asdict(trial.estimate()), trial))
+    return prices
+
+
+def _costs(panel: Panel) -> str:
+    return f"costs/{panel.id}.json"
+
+
+def _first_images(ready: Prepared) -> pa.StructArray:
+    """Decode the first images of the sample that can be decoded.
+
+    Raises:
+        EmptyArchiveError: there is none.
+    """
+    spec, max_pixels = ready.model.input, ready.config.archive.max_pixels
+    decode = Decode(spec, max_pixels, False, Guard(None)).decode
+    for shard in ready.shards:
+        few = replace(shard, selection=(shard.selection or ())[: 4 * TRIED])
+        for row in read_shard(ShardTask(few), ready.config.archive, 4 * TRIED):
+            images = decode(Chunk.from_row(row).images)
+            images = images.filter(pc.equal(images.field("status"), str(Status.OK)))[:TRIED]
+            if len(images):
+                return images
+    raise EmptyArchiveError("ARCHIVE: no image of the sample can be decoded. Fix: see `camray explain`")
+
+
+def _check_budget(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> None:
+    """Tell the cost before it is paid.
+
+    Raises:
+        UsageError: it is over the budget.
+    """
+    images = [known_members([*plan.tasks]) or 0 for _, plan in ready.todo]
+    forwards = 0.0
+    for count, price in zip(images, prices, strict=True):
+        one = price.estimate
+        each, whole = one["forwards"], count * one["forwards"]
+        forwards, seconds = forwards + whole, count * one["seconds"]
+        reporter.say(
+            f"an image costs about {each:,.0f} forwards, {one['backwards']:,.0f} backwards and "
+            f"{one['seconds']:.2f} s on one {one['device']}; {count:,} images about {whole:,.0f} "
+            f"forwards and {spoken_duration(seconds)}",
+            forwards=round(whole), images=count, seconds=round(seconds, 1),
+        )  # fmt: skip
+    allowed = ready.config.compare.budget.get("forwards")
+    if allowed is not None and forwards > allowed:
+        fits = int(ready.sample.size * allowed / forwards)
+        raise UsageError(
+            "--budget", f"forwards={allowed:,}, but about {forwards:,.0f} are needed",
+            f"--sample {fits} fits, or fewer methods" if fits else "allow more, or ask for fewer methods",
+        )  # fmt: skip
+
+
+def _sentence(ready: Prepared) -> str:
+    sample = ready.sample
+    how = f"stratified by {', '.join(sample.stratified_by)}" if sample.stratified_by else "drawn at random"
+    methods = [m for panel, _ in ready.panels for m in panel.methods]
+    new = [m for panel, _ in ready.todo for m in panel.methods]
+    return f"{sample.size:,} images {how}; {len(methods)} methods, {len(new)} to measure"

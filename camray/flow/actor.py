@@ -1,0 +1,138 @@
+"""The Ray side of explaining: one actor holds one model; a chunk row in, a chunk row out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from camray.config import Explainer, OverlayConfig
+from camray.errors import IncompleteError, Stage
+from camray.flow.guard import Guard
+from camray.records import EXPLAINED, Chunk, ChunkKind, Status, add_seconds, struct_array
+
+if TYPE_CHECKING:
+    from camray.explain.explainer import BatchExplainer
+
+_DRAWABLE = ("ok", "dead")  # heat statuses of maps that are there
+
+Weights = list[Any]  # of one object reference; in a list, so that Ray hands over the reference, not the value
+
+
+def shared_state(weights: Weights) -> dict[str, Any]:
+    """Give the model's tensors as they lie in the object store: read-only, one copy a machine."""
+    import ray
+    import torch
+
+    arrays: Any = ray.get(weights[0])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def batch_explainer(
+    explainer: Explainer, state: dict[str, Any], device: str, batch_size: int, threads: int
+) -> BatchExplainer:
+    """Make the core of an actor; `threads` is for this whole process."""
+    import torch
+
+    from camray.explain.explainer import BatchExplainer
+
+    torch.set_num_threads(threads)
+    return BatchExplainer(explainer, state, device, batch_size)
+
+
+def device_here(wanted: str) -> str:
+    """Resolve `auto` for this machine."""
+    import torch
+
+    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def this_worker() -> str:
+    """Name the actor that runs this; the name stays when Ray starts it anew."""
+    import ray
+
+    return str(ray.get_runtime_context().get_actor_id())
+
+
+class ExplainActor:
+    """Loads the model once, then explains chunk after chunk. `weights` is an object reference."""
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        weights: Weights,
+        device: str,
+        batch_size: int,
+        threads: int,
+        overlay: OverlayConfig,
+        guard: Guard,
+    ) -> None:
+        self._explain = guard.start(
+            this_worker(),
+            lambda: batch_explainer(explainer, shared_state(weights), device, batch_size, threads),
+        )
+        self._overlay, self._guard = overlay, guard
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """Explain one chunk; rows without images pass."""
+        chunk = Chunk.from_row(row)
+        if chunk.kind != ChunkKind.DATA:
+            return dataclasses.replace(chunk, images=None).to_row(EXPLAINED)
+        if isinstance(self._explain, IncompleteError):
+            return chunk.lost(None, str(self._explain)).to_row(EXPLAINED)
+        started = time.perf_counter()
+        images = self._guard.run(Stage.EXPLAIN, chunk, self._explain)
+        assert chunk.images is not None
+        images = choose_overlays(images, chunk.images, chunk.shard_id, self._overlay)
+        note = add_seconds(chunk.note, Stage.EXPLAIN, time.perf_counter() - started)
+        return dataclasses.replace(chunk, images=images, note=note).to_row(EXPLAINED)
+
+
+def choose_overlays(
+    images: pa.StructArray, decoded: pa.StructArray, shard_id: str, overlay: OverlayConfig
+) -> pa.StructArray:
+    """Mark the images that get a picture, and let the pixels (or bytes) of these alone travel on.
+
+    A sample is the `sample_per_chunk` images of the chunk whose hashed index is lowest: the same images on
+    every run, whatever the order of work.
+    """
+    chosen = _chosen(images, shard_id, overlay)
+    indices = images.field("index").to_pylist()
+    drawable = [status in _DRAWABLE for status in images.field("heat_status").to_pylist()]
+    due = [index in chosen and can for index, can in zip(indices, drawable, strict=True)]
+    kept = "content" if overlay.on == "original" else "pixels"
+    source = {index: i for i, index in enumerate(decoded.field("index").to_pylist())}
+    values = decoded.field(kept)
+    columns: dict[str, Any] = {f.name: images.field(f.name) for f in EXPLAINED}
+    columns |= {"overlay": due, "pixels": None, "content": None}
+    places = [source[i] if d else None for i, d in zip(indices, due, strict=True)]
+    columns[kept] = values.take(pa.array(places, pa.int64()))
+    return struct_array(columns, EXPLAINED)
+
+
+def _chosen(images: pa.StructArray, shard_id: str, overlay: OverlayConfig) -> set[int]:
+    """Give the indices of the images that the policy asks a picture of."""
+    from camray.explain.explainer import is_flagged
+
+    if overlay.policy == "none":
+        return set()
+    names = ("index", "status", "correct", "heat_status", "margin", "confirm_region", "confirm_drop")
+    columns = [images.field(name).to_pylist() for name in names]
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    ok = [r for r in rows if r["status"] == Status.OK and r["heat_status"] in _DRAWABLE]
+    if overlay.policy == "flagged":
+        ok = [r for r in ok if is_flagged(r)]
+    indices = {r["index"] for r in ok}
+    if overlay.policy == "sample":
+        indices = set(sorted(indices, key=lambda i: _rank(shard_id, i))[: overlay.sample_per_chunk])
+    return indices
+
+
+def _rank(shard_id: str, index: int) -> bytes:
+    return hashlib.blake2b(f"{shard_id}/{index}".encode(), digest_size=8).digest()

@@ -1,0 +1,182 @@
+"""The whole Ray Data graph on one screen.
+
+shards ──ShardSource──> chunk rows ──Decode──> pixels ──ExplainActor──> heatmaps ──Sink──> receipts
+                                                 └──────ScoreActor────> scores ──ChunkSink──> receipts
+
+A row is one chunk, `batch_size=1` everywhere: no engine setting can split or mix chunks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as NodeAffinity
+
+from camray.config import Config
+from camray.errors import IncompleteError, UsageError, printable
+from camray.flow.flow import Flow, Pool
+from camray.flow.guard import Attempts, Guard
+from camray.flow.stages import read_shard
+from camray.flow.stopping import handlers_kept
+from camray.ledger.plan import ShardTask
+from camray.records import Chunk, ChunkKind
+from camray.storage import Folder
+
+WAVE_SHARDS = 2000  # a read task costs the driver about 5 KB and 1.3 ms for as long as its wave runs
+# Logical CPUs. They differ from stage to stage: Ray Data fuses neighbours with equal resources.
+READ_CPUS, DECODE_CPUS, SINK_CPUS = 0.2, 0.5, 0.3
+
+
+def connect(out: Folder | None = None) -> tuple[float, float]:
+    """Join the cluster named by RAY_ADDRESS, else start Ray on this machine; give its CPUs and GPUs.
+
+    Raises:
+        UsageError: no such cluster, one of other versions, or one whose nodes do not share `out`.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    address = os.environ.get("RAY_ADDRESS")
+    if not ray.is_initialized():
+        with _native_stderr_closed(), handlers_kept():
+            if address:
+                try:
+                    ray.init(**quiet)
+                except (ConnectionError, RuntimeError, ValueError) as error:
+                    why = printable(f"{address}: {' '.join(str(error).split())}")
+                    fix = "the address of a running cluster with the same versions of Python and Ray"
+                    raise UsageError("RAY_ADDRESS", why, fix) from None
+            else:
+                ray.init(address="local", include_dashboard=False, **quiet)
+    if out is not None and out.is_local:
+        _refuse_unshared(Path(out.path))
+    resources = ray.cluster_resources()
+    return resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+
+
+def _refuse_unshared(out: Path) -> None:
+    """Refuse a folder that is on this machine's own disk while other nodes would write there, too."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    folder = next(p for p in (out, *out.parents) if p.exists())
+
+    def sees(path: str) -> bool:
+        return os.path.exists(path)
+
+    look: Any = ray.remote(num_cpus=0, max_retries=0)(sees)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".camray-probe-") as probe:
+        asked = [
+            look.options(scheduling_strategy=NodeAffinity(n, soft=True)).remote(probe.name) for n in nodes
+        ]
+        found = ray.get(asked)
+    if not all(found):
+        blind = f"{found.count(False)} of {len(nodes)} nodes of the cluster do not see {folder}"
+        raise UsageError("OUT", blind, "a shared disk, or s3:// or gs://")
+
+
+@contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Keep Ray's C++ start-up notices off the screen; its errors still come as exceptions.
+
+    The level set here also hides a notice that every actor pool logs (ray#53727).
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+class ShardSource(Datasource):
+    """One read task per shard. Called twice on the driver, so it is cheap and pure."""
+
+    def __init__(self, tasks: Sequence[ShardTask], config: Config) -> None:
+        self._tasks, self._config = tasks, config
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """Give one task per shard, whatever parallelism Ray would like."""
+        archive, chunk_size = self._config.archive, self._config.run.chunk_size
+        return [
+            ReadTask(
+                partial(read_shard, task, archive, chunk_size),
+                BlockMetadata(
+                    num_rows=None, size_bytes=task.shard.size_bytes, input_files=None, exec_stats=None
+                ),
+            )
+            for task in self._tasks
+        ]
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes to read, as listed."""
+        return sum(task.shard.size_bytes for task in self._tasks)
+
+
+def on_a_worker(work: Callable[..., Any], pool: Pool, state: dict[str, Any], *arguments: Any) -> Any:
+    """Run `work(pool, weights, *arguments)` once, where an actor of the pool could run; give its result."""
+    task: Any = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(work)
+    return ray.get(task.remote(pool, [ray.put(state)], *arguments))
+
+
+def run_waves(
+    tasks: Sequence[ShardTask], flow: Flow, pool: Pool
+) -> Iterator[list[tuple[str, ChunkKind, str]]]:
+    """Do the shards, wave after wave; yield (shard id, kind, note) as chunks and shards finish.
+
+    Raises:
+        OSError: a stage could not write to OUT.
+        IncompleteError: a worker could not load its model.
+    """
+    settings = DataContext.get_current()
+    settings.enable_progress_bars = False  # progress is told from receipts
+    settings.print_on_execution_start = False
+    # Every row is a block of its own. Ray Data would join rows up to this size, and what is in one block is
+    # decoded by one task and explained by one actor: of a large shard of small images, all of it.
+    settings.target_max_block_size = 1
+    # It may lose its counts when its own worker dies; it must not take the run with it.
+    attempts: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
+    for start in range(0, len(tasks), WAVE_SHARDS):
+        dataset = _graph(tasks[start : start + WAVE_SHARDS], flow, pool, Guard(attempts))
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            assert isinstance(block, pa.Table)
+            rows = [Chunk.from_row(block.slice(i, 1)) for i in range(block.num_rows)]
+            for lost in (row for row in rows if row.kind == ChunkKind.LOST):
+                number, said = json.loads(lost.note)
+                raise IncompleteError(said) if number is None else OSError(number, said)
+            yield [(row.shard_id, row.kind, row.note) for row in rows]
+    ray.kill(attempts)  # its handle travelled inside the stages' code, where Ray does not count it
+
+
+def _graph(tasks: Sequence[ShardTask], flow: Flow, pool: Pool, guard: Guard) -> Dataset:
+    one_chunk: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    # An actor of one thread on a CPU also decodes (equal resources: Ray Data fuses the two); others are fed.
+    decode_cpus = pool.cpus if pool.threads == 1 and not pool.gpus else DECODE_CPUS
+    source = ray.data.read_datasource(
+        ShardSource(tasks, flow.config), override_num_blocks=len(tasks), num_cpus=READ_CPUS
+    )
+    decoded = source.map_batches(flow.decode(guard).__call__, num_cpus=decode_cpus, **one_chunk)
+    worked = decoded.map_batches(
+        flow.actor,
+        fn_constructor_kwargs=flow.arguments
+        | {"device": pool.device, "batch_size": pool.batch_size, "threads": pool.threads, "guard": guard},
+        compute=ActorPoolStrategy(min_size=pool.actors, max_size=pool.max_actors),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+        **one_chunk,
+    )
+    sink = flow.sink({t.shard.id: t.shard.uri for t in tasks})
+    receipts: Dataset = worked.map_batches(sink.__call__, num_cpus=SINK_CPUS, **one_chunk)
+    return receipts

@@ -1,0 +1,220 @@
+"""Encoded bytes to the model's input, exactly as timm's evaluation transform would see the upright image.
+
+    bytes ──open──> header: format allowed? pixels bounded? ──load──> upright (EXIF) ──pixels──> RGB
+          ──fit──> uint8 (H, W, 3) of the input, and its geometry in the source
+
+The format is decided by content, never by name. Animated and multi-page files give their first frame.
+EXIF orientation is applied, a broken EXIF block is ignored; colour profiles are ignored. A truncated image is
+an error, never a half-grey picture. The conversion of pixel modes is in `pixels`, the geometry in `fit`;
+DICOM goes its own way, in `dicom`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import struct
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from camray.archive import sniff
+from camray.config import InputSpec
+from camray.errors import ErrorCode, ImageError, printable
+from camray.image.dicom import is_dicom, read_dicom
+from camray.image.fit import FILTERS, fit_image, geometry, plan_fit
+from camray.image.pixels import check_size, to_mask, to_rgb
+from camray.image.quiet import silence_libtiff
+from camray.records import Geometry
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
+"""What Pillow may try (its JPEG opens MPO too). Most of its security history lies in the other decoders."""
+
+# Process-wide and set once: changing these per call would race between decoding threads.
+# The size is checked here before any pixel is decoded, against the caller's own limit.
+Image.MAX_IMAGE_PIXELS = None
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+warnings.filterwarnings("ignore", module=r"PIL\.")  # a warning per bad EXIF block would flood the log
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it logs, it also raises
+silence_libtiff()
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|0x[0-9a-fA-F]{6,}")
+_TRUNCATED = re.compile(r"truncat|unexpected end|not enough|incomplete|less than expected", re.IGNORECASE)
+
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One decoded image: pixels uint8 (H, W, 3), C-contiguous, at the model's input size."""
+
+    pixels: NDArray[np.uint8]
+    geometry: Geometry
+    format: str
+    pixel_rule: str | None = None  # how deep or medical values became 8 bits
+
+
+def decode(content: bytes, spec: InputSpec, max_pixels: int) -> Decoded:
+    """Decode an image to the model's input.
+
+    Raises:
+        ImageError: with one of the image codes of `ErrorCode` and a printable one-line message.
+    """
+    picture = _open_upright(content, max_pixels, spec if spec.fast_decode else None)
+    try:
+        fit = plan_fit(*picture.size, spec)
+        pixels = np.array(fit_image(picture.image, fit, spec))
+    except (MemoryError, ValueError, OSError) as error:
+        raise ImageError(ErrorCode.CORRUPT_IMAGE, f"cannot be resized: {_reason(error)}") from None
+    where = geometry(*picture.size, fit, spec)
+    return Decoded(np.ascontiguousarray(pixels), where, picture.format, picture.pixel_rule)
+
+
+def upright(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode an image at its own size, EXIF applied: uint8 (h, w, 3).
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    return np.ascontiguousarray(np.array(_open_upright(content, max_pixels).image))
+
+
+def open_mask(content: bytes, max_pixels: int) -> Image.Image:
+    """Decode a mask at its own size, EXIF applied: grey, 255 on the object, 0 elsewhere.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    return _opened(content, max_pixels, to_mask)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Upright:
+    """An RGB image, EXIF applied; `size` (width, height) is the file's, `image` may be a reduced one."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    format: str
+    pixel_rule: str | None
+
+
+def _open_upright(content: bytes, max_pixels: int, reduce_for: InputSpec | None = None) -> _Upright:
+    if is_dicom(content[:132]):
+        try:
+            picture, rule = read_dicom(content, max_pixels)
+            return _Upright(picture, picture.size, "DICOM", rule)
+        except ImageError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as below
+            raise _damaged(error) from None
+    (image, rule), size, name = _opened(content, max_pixels, to_rgb, reduce_for)
+    return _Upright(image, size, name, rule)
+
+
+def _opened(
+    content: bytes,
+    max_pixels: int,
+    convert: Callable[[Image.Image], _T],
+    reduce_for: InputSpec | None = None,
+) -> tuple[_T, tuple[int, int], str]:
+    """Open, check, load, turn and convert an image; give also its upright size and the name of its format."""
+    if not content:
+        raise ImageError(ErrorCode.EMPTY_FILE, "0 bytes")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            name = image.format or "unknown"
+            width, height = image.size
+            check_size(width, height, max_pixels)
+            stored = image if reduce_for is None else _reduced(image, reduce_for)
+            stored.load()
+            method = _turn(image)
+            size = (height, width) if method in _SIDEWAYS else (width, height)
+            return convert(stored if method is None else stored.transpose(method)), size, name
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise _unidentified(content) from None
+    except Exception as error:  # noqa: BLE001 - damaged files make decoders raise almost anything
+        raise _failed(content, error) from None
+
+
+def _reduced(image: Image.Image, spec: InputSpec) -> Image.Image:
+    """Give a JPEG at the size it is resized to, decoded at 1/2, 1/4 or 1/8, never below twice that size."""
+    width, height = image.size
+    sideways = image.format in ("JPEG", "MPO") and _turn(image) in _SIDEWAYS
+    fit = plan_fit(height, width, spec) if sideways else plan_fit(width, height, spec)
+    size = (fit.height, fit.width) if sideways else (fit.width, fit.height)
+    drafted = image.draft(None, (2 * size[0], 2 * size[1]))
+    if drafted is None or image.size == (width, height):
+        return image
+    # At 1/8 of 1601 pixels the last of 201 is partly padding: only the box is picture.
+    return image.resize(size, FILTERS[spec.interpolation], box=drafted[1])
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Say how the EXIF orientation makes the image upright, after `load` (TIFF applies its own there)."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # noqa: BLE001 - a broken EXIF block never fails an image
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _unidentified(content: bytes) -> ImageError:
+    """Say what the bytes are, when no allowed decoder accepts them."""
+    head = content[:4096]
+    foreign, known = sniff.unsupported_image(head), sniff.supported_image(head)
+    if foreign:
+        return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"{foreign} is not decoded")
+    if known:
+        return ImageError(ErrorCode.CORRUPT_IMAGE, f"starts like {known}, but its header cannot be read")
+    return ImageError(ErrorCode.NOT_AN_IMAGE, f"looks like {sniff.looks_like(head)}")
+
+
+def _failed(content: bytes, error: Exception) -> ImageError:
+    """Give the code and message for whatever a decoder raised."""
+    foreign = sniff.unsupported_image(content[:4096])
+    if foreign:
+        return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"{foreign} is not decoded")
+    return _damaged(error)
+
+
+def _damaged(error: Exception) -> ImageError:
+    """Tell a cut image from a damaged one."""
+    reason = _reason(error)
+    if isinstance(error, EOFError) or _TRUNCATED.search(reason):
+        return ImageError(ErrorCode.TRUNCATED_IMAGE, reason)
+    return ImageError(ErrorCode.CORRUPT_IMAGE, reason)
+
+
+def _reason(error: Exception) -> str:
+    """Describe an exception in one printable line, without memory addresses."""
+    text = _ADDRESS.sub("…", str(error)).strip()
+    if isinstance(error, MemoryError):
+        text = "the decoder asked for more memory than there is"
+    elif isinstance(error, struct.error | TypeError | KeyError | IndexError | AttributeError) or not text:
+        text = f"the decoder failed: {type(error).__name__}: {text}"
+    return printable(text)

@@ -1,0 +1,1 @@
+"""One run from settings to exit code: first everything that can be refused, then work and commits."""

@@ -1,0 +1,180 @@
+"""A few images of what is planned, explained on this machine: what the rest would take, and why that is so.
+
+Prepared ──pilot──> Pilot      Read, decoded, explained and written (to a temporary folder) one after the
+                               other, by the stages of the job, without Ray. Nothing is written to OUT.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from camray.archive.members import read_members
+from camray.errors import EmptyArchiveError, ShardError, Stage, UsageError
+from camray.flow.actor import batch_explainer, choose_overlays, device_here
+from camray.flow.guard import Guard
+from camray.flow.progress import spoken_duration
+from camray.flow.stages import Decode, Sink, read_shard
+from camray.job.prepare import Prepared, known_members
+from camray.ledger.plan import ShardTask
+from camray.records import EXPLAINED, MEMBER, Chunk, ChunkKind, Receipt, Status, seconds_in
+
+SHARDS = 8  # the images come from so many shards at most, spread evenly over those to do
+
+
+@dataclass(frozen=True, slots=True)
+class Pilot:
+    """What a few images took. Seconds are of one thread, or of one GPU for `explain`."""
+
+    images: int
+    shards: int  # that they come from
+    seconds: dict[str, float]  # of an image, by stage
+    device: str
+    actors: int
+    cores: int  # of this machine
+    record_bytes: float  # written, of an image
+    overlay_bytes: float
+    archive_images: int
+    counted: str  # where that number comes from
+
+    @property
+    def images_per_s(self) -> float:
+        """Images a second of the whole pool, when nothing ever waits."""
+        s = self.seconds
+        if self.device == "cuda":
+            beside = s["read"] + s["decode"] + s["sink"]
+            return min(self.actors / s["explain"], self.cores / beside)
+        return min(self.actors / (s["decode"] + s["explain"]), self.cores / sum(s.values()))
+
+    @property
+    def hours(self) -> float:
+        """For the archive, start-up not counted."""
+        return self.archive_images / self.images_per_s / 3600
+
+    def facts(self) -> dict[str, Any]:
+        """Give the numbers, for --json."""
+        return asdict(self) | {"images_per_s": round(self.images_per_s, 3), "hours": round(self.hours, 5)}
+
+    def lines(self) -> dict[str, str]:
+        """Say each figure with what it rests on."""
+        ms = ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in self.seconds.items())
+        of_what = "a GPU and a core" if self.device == "cuda" else "one core"
+        spent = spoken_duration(self.hours * 3600)
+        busy = f"{self.actors * self.hours:,.2f} GPU hours"
+        busy = busy if self.device == "cuda" else f"{self.cores * self.hours:,.2f} core hours"
+        records, overlays = (self.archive_images * b / 1e6 for b in (self.record_bytes, self.overlay_bytes))
+        return {
+            "pilot": f"{self.images} images from {self.shards} shards, in this process",
+            "an image": f"{ms} ms ({of_what} of this machine)",
+            "speed": f"{self.images_per_s:,.1f} images/s: {self.actors} actors, {self.cores} cores, no waits",
+            "time": f"{spent}, {busy}, for {self.archive_images:,} images; start-up not counted",
+            "images": self.counted,
+            "output": f"{records:,.1f} MB of records, {overlays:,.1f} MB of overlays, at the pilot's size",
+        }
+
+
+def pilot(ready: Prepared, wanted: int) -> Pilot:
+    """Take about `wanted` images of the shards to do through every stage.
+
+    Raises:
+        UsageError: less than one image is asked for.
+        EmptyArchiveError: none of them could be read.
+    """
+    if wanted < 1:
+        raise UsageError("--pilot", f"{wanted} is out of range", "give a number of images, 32 for example")
+    members, read_s, shards = _members(ready, wanted)
+    device, n = device_here(ready.config.run.device), len(members)
+    seconds, written, pictures = _work(ready, members, device)
+    archive_images, counted = _count(ready)
+    cores = len(os.sched_getaffinity(0))
+    return Pilot(
+        images=n, shards=shards, device=device, cores=cores,
+        seconds={stage: s / n for stage, s in ({str(Stage.READ): read_s} | seconds).items()},
+        actors=ready.config.run.actors or (1 if device == "cuda" else cores),
+        record_bytes=written / n, overlay_bytes=pictures / n,
+        archive_images=archive_images, counted=counted,
+    )  # fmt: skip
+
+
+def _work(ready: Prepared, members: pa.StructArray, device: str) -> tuple[dict[str, float], int, int]:
+    """Decode, explain and write; give the seconds by stage, the bytes of records, those of overlays."""
+    config, e = ready.config, ready.explainer
+    share = min(1.0, len(members) / config.run.chunk_size)  # as many pictures an image as in a whole chunk
+    overlay = config.overlay
+    overlay = replace(overlay, sample_per_chunk=math.ceil(overlay.sample_per_chunk * share))
+    keep_content = overlay.on == "original" and overlay.policy != "none"
+    batch_size = config.run.batch_size or (32 if device == "cuda" else 8)
+    decode = Decode(e.input, e.max_pixels, keep_content, Guard(None)).decode
+    explain = batch_explainer(e, ready.model.module.state_dict(), device, batch_size, threads=1)
+    explain(decode(members[:batch_size]))  # the decoder's start and the model's first pass are no image's
+    decoded, decode_s = _timed(decode, members)
+    explained, explain_s = _timed(explain, decoded)
+    row = Chunk("pilot", 0, ChunkKind.DATA, "", choose_overlays(explained, decoded, "pilot", overlay))
+    constants = {"run_id": "pilot", "model": e.model, "weights_sha256": e.weights_sha256}
+    with tempfile.TemporaryDirectory(prefix="camray-pilot-") as place:
+        sink = Sink(
+            place, e.id, constants, len(members), e.max_pixels, {"pilot": "pilot"}, e.input, overlay
+        )  # fmt: skip
+        receipt, sink_s = _timed(sink, row.to_row(EXPLAINED))
+        written = Receipt.from_json(Chunk.from_row(receipt).note).size_bytes
+        pictures = sum(path.stat().st_size for path in Path(place, "overlays").rglob("*.jpg"))
+    seconds = {Stage.DECODE: decode_s, Stage.EXPLAIN: explain_s, Stage.SINK: sink_s}
+    return {str(stage): s for stage, s in seconds.items()}, written, pictures
+
+
+def _count(ready: Prepared) -> tuple[int, str]:
+    """Count the images to do, or those of the middle shard, and take the others to be as dense."""
+    tasks, archive = ready.plan.tasks, ready.config.archive
+    if (known := known_members(tasks)) is not None:
+        return known, "as listed"
+    packed = [task.shard for task in tasks if task.shard.format != "files"]
+    shard, members = packed[len(packed) // 2], 0
+    with suppress(ShardError):  # one that is cut short counts as far as it goes
+        for _ in read_members(shard, archive, lambda _index: False):
+            members += 1
+    estimate = round(members * ready.plan.size_bytes / max(1, shard.size_bytes))
+    total, mb = ready.plan.size_bytes / 1e6, shard.size_bytes / 1e6
+    return estimate, f"estimated: {members:,} in one shard of {mb:,.1f} MB, {total:,.1f} MB to read"
+
+
+def _timed(work: Callable[[Any], Any], given: Any) -> tuple[Any, float]:
+    started = time.perf_counter()
+    return work(given), time.perf_counter() - started
+
+
+def _members(ready: Prepared, wanted: int) -> tuple[pa.StructArray, float, int]:
+    """Read the first members of shards spread over those to do; give them as one chunk, seconds, shards."""
+    tasks = ready.plan.tasks
+    count = min(SHARDS, len(tasks), wanted)
+    chosen = [tasks[i * len(tasks) // count] for i in range(count)] if count else []
+    each = math.ceil(wanted / max(1, count))
+    read = [found for task in chosen for found in _first(task, ready, each)]
+    images = pa.concat_arrays([pa.array([], MEMBER), *(c.images for c in read if c.images is not None)])
+    members = images.filter(pc.equal(images.field("status"), str(Status.OK)))[:wanted]
+    if not len(members):
+        raise EmptyArchiveError("--pilot: no image could be read. Fix: see `camray explain`")
+    columns = [members.field(f.name) for f in MEMBER]
+    columns[MEMBER.get_field_index("index")] = pa.array(range(len(members)), pa.int32())
+    seconds = sum(seconds_in(chunk.note).get(Stage.READ, 0.0) for chunk in read)
+    return pa.StructArray.from_arrays(columns, fields=list(MEMBER)), seconds, len(read)
+
+
+def _first(task: ShardTask, ready: Prepared, each: int) -> Iterator[Chunk]:
+    """Read the first `each` members of a shard, and no further."""
+    selection: Sequence[int] = task.shard.selection or range(each)
+    few = replace(task.shard, selection=tuple(selection[:each]))
+    for row in read_shard(ShardTask(few), ready.config.archive, each):
+        chunk = Chunk.from_row(row)
+        if chunk.kind == ChunkKind.DATA:
+            yield chunk
+        return

@@ -1,0 +1,181 @@
+"""What a run needs, with nothing written yet: options checked, archive listed, model probed, work planned.
+
+Config ──prepare──> Prepared      Everything that can be refused is refused here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyarrow import fs as pafs
+
+from camray.archive.listing import Listing, list_archive
+from camray.archive.selection import select
+from camray.config import Config, Explainer
+from camray.errors import EmptyArchiveError, UsageError, printable
+from camray.ledger.intake import Grouping, group_files, recall
+from camray.ledger.plan import Plan, ShardTask, make_plan
+from camray.ledger.table import Table
+from camray.records import Shard
+from camray.storage import Folder, open_folder
+
+if TYPE_CHECKING:
+    from camray.models.load import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything a run needs, with nothing written yet."""
+
+    config: Config
+    out: Folder
+    listing: Listing
+    explainer: Explainer
+    model: LoadedModel
+    table: Table
+    grouping: Grouping | None
+    plan: Plan
+
+
+def prepare(config: Config) -> Prepared:
+    """Check the options, list the archive, load and probe the model, and plan. Writes nothing.
+
+    Raises:
+        UsageError: a bad option, archive, model, layer or OUT.
+        EmptyArchiveError: nothing to explain.
+    """
+    out = check_out(config)
+    listing = list_archive(config.archive)
+    if not listing.shards and not listing.files and not config.run.allow_empty:
+        raise EmptyArchiveError(
+            f"ARCHIVE: {config.archive.path} holds no image. Fix: check the path and --include/--exclude"
+        )
+    from camray.explain.explainer import resolve  # torch: late, so that bad options are told at once
+
+    explainer, model = resolve(config, top_folders(listing))
+    table = Table(out)
+    table.check_columns()
+    committed = table.shards(explainer.id)
+    chosen = select(listing, config.archive)
+    shards = list(chosen.shards)
+    grouping = None
+    if listing.files:
+        known = recall(out, listing.root)
+        grouping = group_files(listing.root, listing.files, known, committed.holds)
+        shards += _chosen_groups(grouping, listing, chosen)
+    plan = make_plan(out, explainer.id, shards, committed, config.run.chunk_size)
+    return Prepared(config, out, listing, explainer, model, table, grouping, plan)
+
+
+def describe_plan(ready: Prepared) -> dict[str, str | int]:
+    """Say what would run, how much of it, and why the rest would not."""
+    e, plan = ready.explainer, ready.plan
+    images = known_members(plan.tasks)
+    gone_files = ready.grouping.gone if ready.grouping else 0
+    facts: dict[str, str | int] = {
+        "archive": ready.config.archive.path,
+        "explainer": f"{e.id} ({e.model}, {e.method} at {e.target_layer}, target {e.target})",
+        "shards_to_do": len(plan.tasks),
+        "images_to_do": images if images is not None else "known once the shards are read",
+        "bytes_to_read": plan.size_bytes,
+        "committed_shards": f"{plan.committed:,}, skipped: same content, same explainer",
+    }
+    if ready.model.notes:
+        facts["notes"] = "; ".join(ready.model.notes)
+    if plan.changed:
+        facts["changed"] = f"{plan.changed:,} of the shards to do replace older content in OUT"
+    if plan.resumed:
+        facts["resumed"] = f"{plan.resumed:,} of the shards to do have finished chunks on disk, reused"
+    if plan.gone or gone_files:
+        facts["gone"] = f"{plan.gone:,} shards, {gone_files:,} files no longer listed; their rows stay"
+    if ready.listing.left_out:
+        facts["left_out"] = ", ".join(f"{n:,} {why}" for why, n in sorted(ready.listing.left_out.items()))
+    return facts
+
+
+def check_out(config: Config) -> Folder:
+    """Refuse an OUT that is not ours, cannot be written, or lies inside the archive."""
+    out = open_folder(config.out, "OUT")
+    kind = out.reach("OUT")
+    if kind == pafs.FileType.File:
+        raise UsageError("OUT", f"{out.uri} is a file", "give a folder")
+    ours = out.exists("records/_delta_log") or out.exists("runs")
+    if kind == pafs.FileType.Directory and not ours:
+        found = next(iter(out.folders()), None) or next((e.path for e in out.entries(recursive=False)), None)
+        if found is not None:
+            raise UsageError(
+                "OUT", f"{out.uri} is not empty and not camray's (it holds {printable(found)!r})",
+                "give a new or empty folder",
+            )  # fmt: skip
+    if out.is_local:
+        _check_local_out(out, config.archive.path)
+    return out
+
+
+def _check_local_out(out: Folder, archive: str) -> None:
+    path = Path(out.path)
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir():
+        raise UsageError("OUT", f"{existing} is a file", "give a folder")
+    _refuse_links(path)
+    if not _is_writable(existing):
+        raise UsageError("OUT", f"no permission to write in {existing}", "choose another folder")
+    inside = "://" not in archive and path.is_relative_to(Path(archive).expanduser().absolute())
+    if inside:
+        raise UsageError("OUT", f"{out.uri} lies inside the archive", "give a folder outside")
+
+
+def _refuse_links(out: Path) -> None:
+    """Refuse folders of OUT that lead elsewhere: who may write in OUT must not choose where a run writes."""
+    for link in (*out.glob("*"), *out.glob("*/_delta_log")):
+        if link.is_symlink() and link.is_dir():
+            where = printable(f"{link} is a link to {link.readlink()}")
+            raise UsageError("OUT", where, "remove the link; OUT itself may be one")
+
+
+def _is_writable(folder: Path) -> bool:
+    """Try it with a nameless file: permission bits say nothing of read-only mounts, or to root."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _chosen_groups(grouping: Grouping, listing: Listing, chosen: Listing) -> list[Shard]:
+    """Turn groups into shards; where only some files are asked for, as a selection from the group."""
+    everything = len(chosen.files) == len(listing.files)
+    wanted = {f.path for f in chosen.files}
+    shards = []
+    for group in grouping.groups:
+        shard = group.shard(grouping.root)
+        if everything:
+            shards.append(shard)
+            continue
+        indices = tuple(i for i, f in enumerate(group.files) if f.path in wanted)
+        if indices:
+            whole = len(indices) == len(group.files)
+            shards.append(shard if whole else replace(shard, selection=indices))
+    return shards
+
+
+def top_folders(listing: Listing) -> set[str]:
+    """Give the folders that loose images lie in, right below the archive: they often name the classes."""
+    return {top for top, slash, _ in (f.path.partition("/") for f in listing.files) if slash}
+
+
+def known_members(tasks: Sequence[ShardTask]) -> int | None:
+    """Count the members where the listing tells (loose files, selections)."""
+    total = 0
+    for task in tasks:
+        if task.shard.selection is not None:
+            total += len(task.shard.selection)
+        elif task.shard.format == "files":
+            total += len(task.shard.files)
+        else:
+            return None
+    return total

@@ -1,0 +1,247 @@
+"""One run, from config to exit code: prepare, hold, explain, commit, account."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from camray.config import Config
+from camray.errors import (
+    CamrayError,
+    ExitCode,
+    IncompleteError,
+    no_model,
+    printable,
+    said_by,
+)
+from camray.flow.metrics import RunMetrics
+from camray.flow.progress import Reporter, RunProgress
+from camray.flow.stopping import Stopped, stoppable
+from camray.job.prepare import Prepared, known_members, prepare
+from camray.ledger.commit import CommitDesk
+from camray.ledger.intake import remember
+from camray.ledger.plan import ShardTask
+from camray.ledger.runs import Hold, RunReport, first_report, new_run_id, write_explainer
+from camray.ledger.table import STORE_ERRORS, Table
+from camray.records import Accounting
+from camray.storage import Folder
+
+if TYPE_CHECKING:
+    from camray.flow.flow import Flow, Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One pass of the pipeline over a plan, whichever job it is of; `owner` names its rows in the table."""
+
+    out: Folder
+    table: Table
+    owner: str
+    tasks: tuple[ShardTask, ...]
+    module: Any  # torch.nn.Module whose weights the actors get
+    flow: Callable[[Any, str], Flow]  # takes the weights' reference and the run id
+    max_failed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    code: ExitCode
+    run_id: str
+    accounting: Accounting
+    out: str
+    explainer: str
+
+
+def explain(config: Config, reporter: Reporter) -> Outcome:
+    """Explain what is left of the archive and commit it.
+
+    Raises:
+        CamrayError: with the exit code of its class.
+    """
+    with told_plainly():
+        return _explain(config, reporter)
+
+
+def _explain(config: Config, reporter: Reporter) -> Outcome:
+    ready = prepare(config)
+    run_id = new_run_id()
+    _announce(ready, reporter)
+    if not ready.plan.tasks:
+        reporter.say("nothing to do: every shard is committed for this explainer")
+        return Outcome(ExitCode.DONE, run_id, Accounting(), ready.out.uri, ready.explainer.id)
+    from camray.flow.flow import size_pool
+    from camray.flow.ray import connect
+
+    pool = size_pool(config, *connect(ready.out))  # before the first write: they may refuse
+    with Hold(ready.out, run_id, config.run.force):
+        write_explainer(ready.out, ready.explainer)
+        ready.table.create()
+        if ready.grouping is not None:
+            remember(ready.out, ready.grouping.root, ready.grouping.new)
+        shards = {
+            "todo": len(ready.plan.tasks),
+            "committed": ready.plan.committed,
+            "changed": ready.plan.changed,
+        }
+        report = first_report(run_id, ready.explainer.id, config, shards, ready.model.notes)
+        report.write(ready.out)
+        from camray.flow.flow import explain_flow
+
+        work = Work(
+            ready.out, ready.table, ready.explainer.id, ready.plan.tasks, ready.model.module,
+            partial(explain_flow, config, ready.explainer), config.run.max_failed,
+        )  # fmt: skip
+        outcome = execute(work, report, reporter, pool)
+        if config.audit.canary and outcome.code in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
+            from camray.job.canary import look
+
+            look(ready, pool, run_id, config.audit.canary)
+        return outcome
+
+
+def execute(work: Work, report: RunReport, reporter: Reporter, pool: Pool) -> Outcome:
+    """Drive the pipeline over the tasks, commit, account, and complete the run's report."""
+    started = time.monotonic()
+    total, code = Accounting(), ExitCode.CRASH
+    progress = RunProgress(reporter, len(work.tasks), known_members(work.tasks))
+    try:
+        for done in _commits(work, report.run_id, progress, pool):
+            total += done
+        code = _judge(total, work.max_failed)
+    except Stopped as stop:
+        code = stop.code
+    except CamrayError as error:
+        code = error.exit_code
+        raise
+    finally:
+        duration = time.monotonic() - started
+        ended = report.ended(code, total, duration, dict(progress.stage_seconds), progress.bottleneck())
+        _keep(ended, work.out, reporter)
+    _summarise(total, code, duration, progress, reporter)
+    if code == ExitCode.FAILURES_OVER_BUDGET and total.n_failed:
+        reporter.say(_over_budget(total, work.max_failed))
+    return Outcome(code, report.run_id, total, work.out.uri, work.owner)
+
+
+def _keep(report: RunReport, out: Folder, reporter: Reporter) -> None:
+    """Write the last report; where that fails too, it must not hide why the run ended."""
+    try:
+        report.write(out)
+    except OSError as error:
+        reporter.say(f"run.json keeps its first state: {error}")
+
+
+def _commits(work: Work, run_id: str, progress: RunProgress, pool: Pool) -> Iterator[Accounting]:
+    """Drive the pipeline; yield the accounting of each committed shard."""
+    import ray
+
+    from camray.flow.ray import run_waves
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    desk = CommitDesk(work.table, work.owner, run_id, work.tasks)
+    progress.actors = pool.actors
+    state = {name: tensor.numpy() for name, tensor in work.module.state_dict().items()}
+    flow = work.flow(ray.put(state), run_id)
+    with stoppable(), progress, RunMetrics(work.owner, progress):
+        for notes in run_waves(work.tasks, flow, pool):
+            commits = desk.take(notes)
+            progress.take(notes, len(commits))
+            yield from (c.accounting for c in commits)
+        commits = desk.flush()
+        progress.take([], len(commits))
+        yield from (c.accounting for c in commits)
+    if not work.out.is_local:
+        desk.confirm()
+    if desk.open_shards:
+        why = "".join(f"; {reason}" for reason in desk.unread()[:3])
+        raise IncompleteError(
+            f"{desk.open_shards} shards did not reach their end{why}. Fix: the same command tries again"
+        )
+
+
+def _judge(total: Accounting, max_failed: int | float) -> ExitCode:
+    """Compare the failures with what is fine; a shard that was not read to its end never is."""
+    allowed = max_failed if isinstance(max_failed, int) else max_failed * total.members
+    return ExitCode.FAILURES_OVER_BUDGET if total.shard_errors or total.n_failed > allowed else ExitCode.DONE
+
+
+def _over_budget(total: Accounting, max_failed: int | float) -> str:
+    share = f"{total.n_failed / max(1, total.members):.1%}"
+    allowed = f"{max_failed:,} images" if isinstance(max_failed, int) else f"{max_failed * 100:g}%"
+    return f"FAILED: {total.n_failed:,} of {total.members:,} images ({share}); --max-failed allows {allowed}"
+
+
+def _announce(ready: Prepared, reporter: Reporter) -> None:
+    e, plan = ready.explainer, ready.plan
+    for note in ready.model.notes:
+        reporter.say(note)
+    reporter.say(
+        f"explainer {e.id}: {e.model}, {e.method} at {e.target_layer}, target {e.target}, "
+        f"input {e.input.width}x{e.input.height}, weights {e.weights_sha256[:12]}",
+        explainer=e.id,
+    )
+    parts = [
+        f"{len(plan.tasks):,} shards to do ({plan.size_bytes / 1e6:,.1f} MB)",
+        f"{plan.committed:,} committed",
+    ]
+    parts += [f"{plan.changed:,} changed"] * bool(plan.changed)
+    parts += [f"{plan.resumed:,} resumed"] * bool(plan.resumed)
+    reporter.say(", ".join(parts), todo=len(plan.tasks), committed=plan.committed)
+
+
+def _summarise(
+    total: Accounting, code: ExitCode, duration: float, progress: RunProgress, reporter: Reporter
+) -> None:
+    reused = f", {progress.reused} finished chunks reused" if progress.reused else ""
+    speed = f"{duration:.1f} s ({total.members / max(duration, 1e-9):.1f} images/s)"
+    reporter.say(
+        f"{total.sentence()} in {speed}{reused}",
+        members=total.members, ok=total.ok, failed=total.failed, skipped=total.skipped,
+    )  # fmt: skip
+    for error, count in sorted(total.shard_errors.items()):
+        reporter.say(f"{count} shards with {error}: see the records whose member is null")
+    if progress.bottleneck() and code in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
+        reporter.say(progress.bottleneck())
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Turn a failure of a store, or inside a Ray task, into one line with the right exit code."""
+    try:
+        yield
+    except Exception as error:
+        cause = _innermost(error)
+        if isinstance(cause, CamrayError):
+            raise cause from (None if cause is error else error)
+        if isinstance(cause, STORE_ERRORS):
+            full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+            said = printable(said_by(cause))
+            if "HTTP status 411" in said:
+                said += ". Fix for older stores: export AWS_REQUEST_CHECKSUM_CALCULATION=WHEN_REQUIRED"
+            what = "no space left in OUT" if full or "No space left" in str(cause) else said
+            raise IncompleteError(f"{what}; what is committed stays, the same command resumes") from error
+        raise
+
+
+def _innermost(error: Exception) -> Exception:
+    """Give what a Ray task really raised."""
+    if "ray" not in sys.modules:
+        return error
+    import ray
+
+    while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    if isinstance(error, ray.exceptions.RaySystemError | ray.exceptions.NodeDiedError):
+        return IncompleteError(f"the cluster is gone: {printable(str(error))}")
+    if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
+        return no_model(str(error).strip().rpartition("\n")[2])  # below the traceback: what was raised
+    return error

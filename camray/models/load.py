@@ -1,0 +1,264 @@
+"""A classifier by name: architecture, weights, preprocessing and class names, checked before anything runs.
+
+    ModelConfig ──sources──> Recipe ──build──> bare module
+    checkpoint  ──checkpoints──> tensors ──weights──> fitted tensors ──> LoadedModel
+
+Flows out: `LoadedModel`, on the CPU, in eval mode, frozen, with finite weights, its call giving logits.
+Weights come from a file or a local folder; nothing is downloaded unless the user asked for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from camray.config import InputSpec, ModelConfig, PreprocessConfig
+from camray.errors import ModelError, printable
+from camray.models import checkpoints, hub, preprocessing, sources, weights
+from camray.models.labels import (
+    IMAGENET_CLASSES,
+    imagenet_names,
+    names_of_folders,
+    read_class_names,
+    repeated,
+)
+from camray.models.outputs import Reading, as_logits, read_output
+from camray.models.sources import Recipe, Source
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to explain, with everything that decides its answers."""
+
+    name: str
+    build_args: dict[str, Any]  # build(build_args) gives the architecture whose call gives logits
+    module: nn.Module
+    weights_sha256: str
+    input: InputSpec
+    class_names: tuple[str, ...]
+    num_classes: int
+    activation: str = "softmax"  # how logits become scores
+    notes: tuple[str, ...] = ()  # what was done to load it, for people
+
+
+def load_model(
+    config: ModelConfig, preprocess: PreprocessConfig | None = None, folders: Iterable[str] = ()
+) -> LoadedModel:
+    """Build the model and load its weights. `folders`: the archive's top folders, which may name classes.
+
+    Raises:
+        ModelError: unknown name, no weights, a checkpoint that does not fit, NaN weights, no classifier.
+    """
+    source = sources.find_source(config)
+    source, module, notes = _weighted(source, config)
+    module.eval().requires_grad_(False)
+    _refuse_nonfinite(module)
+    spec, told = _input_spec(source, module, config, preprocess)
+    reading = read_output(module, spec, config.activation)
+    as_logits(module, reading.form, reading.count)
+    names, named = _class_names(config, source, reading.classes, folders)
+    digest = _file_sha256(source.weights) if source.weights else state_sha256(module.state_dict())
+    return LoadedModel(
+        name=config.name if source.recipe.kind == "torchvision" else source.recipe.name,
+        build_args=_build_args(source.recipe, reading, config),
+        module=module,
+        weights_sha256=digest,
+        input=spec,
+        class_names=names,
+        num_classes=reading.classes,
+        activation=reading.activation,
+        notes=(*notes, *told, *_reading_notes(reading), *named),
+    )
+
+
+def build(build_args: Mapping[str, Any]) -> nn.Module:
+    """Make the bare architecture, without weights, its call giving logits."""
+    return as_logits(sources.build(build_args), **build_args["output"])
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash tensors by name, type, shape and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().contiguous().cpu()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _build_args(recipe: Recipe, reading: Reading, config: ModelConfig) -> dict[str, Any]:
+    made = recipe.to_dict() | {"output": {"form": reading.form, "count": reading.count}}
+    for choice in ("partial", "trust_pickle"):
+        if getattr(config, choice):
+            made[choice] = True
+    return made
+
+
+def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, tuple[str, ...]]:
+    """Build the model with its weights; the head takes the size it has in the file."""
+    if source.weights is None and source.recipe.kind == "timm":
+        return source, _pretrained(source, config.download), ()
+    if source.weights is None and source.recipe.kind == "torchvision":
+        source = replace(source, weights=_torchvision_weights(source.recipe, config.download))
+    path = source.weights
+    if path is None:
+        raise ModelError("--checkpoint", "is missing: own code has no weights", "--checkpoint FILE")
+    if config.num_classes is not None and not sources.takes_num_classes(source.recipe):
+        raise ModelError(
+            "--num-classes", f"{source.recipe.name} takes no num_classes", "--model-arg NAME=VALUE"
+        )
+    found = checkpoints.read_checkpoint(path, config.trust_pickle, source.code)
+    module = sources.build(source.recipe.to_dict())
+    state, renamed = weights.rename(module, found.state)
+    size = weights.head_size(module, state) if config.num_classes is None else None
+    notes = [*found.notes, *renamed]
+    if size is not None and sources.takes_num_classes(source.recipe):
+        resized = source.recipe.with_classes(size)
+        candidate = sources.build(resized.to_dict())
+        if not weights.misfits(candidate, state):  # else it was not the head that differs
+            source, module = replace(source, recipe=resized), candidate
+            notes.append(f"head of {size} outputs, as in {path.name}")
+    fitted = weights.fit(module, state, path.name, config.partial)
+    module.load_state_dict(fitted.state, strict=False)
+    return source, module, (*notes, *fitted.notes)
+
+
+def _input_spec(
+    source: Source, module: nn.Module, config: ModelConfig, preprocess: PreprocessConfig | None
+) -> tuple[InputSpec, tuple[str, ...]]:
+    recipe = source.recipe
+    notes: tuple[str, ...] = ()
+    if recipe.kind == "timm":
+        defaults = preprocessing.timm_defaults(module, source.pretrained_cfg)
+    elif recipe.kind == "torchvision":
+        defaults = preprocessing.torchvision_defaults(recipe.name, pretrained=config.checkpoint is None)
+    else:
+        defaults = dict(preprocessing.USUAL)
+        if (preprocess or PreprocessConfig()) == PreprocessConfig():
+            notes = (
+                "preprocessing of ImageNet (resize 256, crop 224, its mean and std): own code names none",
+            )
+    channels = preprocessing.input_channels(module)
+    return preprocessing.input_spec(defaults, channels, preprocess), notes
+
+
+def _reading_notes(reading: Reading) -> tuple[str, ...]:
+    notes = []
+    if reading.form != "logits":
+        notes.append(f"the network ends in a {reading.form}: it is undone for the explanation")
+    if reading.count == 1:
+        notes.append("one output: class 1 where it is high, class 0 where it is low")
+    elif reading.activation == "sigmoid":
+        notes.append("scores are independent (sigmoid): they do not sum to 1")
+    return tuple(notes)
+
+
+def _pretrained(source: Source, download: bool) -> nn.Module:
+    """Load timm's pretrained weights from the local cache, or from the hub when asked to."""
+    name, args = source.recipe.name, source.recipe.args
+    _refuse_unknown_tag(name)
+    try:
+        _refuse_other_head(name, args)
+        if not download:
+            _refuse_uncached(name)
+        with hub.asked_briefly() if download else hub.offline():
+            module: nn.Module = timm.create_model(name, pretrained=True, **args)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise _no_weights(name, error, download) from None
+    return module
+
+
+def _no_weights(name: str, error: Exception, download: bool) -> ModelError:
+    fix = "--checkpoint FILE, or --download to fetch them" if not download else "--checkpoint FILE"
+    reason = printable(str(error), 120) if download else "are not on this machine"
+    return ModelError("--model", f"pretrained weights of {name} {reason}", fix)
+
+
+def _torchvision_weights(recipe: Recipe, download: bool) -> Path:
+    """Find torchvision's own weights in torch's cache, or fetch them when asked to."""
+    if "num_classes" in recipe.args:
+        raise ModelError("--num-classes", "pretrained weights have 1000 classes", "--checkpoint FILE")
+    url = torchvision.models.get_model_weights(recipe.name).DEFAULT.url
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+    try:
+        if not cached.is_file():
+            if not download:
+                raise FileNotFoundError(cached)
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(cached), progress=False)
+    except OSError as error:
+        raise _no_weights(f"torchvision:{recipe.name}", error, download) from None
+    return cached
+
+
+def _refuse_unknown_tag(name: str) -> None:
+    architecture, dot, tag = name.partition(".")
+    known = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")] if dot else []
+    if dot and tag not in known:
+        fix = f"one of {', '.join(known[:5])}" if known else f"{architecture} --checkpoint FILE"
+        raise ModelError("--model", printable(f"{architecture} has no pretrained weights {tag!r}"), fix)
+
+
+def _refuse_other_head(name: str, args: Mapping[str, Any]) -> None:
+    """Refuse a head of another size than the pretrained one: timm would fill it with random numbers."""
+    asked = args.get("num_classes")
+    cfg = timm.get_pretrained_cfg(name)
+    if asked is not None and cfg is not None and asked != cfg.num_classes:
+        raise ModelError(
+            "--num-classes",
+            f"{asked}, but the pretrained {name} has {cfg.num_classes} classes",
+            "--checkpoint FILE with weights for such a head, or leave it out",
+        )
+
+
+def _refuse_uncached(name: str) -> None:
+    """Look for weights that lie outside the hub in torch's cache, which has no switch."""
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is not None and isinstance(cfg.url, str) and not cfg.hf_hub_id:
+        cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(cfg.url).path).name)
+        if not cached.is_file():
+            raise FileNotFoundError(cached)
+
+
+def _refuse_nonfinite(module: nn.Module) -> None:
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ModelError("--checkpoint", f"{name} holds NaN or infinity", "give an undamaged file")
+
+
+def _class_names(
+    config: ModelConfig, source: Source, num_classes: int, folders: Iterable[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Find the names of the classes, and say where they were found if nobody gave them."""
+    if config.class_names is not None:
+        names = read_class_names(config.class_names, num_classes)
+        shared = sorted(repeated(names))
+        listed = ", ".join(shared[:5]) + (" ..." if len(shared) > 5 else "")
+        return names, (printable(f"names of several classes, which as labels mean none: {listed}"),) * bool(
+            shared
+        )
+    if source.class_names:
+        if len(source.class_names) != num_classes:
+            said = f"{len(source.class_names)} names for {num_classes} classes"
+            raise ModelError("--class-names", said, "give a file with one name for each class")
+        return source.class_names, ()
+    if num_classes == IMAGENET_CLASSES and config.num_classes is None:
+        return imagenet_names(), ()
+    names = names_of_folders(folders, num_classes)
+    said = f"class names from the {num_classes} top folders, sorted: {', '.join(names[:5])}"
+    more = " ..." if len(names) > 5 else ""
+    return names, (printable(said + more),) * bool(names)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,233 @@
+"""Where an architecture comes from, and how any worker builds it again.
+
+    resnet50 · local-dir:FOLDER · FOLDER        timm
+    hf-hub:OWNER/NAME                           timm, description and weights from the Hugging Face hub
+    torchvision:vgg16                           torchvision.models
+    path/to/file.py:ClassName                   the user's own file; its text travels
+    package.module:factory                      an installed package, or one in the current folder
+
+Flows in: `ModelConfig`. Flows out: `Source`, with a `Recipe` that is plain data: what it names is part of the
+explainer's identity, and `build` makes the bare architecture of it anywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from camray.config import ModelConfig
+from camray.errors import CamrayError, ModelError, printable
+from camray.models import hub
+from camray.models.own_code import OwnCode, collect_code, importable, load_object
+
+Kind = Literal["timm", "torchvision", "own"]
+
+_LONGEST_NAME = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to build an architecture, in plain data."""
+
+    kind: Kind
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  # own code: path -> text
+
+    def with_classes(self, count: int) -> Recipe:
+        """Ask for a head of this size."""
+        return replace(self, args={**self.args, "num_classes": count})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what `build` needs, as JSON knows it."""
+        parts = {"kind": self.kind, "name": self.name, "args": dict(self.args), "files": dict(self.files)}
+        return {name: value for name, value in parts.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An architecture, where its weights lie and what is known of it."""
+
+    recipe: Recipe
+    weights: Path | None = None  # None: pretrained ones, or none at all (own code)
+    class_names: tuple[str, ...] = ()
+    pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def code(self) -> OwnCode | None:
+        """The user's own code, if it is that."""
+        module, _, name = self.recipe.name.rpartition(":")
+        return OwnCode(module, name, self.recipe.files) if self.recipe.kind == "own" else None
+
+
+def find_source(config: ModelConfig) -> Source:
+    """Tell what the name of a model means.
+
+    Raises:
+        ModelError: nothing of that name, or a description that cannot be read.
+    """
+    name = config.name
+    if "\0" in name or len(name) > _LONGEST_NAME:
+        raise ModelError("--model", f"{printable(name, 60)!r} is no name of a model", "see --help")
+    weights = _checkpoint(config.checkpoint) if config.checkpoint else None
+    if "://" in name:
+        fix = "fetch the file, then --model NAME --checkpoint FILE"
+        raise ModelError("--model", f"{printable(name)} is an address", fix)
+    if name.startswith("torchvision:"):
+        source = _torchvision(name.partition(":")[2])
+    elif name.startswith("hf-hub:"):
+        source = _from_hub(name, fetch_weights=weights is None)
+    elif not name.startswith("local-dir:") and (".py:" in name or name.endswith(".py")):
+        source = _own(name)
+    else:
+        folder = Path(name.removeprefix("local-dir:")).expanduser()
+        if name.startswith("local-dir:") or (folder / "config.json").is_file():
+            source = _local_folder(folder, need_weights=weights is None)
+        else:
+            source = _own(name) if ":" in name else _timm(name)
+    recipe = replace(source.recipe, args={**source.recipe.args, **config.args})
+    if config.num_classes is not None:
+        recipe = recipe.with_classes(config.num_classes)
+    return replace(source, recipe=recipe, weights=weights or source.weights)
+
+
+def build(recipe: Mapping[str, Any]) -> nn.Module:
+    """Make the bare architecture, without weights; its random start is the same every time.
+
+    Raises:
+        ModelError: arguments it does not take, or code that fails.
+    """
+    kind, name = recipe["kind"], recipe["name"]
+    args = dict(recipe.get("args", {}))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = _build(kind, name, args, recipe.get("files", {}))
+    except CamrayError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the user's own code may raise anything
+        said = printable(f"{name}: {type(error).__name__}: {error}")
+        raise ModelError("--model", said, "--model-arg NAME=VALUE gives an argument") from None
+    if not isinstance(module, nn.Module):
+        raise ModelError("--model", f"{name} gives a {type(module).__name__}, no nn.Module", "name a class")
+    return module
+
+
+def takes_num_classes(recipe: Recipe) -> bool:
+    """Tell whether the size of the head is an argument of the architecture."""
+    if recipe.kind != "own":
+        return True
+    module, _, name = recipe.name.rpartition(":")
+    try:
+        parameters = inspect.signature(load_object(OwnCode(module, name, recipe.files))).parameters
+    except (TypeError, ValueError):
+        return False
+    kinds = {p.kind for p in parameters.values()}
+    return "num_classes" in parameters or inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def _build(kind: str, name: str, args: dict[str, Any], files: Mapping[str, str]) -> Any:
+    if kind == "timm":
+        return timm.create_model(name, pretrained=False, **args)
+    if kind == "torchvision":
+        if name.startswith(("googlenet", "inception", "vgg")):
+            args.setdefault("init_weights", False)  # many seconds of drawing numbers that weights replace
+        return torchvision.models.get_model(name, weights=None, **args)
+    module, _, attribute = name.rpartition(":")
+    code = OwnCode(module, attribute, files)
+    with importable(code):
+        return load_object(code)(**args)
+
+
+def _timm(name: str) -> Source:
+    if timm.is_model(name.partition(".")[0]):
+        return Source(Recipe("timm", name))
+    if Path(name).expanduser().is_dir():
+        raise ModelError("--model", f"{printable(name)} holds no config.json", "give a timm model folder")
+    if Path(name).expanduser().is_file():
+        fix = "--model NAME (or path/to/file.py:ClassName) --checkpoint " + printable(name)
+        raise ModelError("--model", f"{printable(name)} is a file of weights, not an architecture", fix)
+    near = difflib.get_close_matches(name, timm.list_models(), 3)
+    fix = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
+    if "/" in name and not near:
+        fix = f"hf-hub:{printable(name)} to fetch it, or the path of a folder"
+    raise ModelError("--model", f"{printable(name)!r} is no timm model and no local folder", fix)
+
+
+def _torchvision(name: str) -> Source:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3) or known[:3]
+        raise ModelError(
+            "--model", f"torchvision has no classifier {printable(name)!r}",
+            f"did you mean {' or '.join(near)}?",
+        )  # fmt: skip
+    return Source(Recipe("torchvision", name))
+
+
+def _own(name: str) -> Source:
+    code = collect_code(name)
+    return Source(Recipe("own", f"{code.module}:{code.name}", files=code.files))
+
+
+def _local_folder(folder: Path, need_weights: bool) -> Source:
+    """Read a folder in timm's own layout: config.json and model.safetensors or pytorch_model.bin."""
+    source = _described(folder / "config.json")
+    found = [folder / f for f in ("model.safetensors", "pytorch_model.bin") if (folder / f).is_file()]
+    if need_weights and not found:
+        raise ModelError("--model", f"{folder} holds no model.safetensors", "add it, or --checkpoint FILE")
+    return replace(source, weights=found[0] if found else None)
+
+
+def _described(file: Path) -> Source:
+    try:
+        described = json.loads(file.read_text("utf-8"))
+        cfg = dict(described.get("pretrained_cfg") or {})
+        args = dict(described.get("model_args") or {})
+        classes = described.get("num_classes") or cfg.get("num_classes")
+        if classes:
+            args["num_classes"] = int(classes)
+        names = tuple(str(n) for n in described.get("label_names") or cfg.get("label_names") or ())
+        recipe = Recipe("timm", str(described["architecture"]), args)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError("--model", f"{file}: {error!r}", "give a timm model folder") from None
+    return Source(recipe, None, names, cfg)
+
+
+def _from_hub(name: str, fetch_weights: bool) -> Source:
+    """Fetch description and weights of a model that the user named by its place on the hub."""
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+    try:
+        with hub.asked_briefly():
+            source = _described(Path(hf_hub_download(repository, "config.json", revision=revision or None)))
+            weights = None
+            if fetch_weights:
+                weights = Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the hub's client has many exceptions
+        reason = printable(str(error).partition("\n")[0], 160)
+        raise ModelError(
+            "--model", f"{printable(name)} cannot be fetched ({reason})",
+            "go online once, or copy it here and give the folder",
+        ) from None  # fmt: skip
+    return replace(source, weights=weights)
+
+
+def _checkpoint(path: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise ModelError("--checkpoint", f"{path} is not a file", "give a .safetensors, .pth or .pt file")
+    return found

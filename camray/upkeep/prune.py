@@ -1,0 +1,168 @@
+"""`camray prune OUT`: take away what no reader needs any more. Shows what it would do; --yes does it.
+
+* overlays of runs that are not kept (their records stay, and say so), and overlays that no record names
+* record files that no commit names, and old versions of replaced ones, once they are older than a day or
+  than the oldest kept run: by then no running job holds them
+
+Records of committed images, summaries of nights and people's decisions are never removed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow.dataset as ds
+from deltalake import DeltaTable
+
+from camray.audit.judge import AUDIT
+from camray.errors import ExitCode, OutputLockedError, UsageError, printable
+from camray.ledger import log
+from camray.ledger.out import open_out
+from camray.ledger.runs import RUNS
+from camray.ledger.table import Table
+from camray.storage import Entry, Folder
+from camray.upkeep.pruned import PRUNED, pruned_runs
+
+GRACE_HOURS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What prune would take away."""
+
+    overlays: tuple[str, ...]
+    overlay_bytes: int
+    files: tuple[str, ...]  # of the records table, no longer or never committed
+    pruned_runs: frozenset[str]
+
+
+def choose_runs(
+    runs: Sequence[str],
+    keep_last: int | None,
+    keep_within_days: float | None,
+    pinned: Sequence[str],
+    now: float,
+) -> frozenset[str]:
+    """Give the runs to keep: the last N, those of the last days, and the pinned; all where nothing is said.
+
+    Raises:
+        UsageError: a pinned run that is not there.
+    """
+    for run in pinned:
+        if run not in runs:
+            raise UsageError("--pin", f"{printable(run)} is no run of OUT", "see `camray status OUT`")
+    if keep_last is None and keep_within_days is None:
+        return frozenset(runs)
+    ordered = sorted(runs)
+    kept = set(pinned) | set(ordered[len(ordered) - keep_last :] if keep_last else [])
+    if keep_within_days is not None:
+        kept |= {run for run in runs if now - started(run) <= keep_within_days * 86400}
+    return frozenset(kept)
+
+
+def started(run: str) -> float:
+    """Read the start of a run from its name, in seconds since 1970; 0 where it has none."""
+    try:
+        return datetime.strptime(run.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def find_removals(out: Folder, table: Table, kept: frozenset[str], now: float) -> Removal:
+    """Find what can go. Reads the overlay paths of the records, and lists OUT."""
+    named = dict(_named_overlays(table))
+
+    def is_gone(entry: Entry) -> bool:
+        run = named.get(_path(entry))
+        return run not in kept if run else _age_hours(entry, now) > GRACE_HOURS
+
+    gone = [e for e in out.entries("overlays") if _path(e) != PRUNED and is_gone(e)]
+    files = _vacuum(table.delta, _hours_kept(kept, now), dry_run=True) if table.delta else []
+    pruned = frozenset(run for run in named.values() if run not in kept)
+    return Removal(tuple(_path(e) for e in gone), sum(e.size_bytes for e in gone), tuple(files), pruned)
+
+
+def remove(out: Folder, table: Table, removal: Removal, kept: frozenset[str], now: float) -> None:
+    """Take it away. What was pruned is written down first, so that `verify` knows it is meant."""
+    before = pruned_runs(out)
+    out.write(PRUNED, json.dumps(sorted(before | removal.pruned_runs)).encode())
+    for path in removal.overlays:
+        out.delete(path)
+    hours = _hours_kept(kept, now)
+    if table.delta is not None:
+        _vacuum(table.delta, hours, dry_run=False)
+        table.delta.create_checkpoint()
+    if log.exists(out, AUDIT):
+        judged = log.opened(out, AUDIT)
+        _vacuum(judged, hours, dry_run=False)
+        judged.create_checkpoint()
+
+
+def print_prune(
+    place: str,
+    keep_last: int | None,
+    keep_within_days: float | None,
+    pinned: Sequence[str],
+    do_it: bool,
+    as_json: bool,
+) -> ExitCode:
+    """Say what can go, and take it away where that was asked for."""
+    out, table = open_out(place)
+    now = time.time()
+    runs = sorted({e.path.partition("/")[0] for e in out.entries(RUNS) if e.path.endswith(".json")})
+    kept = choose_runs(runs, keep_last, keep_within_days, pinned, now)
+    alive = [e.path for e in out.entries(RUNS) if e.path.endswith("/heartbeat.json")]
+    if do_it and alive:
+        raise OutputLockedError(f"OUT: run {alive[0].partition('/')[0]} is at work. Fix: wait for its end")
+    found = find_removals(out, table, kept, now)
+    if do_it:
+        remove(out, table, found, kept, now)
+    facts: dict[str, Any] = {
+        "runs_kept": len(kept), "runs": len(runs), "overlays": len(found.overlays),
+        "overlay_bytes": found.overlay_bytes, "record_files": len(found.files), "done": do_it,
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        verb = "removed" if do_it else "would remove"
+        print(f"{len(kept):,} of {len(runs):,} runs keep their overlays")
+        print(f"{verb} {len(found.overlays):,} overlays ({found.overlay_bytes / 1e6:,.1f} MB)")
+        print(f"{verb} {len(found.files):,} record files that no commit names")
+        if not do_it:
+            print("nothing was touched; --yes does it")
+    return ExitCode.DONE
+
+
+def _named_overlays(table: Table) -> Iterator[tuple[str, str]]:
+    """Yield (overlay path, run) of every record that names one."""
+    rows = table.dataset().scanner(
+        columns=["overlay_path", "run_id"], filter=ds.field("overlay_path").is_valid()
+    )
+    for batch in rows.to_batches():
+        yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
+
+
+def _hours_kept(kept: frozenset[str], now: float) -> float:
+    """Give the age from which a file that no commit names can go: of the oldest kept run, at least a day."""
+    return max([GRACE_HOURS, *((now - started(run)) / 3600 for run in kept if started(run))])
+
+
+def _path(entry: Entry) -> str:
+    return f"overlays/{entry.path}"
+
+
+def _age_hours(entry: Entry, now: float) -> float:
+    """Give the age of a file; `version` is its modification time in nanoseconds where the store tells it."""
+    return (now - int(entry.version) / 1e9) / 3600 if entry.version.isdigit() else 0.0
+
+
+def _vacuum(table: DeltaTable, hours: float, *, dry_run: bool) -> list[str]:
+    found: list[str] = table.vacuum(
+        retention_hours=int(hours), dry_run=dry_run, enforce_retention_duration=False, full=True
+    )
+    return found

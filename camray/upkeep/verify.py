@@ -1,0 +1,178 @@
+"""`camray verify OUT`: every committed member accounted for, every file whole, every overlay there."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Set
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from camray.compare.panel import SCORES
+from camray.errors import ExitCode, UsageError, printable
+from camray.ledger.committed import RecordFile, checksum
+from camray.ledger.table import RECORDS, Kind, Table
+from camray.records import Status
+from camray.storage import Folder
+from camray.upkeep.pruned import pruned_runs
+from camray.upkeep.status import committed_shards, open_either
+
+_COLUMNS = ["run_id", "member", "index", "status", "error_code", "target_class"]
+_COLUMNS += ["overlay_path", "heatmap", "heat_h", "heat_w"]
+Check = Callable[[dict[str, Any], list[RecordFile]], Iterator[str]]  # of one shard: what was said, its files
+
+
+def find_problems(out: Folder, table: Table) -> Iterator[str]:
+    """Yield each problem of the records in one line; nothing when they are sound."""
+    pruned = pruned_runs(out)
+
+    def check_of(explainer: str) -> Check:
+        overlays = _overlays(out, explainer)
+        return lambda said, files: _check_shard(out, said, files, overlays, pruned, table.columns)
+
+    return _problems(out, table, RECORDS, "explainers", check_of)
+
+
+def find_score_problems(out: Folder, table: Table) -> Iterator[str]:
+    """Yield each problem of the scores of comparisons in one line."""
+    return _problems(out, table, SCORES, "panels", lambda _panel: partial(_check_scores, out, table.columns))
+
+
+def _problems(
+    out: Folder, table: Table, kind: Kind, descriptions: str, check_of: Callable[[str], Check]
+) -> Iterator[str]:
+    """Go through what was committed, owner by owner (explainers or panels), shard by shard."""
+    said = committed_shards(table)
+    for owner in sorted({owner for owner, _key in said}):
+        if not out.exists(f"{descriptions}/{owner}.json"):
+            yield f"{descriptions}/{owner}.json is missing"
+        check = check_of(owner)
+        try:
+            shards = table.shards(owner)
+        except UsageError as error:
+            yield str(error)
+            continue
+        unaccounted = set(shards)
+        for key, statement in sorted((k, s) for (o, k), s in said.items() if o == owner):
+            unaccounted.discard(key)
+            files = shards.get(key, [])
+            if files:
+                yield from check(statement, files)
+            else:
+                what = kind.folder.removesuffix("s")
+                yield f"shard {statement['uri']}: its {what} files are not in the table"
+        yield from (
+            f"shard {key} is in the table but no commit accounts for it" for key in sorted(unaccounted)
+        )
+
+
+def print_verify(place: str, as_json: bool) -> ExitCode:
+    """Print the problems, or that there are none; exit 5 where there are any."""
+    out, table, scores = open_either(place)
+    problems = [*find_problems(out, table), *find_score_problems(out, scores)]
+    said = committed_shards(table) | committed_shards(scores)
+    members = sum(int(s["members"]) for s in said.values())
+    if as_json:
+        print(json.dumps({"shards": len(said), "members": members, "problems": problems}))
+    else:
+        for problem in problems:
+            print(printable(problem, 500))
+        verdict = f"{len(problems):,} problems" if problems else "all accounted for"
+        print(f"{len(said):,} shards, {members:,} members: {verdict}")
+    return ExitCode.GATE if problems else ExitCode.DONE
+
+
+def _check_shard(
+    out: Folder,
+    said: dict[str, Any],
+    files: list[RecordFile],
+    overlays: dict[str, int],
+    pruned: frozenset[str],
+    columns: Set[str],
+) -> Iterator[str]:
+    """Compare what the commit said of a shard with what its files hold."""
+    where = f"shard {said['uri']}"
+    members: dict[int, tuple[str, str | None]] = {}
+    seen: Counter[tuple[int, int | None]] = Counter()
+    for file in files:
+        try:
+            rows = _read(out, file, columns)
+        except Exception as error:  # noqa: BLE001 - damage makes readers raise whatever they like
+            yield f"{where}: {file.path}: {printable(str(error), 160)}"
+            return
+        for row in rows:
+            if row["member"] is None:
+                continue
+            members[row["index"]] = row["status"], row["error_code"]
+            seen[row["index"], row["target_class"]] += 1
+            yield from _check_row(where, row, overlays, pruned)
+    repeated = sum(n - 1 for n in seen.values())
+    if repeated:
+        yield f"{where}: {repeated} members have more than one row for the same class"
+    counts = Counter(status for status, _ in members.values())
+    failed = Counter(code for status, code in members.values() if status == Status.FAILED)
+    expected = {
+        Status.OK: said["ok"],
+        Status.SKIPPED: said["skipped"],
+        Status.FAILED: sum(said["failed"].values()),
+    }
+    for status, count in expected.items():
+        if counts[status] != count:
+            yield f"{where}: {counts[status]} rows are {status}, the commit says {count}"
+    if dict(failed) != said["failed"]:
+        yield f"{where}: failures by code are {dict(failed)}, the commit says {said['failed']}"
+
+
+def _check_scores(
+    out: Folder, columns: Set[str], said: dict[str, Any], files: list[RecordFile]
+) -> Iterator[str]:
+    for file in files:
+        try:
+            _intact(out, file, SCORES, columns)
+        except Exception as error:  # noqa: BLE001 - as above
+            yield f"shard {said['uri']}: {file.path}: {printable(str(error), 160)}"
+
+
+def _check_row(
+    where: str, row: dict[str, Any], overlays: dict[str, int], pruned: frozenset[str]
+) -> Iterator[str]:
+    path = None if row["run_id"] in pruned else row["overlay_path"]
+    if path is not None and overlays.get(path, 0) == 0:
+        yield f"{where}: overlay of {row['member']} is missing or empty: {path}"
+    if row["heatmap"] is not None and len(row["heatmap"]) != (row["heat_h"] or 0) * (row["heat_w"] or 0):
+        yield f"{where}: heatmap of {row['member']} has {len(row['heatmap'])} values"
+
+
+def _read(out: Folder, file: RecordFile, columns: Set[str]) -> list[dict[str, Any]]:
+    table = _intact(out, file, RECORDS, columns)
+    rows: list[dict[str, Any]] = table.select(_COLUMNS).to_pylist()
+    return rows
+
+
+def _intact(out: Folder, file: RecordFile, kind: Kind, columns: Set[str]) -> pa.Table:
+    """Read a whole file of a table; its bytes, columns and rows must be as committed."""
+    data = out.read(f"{kind.folder}/{file.path}")
+    if len(data) != file.size_bytes:
+        raise pa.ArrowInvalid(f"{len(data)} bytes, committed with {file.size_bytes}")
+    if checksum(data) != file.checksum:
+        raise pa.ArrowInvalid("its bytes are not those that were committed")
+    # In this thread: one of Arrow's that lets go of `data` while Python ends aborts the process (1 in 10).
+    table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+    if table.num_rows != file.rows:
+        raise pa.ArrowInvalid(f"{table.num_rows} rows, committed with {file.rows}")
+    written = pa.schema([field for field in kind.schema if field.name in columns])
+    if not table.schema.equals(written):
+        raise pa.ArrowInvalid(f"its columns are not those of the {kind.folder.removesuffix('s')} schema")
+    table.validate(full=True)
+    return table
+
+
+def _overlays(out: Folder, explainer: str) -> dict[str, int]:
+    """List the overlays of one explainer: path relative to OUT -> bytes."""
+    sizes: dict[str, int] = defaultdict(int)
+    for entry in out.entries(f"overlays/{explainer}"):
+        sizes[f"overlays/{explainer}/{entry.path}"] = entry.size_bytes
+    return sizes

@@ -1,0 +1,145 @@
+"""Exports opened by the tools they are for, and prune: what goes, what stays, and that it asks first."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from camray.audit.night import audit_night
+from camray.cli.main import main
+from camray.job.prepare import prepare
+from camray.ledger.out import open_out
+from camray.upkeep.prune import choose_runs
+from camray.upkeep.verify import find_problems
+from demo import hans64
+from tests.audit.night_world import explain, settings_for
+from tests.audit.report_world import NASTY, make_out
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exports") / "out"
+    make_out(out, 600)
+    return out
+
+
+def export(out: Path, kind: str, to: Path) -> Path:
+    assert main(["report", str(out), "--export", kind, "--to", str(to)]) == 0
+    return to
+
+
+def test_csv(made: Path, tmp_path: Path) -> None:
+    with (export(made, "csv", tmp_path / "csv") / "queue.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 600
+    assert {r["member"] for r in rows} >= set(NASTY)
+    scores = [float(r["score"]) for r in rows]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_duckdb_views(made: Path, tmp_path: Path) -> None:
+    views = (export(made, "duckdb", tmp_path / "views") / "views.sql").read_text()
+    base = duckdb.connect()
+    base.execute(views)
+    found = base.sql(
+        "select count(*), count(distinct verdict) from records join audit using (shard, index)"
+    ).fetchall()
+    assert found[0][0] == 600
+    assert found[0][1] >= 4
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two nights of real overlays."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(2):
+        samples = [hans64.render(number, "audit", i, tagged=True) for i in range(12)]
+        hans64.write_tar_shards(samples, folder / "new", 12)[0].rename(folder / f"s{number}.tar")
+        archive = folder / "archive"
+        archive.mkdir(exist_ok=True)
+        (folder / f"s{number}.tar").rename(archive / f"s{number}.tar")
+        settings = settings_for(archive, folder / "out", overlay__policy="all", overlay__picture="triple")
+        run_id = f"202611{number + 1:02d}T000000Z-0"
+        explain(settings, run_id)
+        audit_night(str(folder / "out"), prepare(settings).explainer.id, run_id, settings.audit)
+    return folder / "out"
+
+
+def test_imagefolder(pictured: Path, tmp_path: Path) -> None:
+    to = export(pictured, "imagefolder", tmp_path / "folder")
+    rows = pq.read_table(to / "metadata.parquet").to_pylist()
+    assert len(rows) == 24
+    assert all((to / row["file_name"]).is_file() for row in rows)
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(to), cache_dir=str(tmp_path / "cache"))[
+        "train"
+    ]
+    assert len(loaded) == 24
+    assert loaded[0]["image"].size == (3 * 256, 256)
+    assert {"verdict", "flags", "member"} <= set(loaded.column_names)
+
+
+def test_label_studio(pictured: Path, tmp_path: Path) -> None:
+    tasks = json.loads((export(pictured, "label-studio", tmp_path / "ls") / "tasks.json").read_text())
+    assert tasks
+    for task in tasks:
+        assert task["data"]["image"].startswith("/data/local-files/?d=overlays/")
+        (result,) = task["predictions"][0]["result"]
+        assert result["value"]["choices"][0] in hans64.LABEL_NAMES
+
+
+def test_bad_exports_write_nothing(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(made), "--export", "excel", "--to", str(tmp_path / "x")]) == 2
+    assert main(["report", str(made), "--export", "csv"]) == 2
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    assert main(["report", str(made), "--export", "csv", "--to", str(tmp_path / "full")]) == 2
+    assert capsys.readouterr().err.count("Fix:") == 3
+    assert not (tmp_path / "x").exists()
+
+
+RUNS = ("20261101T000000Z-a", "20261105T000000Z-b", "20261109T000000Z-c")
+NOW = 1794355200.0  # 2026-11-11
+
+
+@pytest.mark.parametrize(
+    ("last", "days", "pinned", "kept"),
+    [
+        (None, None, (), RUNS), (1, None, (), RUNS[2:]), (0, None, (), ()), (2, None, (), RUNS[1:]),
+        (None, 7, (), RUNS[1:]), (1, None, RUNS[:1], (RUNS[0], RUNS[2])), (9, None, (), RUNS),
+    ],
+)  # fmt: skip
+def test_which_runs_are_kept(last: int | None, days: float | None, pinned: tuple, kept: tuple) -> None:
+    assert choose_runs(RUNS, last, days, pinned, NOW) == frozenset(kept)
+
+
+def test_prune_shows_first_and_then_does_it(pictured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def pictures() -> int:
+        return len(list((pictured / "overlays").rglob("*.jpg")))
+
+    stray = pictured / "records" / "explainer=x" / "killed.parquet"
+    stray.parent.mkdir()
+    stray.write_bytes(b"torn")
+    old = time.time() - 90 * 86400
+    os.utime(stray, (old, old))
+    assert main(["prune", str(pictured), "--keep-last", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "would remove 12 overlays" in said
+    assert "nothing was touched" in said
+    assert pictures() == 24
+    assert main(["prune", str(pictured), "--keep-last", "1", "--yes"]) == 0
+    assert pictures() == 12
+    assert not stray.exists()
+    assert DeltaTable(str(pictured / "records")).to_pyarrow_table().num_rows == 24  # records stay
+    assert list(find_problems(*open_out(str(pictured)))) == []  # and verify knows that it is meant
+    assert main(["prune", str(pictured), "--keep-last", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["overlays"] == 0
+    assert main(["prune", str(pictured), "--pin", "nothing"]) == 2

@@ -1,0 +1,63 @@
+"""What a run says of itself: speed, and the stage that limits it."""
+
+from __future__ import annotations
+
+import pytest
+
+from camray.flow import progress
+from camray.flow.progress import Reporter, RunProgress
+from camray.records import ChunkKind, Receipt
+
+
+class Clock:
+    """Time that moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(progress, "time", made)
+    return made
+
+
+def receipt(index: int, **seconds: float) -> tuple[str, ChunkKind, str]:
+    """Ten images, all of them fine."""
+    made = Receipt(
+        shard_id="s", chunk=index, path=f"{index}.parquet", size_bytes=1, rows=10, ok=10, skipped=0,
+        failed={}, seconds=seconds,
+    )  # fmt: skip
+    return ("s", ChunkKind.DATA, made.to_json())
+
+
+@pytest.mark.parametrize(
+    ("actors", "seconds", "says"),
+    [
+        # two chunks in ten seconds; one actor worked 5 + 4.5 s of them
+        (1, {"read": 0.1, "decode": 3.0, "explain": 5.0, "sink": 0.2}, "the model is the limit"),
+        # two actors worked 8 s of 20: the decoder kept them waiting 60 % of the time
+        (2, {"read": 0.1, "decode": 6.0, "explain": 4.0, "sink": 0.2}, "decoding is the limit"),
+        (2, {"read": 7.0, "decode": 6.0, "explain": 4.0, "sink": 0.2}, "reading is the limit"),
+        (2, {"read": 1.0, "decode": 2.0, "explain": 4.0, "sink": 9.0}, "writing is the limit"),
+        # the model waited 12 s of 20, and no other stage worked for more than 2 s of them
+        (2, {"read": 0.2, "decode": 1.0, "explain": 4.0, "sink": 0.5}, "handing on chunks is the limit"),
+        # a third actor never got a chunk
+        (3, {"read": 0.1, "decode": 1.0, "explain": 4.0, "sink": 0.2}, "the number of chunks is the limit"),
+    ],
+)  # fmt: skip
+def test_the_limiting_stage_is_named(clock: Clock, actors: int, seconds: dict[str, float], says: str) -> None:
+    following = RunProgress(Reporter(), shards=1, members=20)
+    following.actors = actors
+    assert following.bottleneck() == ""
+    clock.now += 100 + seconds["explain"]  # start-up does not count
+    following.take([receipt(0, **seconds)], 0)
+    clock.now += 10 - seconds["explain"]
+    following.take([receipt(1, **seconds)], 1)
+    assert following.bottleneck().startswith(says)
+    if says.startswith("decoding"):
+        assert "the model waits 60% of the time" in following.bottleneck()

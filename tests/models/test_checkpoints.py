@@ -1,0 +1,264 @@
+"""Files of weights: what trainers write is read and said; what is none is refused by what it looks like."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from camray.config import ModelConfig
+from camray.errors import ModelError
+from camray.models.checkpoints import read_checkpoint
+from camray.models.load import LoadedModel, load_model
+from camray.models.weights import fit, head_size, rename
+
+CLEAN = Path(__file__).resolve().parents[2] / "demo/models/hans64-clean"
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return load_file(CLEAN / "model.safetensors")
+
+
+def loaded(path: Path, **config: Any) -> LoadedModel:
+    return load_model(ModelConfig(**({"name": str(CLEAN), "checkpoint": str(path)} | config)))
+
+
+def refusal(path: Path, **config: Any) -> str:
+    with pytest.raises(ModelError) as caught:
+        loaded(path, **config)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert caught.value.fix
+    return said
+
+
+def nested(state: dict[str, Tensor], nest: str, prefix: str) -> dict[str, Any]:
+    inner = {f"{prefix}{k}": v for k, v in state.items()}
+    return {nest: inner, "epoch": 3} if nest else inner
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "model.", "_orig_mod.", "module._orig_mod.", "net.encoder."]
+)
+@pytest.mark.parametrize("nest", ["", "state_dict", "model", "model_state_dict", "ema", "net"])
+def test_nests_and_prefixes_are_undone_and_said(
+    tmp_path: Path, state: dict[str, Tensor], nest: str, prefix: str
+) -> None:
+    torch.save(nested(state, nest, prefix), tmp_path / "w.pth")
+    found = loaded(tmp_path / "w.pth")
+    assert all(torch.equal(found.module.state_dict()[k], v) for k, v in state.items())
+    said = " | ".join(found.notes)
+    assert (f"taken from {nest!r}" in said) == bool(nest)
+    assert (f"prefix {prefix!r}" in said) == bool(prefix)
+
+
+def test_averaged_weights_win_and_nests_are_followed(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    zeros = {k: torch.zeros_like(v) for k, v in state.items()}
+    torch.save({"model": zeros, "model_ema": {"state_dict": state}}, tmp_path / "w.pth")
+    found = loaded(tmp_path / "w.pth")
+    assert torch.equal(found.module.state_dict()["fc.weight"], state["fc.weight"])
+    assert "taken from 'model_ema' > 'state_dict'" in found.notes[0]
+
+
+def test_what_trainers_store_beside_weights_is_no_program(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    extras = {
+        "best": np.float64(0.5), "losses": np.arange(3), "args": argparse.Namespace(lr=0.1),
+        "counts": collections.OrderedDict(a=1),
+    }  # fmt: skip
+    torch.save({"state_dict": state} | extras, tmp_path / "w.pth")
+    assert loaded(tmp_path / "w.pth").num_classes == 6
+
+
+def test_the_suffix_does_not_matter(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    save_file(state, tmp_path / "weights.bin")
+    torch.save(state, tmp_path / "weights.th")
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("weights.bin", "weights.th", "old.pt"):
+        assert loaded(tmp_path / name).num_classes == 6
+
+
+LOOKS = {
+    "empty": (b"", "is empty"),
+    "html": (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page (HTML)"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n", "a git-lfs pointer"),
+    "zeros": (b"\x00" * 4096, "zeros, as an interrupted download"),
+    "text": (b"Quota exceeded\n", "is text"),
+    "keras": (b"\x89HDF\r\n\x1a\n" + b"x" * 64, "HDF5 (Keras)"),
+    "numpy": (b"\x93NUMPY" + b"x" * 64, "a NumPy array"),
+    "gzip": (b"\x1f\x8b" + b"x" * 64, "gzip"),
+    "zip": (b"PK\x03\x04" + b"x" * 64, "truncated"),
+}
+
+
+@pytest.mark.parametrize("kind", LOOKS)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_other_files_say_what_they_look_like(tmp_path: Path, kind: str, suffix: str) -> None:
+    content, said = LOOKS[kind]
+    (tmp_path / f"w{suffix}").write_bytes(content)
+    assert said in refusal(tmp_path / f"w{suffix}")
+
+
+@pytest.mark.parametrize("cut", [100, 10_000])
+def test_truncated_files(tmp_path: Path, state: dict[str, Tensor], cut: int) -> None:
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "b.pth")
+    torch.save(state, tmp_path / "c.pth", _use_new_zipfile_serialization=False)
+    for name in ("a.safetensors", "b.pth", "c.pth"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-cut])
+        assert "truncated" in refusal(path)
+
+
+def test_fixed_programs_are_refused_with_the_reason(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(6)).eval()
+    model(torch.zeros(1, 3, 8, 8))
+    torch.jit.trace(model, torch.zeros(1, 3, 8, 8)).save(str(tmp_path / "script.pt"))
+    assert "is TorchScript: a fixed program" in refusal(tmp_path / "script.pt")
+    torch.export.save(torch.export.export(model, (torch.zeros(1, 3, 8, 8),)), tmp_path / "exported.pt2")
+    assert "is an exported program (.pt2)" in refusal(tmp_path / "exported.pt2")
+
+
+class Trap:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_only_trust_runs_a_pickle(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    torch.save({"state_dict": state, "hook": Trap(tmp_path / "sprung")}, tmp_path / "w.pth")
+    said = refusal(tmp_path / "w.pth")
+    assert "holds pickled Python objects" in said
+    assert "a pickle runs code when opened. Fix: save model.state_dict()" in said
+    assert "--trust-pickle" in said
+    assert not (tmp_path / "sprung").exists()
+    found = loaded(tmp_path / "w.pth", trust_pickle=True)
+    assert (tmp_path / "sprung").exists()
+    assert found.notes[0].startswith("WARNING: w.pth is a pickle and was run as a program")
+    assert found.build_args["trust_pickle"] is True
+
+
+def test_a_whole_model_of_an_own_class_finds_it_in_the_named_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notebooks save classes of `__main__`; the class is taken from the file that --model names."""
+    text = (
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)\n"
+        "    def forward(self, x):\n"
+        "        return {'logits': self.head(self.conv(x).mean((2, 3))), 'aux': None}\n"
+    )
+    (tmp_path / "net.py").write_text(text)
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(text, space)
+    monkeypatch.setattr("__main__.Net", space["Net"], raising=False)
+    torch.save(space["Net"](), tmp_path / "whole.pth")
+    monkeypatch.delattr("__main__.Net")
+    given = {"name": f"{tmp_path / 'net.py'}:Net"}
+    assert "is a whole pickled model (__main__.Net" in refusal(tmp_path / "whole.pth", **given)
+    found = loaded(tmp_path / "whole.pth", **given, trust_pickle=True)
+    assert found.num_classes == 2
+    assert tuple(found.module(torch.zeros(5, 3, 16, 16)).shape) == (5, 2)
+
+
+def test_partial_goes_on_and_says_so_the_same_way_every_time(
+    tmp_path: Path, state: dict[str, Tensor]
+) -> None:
+    less = {k: v for k, v in state.items() if not k.startswith("fc.")} | {"aux.weight": torch.zeros(1)}
+    save_file(less, tmp_path / "w.safetensors")
+    said = refusal(tmp_path / "w.safetensors")
+    assert "2 weights missing, 1 unexpected (missing fc." in said
+    assert "or --partial" in said
+    once, again = (loaded(tmp_path / "w.safetensors", partial=True) for _ in range(2))
+    assert any(n.startswith("WARNING: --partial: 2 of") for n in once.notes)
+    assert any("1 weights of w.safetensors have no place: aux.weight" in n for n in once.notes)
+    assert torch.equal(once.module.state_dict()["fc.weight"], again.module.state_dict()["fc.weight"])
+    assert once.build_args["partial"] is True
+    save_file({"odd": torch.zeros(1)}, tmp_path / "none.safetensors")
+    assert "not one weight fits" in refusal(tmp_path / "none.safetensors", partial=True)
+
+
+def test_half_precision_is_said(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    save_file(half, tmp_path / "w.safetensors")
+    found = loaded(tmp_path / "w.safetensors")
+    assert "weights of w.safetensors are float16; computed with as float32" in found.notes
+    assert found.module.state_dict()["fc.weight"].dtype == torch.float32
+
+
+# ── names ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_head_in_a_sequential_is_taken_as_the_head(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    wrapped = {k.replace("fc.", "fc.1."): v for k, v in state.items()}
+    save_file(wrapped, tmp_path / "w.safetensors")
+    found = loaded(tmp_path / "w.safetensors")
+    assert "head 'fc.1' taken as 'fc'" in found.notes
+    assert torch.equal(found.module.state_dict()["fc.weight"], state["fc.weight"])
+
+
+def test_the_head_is_sized_only_where_nothing_else_differs() -> None:
+    module = timm.create_model("test_resnet", num_classes=6)
+    own = module.state_dict()
+    assert head_size(module, own) is None
+    head = {"fc.weight": torch.zeros(9, 96), "fc.bias": torch.zeros(9)}
+    assert head_size(module, own | head) == 9
+    assert head_size(module, own | head | {"conv1.0.weight": torch.zeros(1, 2, 3, 3)}) is None
+    assert head_size(module, own | {"fc.weight": torch.zeros(9, 95)}) is None
+
+
+def test_counters_that_only_training_reads_may_lack() -> None:
+    module = timm.create_model("test_resnet", num_classes=6)
+    old = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert fit(module, old, "w.pth").random == ()
+
+
+def test_the_names_of_the_first_densenets() -> None:
+    import torchvision
+
+    module = torchvision.models.densenet121(weights=None, num_classes=2)
+    old = {k.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v
+           for k, v in module.state_dict().items()}  # fmt: skip
+    state, notes = rename(module, old)
+    assert state.keys() == module.state_dict().keys()
+    assert notes == ["names of torchvision's first DenseNets rewritten"]
+
+
+def test_original_names_are_rewritten_as_timm_does() -> None:
+    module = timm.create_model("pvt_v2_b0", num_classes=2)
+    old: dict[str, Tensor] = {}
+    for key, value in module.state_dict().items():
+        name = key
+        if key.startswith("patch_embed."):
+            name = key.replace("patch_embed.", "patch_embed1.")
+        elif key.startswith("stages."):
+            _, stage, part, *rest = key.split(".")
+            number = str(int(stage) + 1)
+            name = ".".join({"downsample": [f"patch_embed{number}"], "blocks": [f"block{number}"],
+                             "norm": [f"norm{number}"]}[part] + rest)  # fmt: skip
+        old[name] = value
+    state, notes = rename(module, old)
+    assert state.keys() == module.state_dict().keys()
+    assert notes == ["names of the original authors rewritten, as timm does"]
+
+
+def test_tensors_come_back_unaltered(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    found = read_checkpoint(tmp_path / "w.pth")
+    assert found.notes == ()
+    assert found.state.keys() == state.keys()
