@@ -176,7 +176,7 @@ def test_the_migration_page_names_methods_that_exist() -> None:
 
 def test_the_architecture_page_names_every_part() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
-    table = page.partition("## The house")[2].partition("## Where state lives")[0]
+    table = page.partition("## Layout")[2].partition("## Where state lives")[0]
     for path in (ROOT / "camray").iterdir():
         if path.name.startswith("_") or path.suffix not in ("", ".py"):
             continue
