@@ -61,7 +61,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(packages: tuple[Path, Path
     info = f"camray-{camray.__version__}.dist-info/"
     assert {n for n in names if not n.startswith(info)} == tracked("camray")
     assert "camray/py.typed" in names
-    assert {n for n in names if n.startswith("camray/audit/pages/")}
+    for room in ("audit", "compare"):
+        assert {n for n in names if n.startswith(f"camray/{room}/pages/")}
     assert f"{info}licenses/LICENSE" in names
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from camray.audit import charts
+from camray.compare import charts
 
 Tree = Mapping[str, Any]
 GREY = 9  # the colour of controls; methods have 0..8

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from camray.audit.charts import curves, pareto, rank_plot, scatter
+from camray.compare.charts import curves, pareto, rank_plot, scatter
 from camray.compare.page import Strip, colours_of, number, render, shade
 
 NASTY = '<script>alert("x")</script>'
