@@ -22,7 +22,7 @@ from camray.ledger.commit import CommitDesk
 from camray.ledger.committed import PARTITION, file_name
 from camray.ledger.plan import make_plan
 from camray.ledger.table import Table
-from camray.records import ChunkKind, Shard, ShardEnd
+from camray.records import Chunk, Shard, ShardEnd
 from camray.storage import open_folder
 
 EXPLAINER, ROWS = "0123456789abcdef", 100
@@ -74,7 +74,7 @@ def plan(out: str, count: int, new: int) -> None:
     assert len(made.tasks) == new
     assert made.gone == new
     desk = CommitDesk(table, EXPLAINER, "run", made.tasks)
-    ends = [(t.shard.id, ChunkKind.END, ShardEnd(0, 0).to_json()) for t in made.tasks]
+    ends = [Chunk(t.shard.id, 0, ShardEnd(0, 0)) for t in made.tasks]
     done = desk.take(ends)
     tell("committed", f"{len(done):,} shards; goals 60 s, 2 GiB")
 

@@ -121,6 +121,7 @@ class AuditConfig:
 class RunConfig:
     """How the work is done; none of it changes a result beyond rounding."""
 
+    engine: Literal["auto", "here", "ray"] = "auto"  # here: in this process
     device: Literal["auto", "cpu", "cuda"] = "auto"
     actors: int | None = None
     max_actors: int | None = None  # the pool grows up to this while more work waits than it can take

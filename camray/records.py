@@ -276,21 +276,61 @@ A failed or skipped member has null scores. A row with a null `member` speaks of
 _CHUNK_HEADER = [
     ("shard_id", pa.string()),
     ("chunk", pa.int32()),
-    ("kind", pa.string()),
-    ("note", pa.string()),
+    ("note", pa.string()),  # JSON: the note's class, its fields
 ]
 
 
-# ── chunks: the rows of the Ray dataset ──────────────────────────────────────────────────────────
+# ── receipts: all that returns to the driver ─────────────────────────────────────────────────────
 
 
-class ChunkKind(StrEnum):
-    """What a row of the dataset carries."""
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Images are under way."""
 
-    DATA = "data"  # images
-    DONE = "done"  # nothing: its file is on disk from an interrupted run; note = its Receipt
-    END = "end"  # nothing: the reader reached the end of the shard; note = ShardEnd
-    LOST = "lost"  # nothing: its worker is of no use; note = [errno of writing to OUT or null, message]
+    seconds: dict[str, float] = field(default_factory=dict)  # of work on them, by stage
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One written record file: what the commit needs, small enough to send to the driver."""
+
+    shard_id: str
+    chunk: int
+    path: str  # relative to the table
+    size_bytes: int
+    rows: int
+    ok: int
+    skipped: int
+    failed: dict[str, int]  # by error code
+    overlays: int = 0
+    changed_answers: int = 0  # confirm_flip: another class without the hot border
+    reused: bool = False  # an interrupted run wrote it
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEnd:
+    """What the reader says when it leaves a shard: how many chunks, and whether the end was seen."""
+
+    chunks: int
+    members: int
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A chunk that cannot be done, and why: an exception would reach the driver as text."""
+
+    errno: int | None  # of writing to OUT; None: its worker has no model
+    message: str
+
+
+Note = Data | Receipt | ShardEnd | Lost
+_NOTES: dict[str, type[Note]] = {kind.__name__: kind for kind in (Data, Receipt, ShardEnd, Lost)}
+
+
+# ── chunks: what travels between the stages, each a row of the Ray dataset ───────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,23 +339,24 @@ class Chunk:
 
     shard_id: str
     index: int
-    kind: ChunkKind
-    note: str = ""
-    images: pa.StructArray | None = None
+    note: Note
+    images: pa.StructArray = None  # there with a note of `Data` only
 
-    def lost(self, number: int | None, said: str) -> Chunk:
-        """Say why this chunk cannot be done, in its place: an exception would reach the driver as text."""
-        return Chunk(self.shard_id, self.index, ChunkKind.LOST, json.dumps([number, said]))
+    def worked(self, stage: str, seconds: float, images: pa.StructArray) -> Chunk:
+        """Give the chunk as a stage leaves it."""
+        assert isinstance(self.note, Data)
+        note = Data(self.note.seconds | {str(stage): round(seconds, 4)})
+        return Chunk(self.shard_id, self.index, note, images)
 
     def to_row(self, item_type: pa.StructType) -> pa.Table:
         """Make the one-row table that travels; `item_type` is the stage's item struct."""
-        images = self.images if self.images is not None else pa.array([], item_type)
+        images = self.images if isinstance(self.note, Data) else None
+        images = pa.array([], item_type) if images is None else images
         return pa.table(
             {
                 "shard_id": pa.array([self.shard_id]),
                 "chunk": pa.array([self.index], pa.int32()),
-                "kind": pa.array([str(self.kind)]),
-                "note": pa.array([self.note]),
+                "note": pa.array([json.dumps([type(self.note).__name__, asdict(self.note)])]),
                 "images": pa.LargeListArray.from_arrays(pa.array([0, len(images)]), images),
             },
             schema=pa.schema([*_CHUNK_HEADER, ("images", pa.large_list(item_type))]),
@@ -324,15 +365,11 @@ class Chunk:
     @staticmethod
     def from_row(row: pa.Table) -> Chunk:
         """Read a one-row table back, without copying the images."""
+        shard_id, index, note = (row.column(name)[0].as_py() for name, _ in _CHUNK_HEADER)
+        kind, fields = json.loads(note)
         images = row.column("images").combine_chunks()
         images = images.chunk(0) if isinstance(images, pa.ChunkedArray) else images
-        return Chunk(
-            shard_id=row.column("shard_id")[0].as_py(),
-            index=row.column("chunk")[0].as_py(),
-            kind=ChunkKind(row.column("kind")[0].as_py()),
-            note=row.column("note")[0].as_py(),
-            images=images.flatten(),
-        )
+        return Chunk(shard_id, index, _NOTES[kind](**fields), images.flatten())
 
 
 def member_array(members: Sequence[Member]) -> pa.StructArray:
@@ -369,63 +406,7 @@ def struct_array(columns: dict[str, Any], item_type: pa.StructType) -> pa.Struct
     return pa.StructArray.from_arrays(children, fields=list(item_type))
 
 
-def add_seconds(note: str, stage: str, seconds: float) -> str:
-    """Add a stage's seconds to the note of a DATA chunk."""
-    return json.dumps(seconds_in(note) | {str(stage): round(seconds, 4)})
-
-
-def seconds_in(note: str) -> dict[str, float]:
-    """Read the seconds by stage from the note of a DATA chunk."""
-    return dict(json.loads(note)) if note else {}
-
-
-# ── receipts: all that returns to the driver ─────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class ShardEnd:
-    """What the reader says when it leaves a shard: how many chunks, and whether the end was seen."""
-
-    chunks: int
-    members: int
-    error_code: str | None = None
-    error_message: str | None = None
-
-    def to_json(self) -> str:
-        """Serialise for a chunk note."""
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def from_json(text: str) -> ShardEnd:
-        """Read a chunk note."""
-        return ShardEnd(**json.loads(text))
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """One written record file: what the commit needs, small enough to send to the driver."""
-
-    shard_id: str
-    chunk: int
-    path: str  # relative to the table
-    size_bytes: int
-    rows: int
-    ok: int
-    skipped: int
-    failed: dict[str, int]  # by error code
-    overlays: int = 0
-    changed_answers: int = 0  # confirm_flip: another class without the hot border
-    reused: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage
-
-    def to_json(self) -> str:
-        """Serialise for a chunk note or a file footer."""
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def from_json(text: str) -> Receipt:
-        """Read a chunk note or a file footer."""
-        return Receipt(**json.loads(text))
+# ── what became of the members ───────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)

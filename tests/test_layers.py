@@ -24,7 +24,7 @@ NOT = {
 ONLY_IN = {
     "ray": {"flow", "job/run.py"},
     "deltalake": {"ledger", "audit", "upkeep"},
-    "torch": {"cam", "models", "explain", "measure", "compare", "flow/actor.py"},
+    "torch": {"cam", "models", "explain", "measure", "compare", "flow/actor.py", "flow/here.py"},
     "timm": {"cam", "models"},
     "torchvision": {"cam", "models"},
     "cv2": {"image", "models", "explain", "measure", "compare", "audit"},

@@ -33,6 +33,7 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("how")
     work.add_argument("--dry-run", action="store_true", help="try two images, tell the cost, write nothing")
     work.add_argument("--budget", action=Pairs, metavar="forwards=N", help="refuse to spend more than that")
+    work.add_argument("--engine", choices=("auto", "here", "ray"), help="here: in this process (auto: small)")
     work.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the model runs (auto)")
     work.add_argument("--actors", type=int, metavar="N", help="model copies; default: one a GPU, or by CPUs")
     work.add_argument("--batch-size", type=int, metavar="N", help="images measured at once (4)")

@@ -39,7 +39,7 @@ _SETTINGS = {
     "overlay_alpha": "overlay.alpha", "overlay_gamma": "overlay.gamma", "overlay_picture": "overlay.picture",
     "colormap": "overlay.colormap", "caption": "overlay.caption",
     "confirm": "audit.confirm", "fail_on": "audit.fail_on", "against": "audit.baseline",
-    "device": "run.device", "actors": "run.actors", "max_actors": "run.max_actors",
+    "engine": "run.engine", "device": "run.device", "actors": "run.actors", "max_actors": "run.max_actors",
     "batch_size": "run.batch_size", "chunk_size": "run.chunk_size", "top_k": "run.top_k",
     "max_failed": "run.max_failed", "allow_empty": "run.allow_empty", "force": "run.force",
     **compare_options.SETTINGS,

@@ -112,6 +112,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     audit.add_argument("--against", metavar="RUN", help="compare with this run too, beside last night")
     audit.add_argument("--fail-on", metavar="WHAT", help="exit 5: confirmed_rate>0.5%%,drift=major ...")
     work = parser.add_argument_group("how")
+    work.add_argument("--engine", choices=("auto", "here", "ray"), help="here: in this process (auto: small)")
     work.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the model runs (auto)")
     work.add_argument("--actors", type=int, metavar="N", help="model copies; default: one a GPU, or by CPUs")
     work.add_argument("--max-actors", type=int, metavar="N", help="grow up to N copies while more nodes join")

@@ -1,9 +1,7 @@
-"""The Ray side of scoring: one actor holds one model and one panel; a chunk row in, a chunk row out."""
+"""The actor of scoring: it holds one model and one panel; a chunk row in, a chunk row out."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from functools import partial
 from typing import Any
 
@@ -12,15 +10,15 @@ import pyarrow as pa
 from camray.compare.panel import SCORED, SCORES, Panel
 from camray.config import Config
 from camray.errors import IncompleteError, Stage
-from camray.flow.actor import Weights, shared_state, this_worker
+from camray.flow.actor import Weights, shared_state
 from camray.flow.flow import Flow
 from camray.flow.guard import Guard
 from camray.flow.stages import ChunkSink, Decode
-from camray.records import Chunk, ChunkKind, add_seconds
+from camray.records import Chunk
 
 
 class ScoreActor:
-    """Loads the model once, then scores chunk after chunk. `weights` is an object reference."""
+    """Loads the model once, then scores chunk after chunk."""
 
     def __init__(
         self, panel: Panel, weights: Weights, device: str, batch_size: int, threads: int, guard: Guard
@@ -30,32 +28,25 @@ class ScoreActor:
         from camray.compare.scorer import BatchScorer
 
         torch.set_num_threads(threads)
-        self._scorer = guard.start(
-            this_worker(), lambda: BatchScorer(panel, shared_state(weights), device, batch_size)
-        )
-        self._guard = guard
+        self._score = guard.start(lambda: BatchScorer(panel, shared_state(weights), device, batch_size))
+        self._pictured, self._guard = panel.pictured, guard
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Score one chunk; rows without images pass."""
         chunk = Chunk.from_row(row)
-        if chunk.kind != ChunkKind.DATA:
-            return dataclasses.replace(chunk, images=None).to_row(SCORED)
-        if isinstance(self._scorer, IncompleteError):
-            return chunk.lost(None, str(self._scorer)).to_row(SCORED)
-        started = time.perf_counter()
-        shard_key = chunk.shard_id.partition("-")[0]
-        pictured = frozenset(self._scorer.panel.pictured.get(shard_key, ()))
-        images = self._guard.run(Stage.EXPLAIN, chunk, partial(self._scorer, pictured=pictured))
-        note = add_seconds(chunk.note, Stage.EXPLAIN, time.perf_counter() - started)
-        return dataclasses.replace(chunk, images=images, note=note).to_row(SCORED)
+        score: Any = self._score
+        if not isinstance(score, IncompleteError):
+            shard_key = chunk.shard_id.partition("-")[0]
+            score = partial(score, pictured=frozenset(self._pictured.get(shard_key, ())))
+        return self._guard.run(Stage.EXPLAIN, chunk, score).to_row(SCORED)
 
 
-def score_flow(config: Config, panel: Panel, weights: Any, run_id: str) -> Flow:
+def score_flow(config: Config, panel: Panel, weights: Weights, run_id: str) -> Flow:
     """Describe `camray compare`: rows of scores of a panel of methods."""
     return Flow(
         config,
         partial(Decode, panel.explainer.input, panel.explainer.max_pixels, False),
         ScoreActor,
-        {"panel": panel, "weights": [weights]},
-        lambda uris: ChunkSink(config.out, panel.id, {"run_id": run_id}, config.run.chunk_size, uris, SCORES),
+        {"panel": panel, "weights": weights},
+        partial(ChunkSink, config, panel.id, {"run_id": run_id}, kind=SCORES),
     )

@@ -24,7 +24,7 @@ from camray.flow.guard import Guard
 from camray.flow.progress import Reporter, spoken_duration
 from camray.flow.stages import Decode, read_shard
 from camray.job.prepare import known_members
-from camray.job.run import Work, execute, told_plainly
+from camray.job.run import Work, choose_engine, execute, told_plainly
 from camray.ledger.intake import remember
 from camray.ledger.plan import ShardTask
 from camray.ledger.runs import Hold, first_report, installed_versions, new_run_id
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from camray.compare.trial import Trial
 
 STOPPED = (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
+HERE_S = 10  # of work, which this process does before Ray has started
 TRIED = 2  # images on which the cost is measured before it is paid
 
 
@@ -98,10 +99,13 @@ def _report(ready: Prepared, code: ExitCode) -> str:
 
 def _measure(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> ExitCode:
     from camray.compare.actor import score_flow
-    from camray.flow.flow import size_pool
-    from camray.flow.ray import connect
 
-    pool = size_pool(ready.config, *connect(ready.out))
+    seconds = sum(
+        (known_members(plan.tasks) or 0) * price.estimate["seconds"]
+        for (_, plan), price in zip(ready.todo, prices, strict=True)
+    )
+    small = f"{seconds:.0f} s of work" if seconds < HERE_S else ""
+    engine = choose_engine(ready.config, ready.out, small, reporter)
     run_id = new_run_id()
     worst = ExitCode.DONE
     with Hold(ready.out, run_id, ready.config.run.force):
@@ -124,7 +128,7 @@ def _measure(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> Ex
                 ready.out, ready.table, panel.id, plan.tasks, ready.model.module, flow,
                 ready.config.run.max_failed,
             )  # fmt: skip
-            worst = max(worst, execute(work, report, reporter, pool).code)
+            worst = max(worst, execute(work, report, reporter, engine).code)
             if worst in STOPPED:
                 break
     return worst
@@ -172,7 +176,7 @@ def _first_images(ready: Prepared) -> pa.StructArray:
         EmptyArchiveError: there is none.
     """
     spec, max_pixels = ready.model.input, ready.config.archive.max_pixels
-    decode = Decode(spec, max_pixels, False, Guard(None)).decode
+    decode = Decode(spec, max_pixels, False, Guard()).decode
     for shard in ready.shards:
         few = replace(shard, selection=(shard.selection or ())[: 4 * TRIED])
         for row in read_shard(ShardTask(few), ready.config.archive, 4 * TRIED):

@@ -1,34 +1,40 @@
-"""The Ray side of explaining: one actor holds one model; a chunk row in, a chunk row out."""
+"""The actor of explaining: it holds one model; a chunk row in, a chunk row out."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import time
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from camray.config import Explainer, OverlayConfig
-from camray.errors import IncompleteError, Stage
+from camray.errors import Stage
 from camray.flow.guard import Guard
-from camray.records import EXPLAINED, Chunk, ChunkKind, Status, add_seconds, struct_array
+from camray.records import EXPLAINED, Chunk, Data, Status, struct_array
 
 if TYPE_CHECKING:
     from camray.explain.explainer import BatchExplainer
 
 _DRAWABLE = ("ok", "dead")  # heat statuses of maps that are there
 
-Weights = list[Any]  # of one object reference; in a list, so that Ray hands over the reference, not the value
+Arrays = dict[str, Any]  # numpy arrays by the names of a state dict
+Weights = Callable[[], Arrays]
+"""Gives a model's arrays as they lie in memory that this machine's workers share: not to be written."""
+
+
+def arrays_of(module: Any) -> Arrays:
+    """Give the weights of a `torch.nn.Module` on a CPU, without copying them."""
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
 
 
 def shared_state(weights: Weights) -> dict[str, Any]:
-    """Give the model's tensors as they lie in the object store: read-only, one copy a machine."""
-    import ray
+    """Give the model's tensors, without copying them."""
     import torch
 
-    arrays: Any = ray.get(weights[0])
+    arrays = weights()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -53,15 +59,8 @@ def device_here(wanted: str) -> str:
     return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def this_worker() -> str:
-    """Name the actor that runs this; the name stays when Ray starts it anew."""
-    import ray
-
-    return str(ray.get_runtime_context().get_actor_id())
-
-
 class ExplainActor:
-    """Loads the model once, then explains chunk after chunk. `weights` is an object reference."""
+    """Loads the model once, then explains chunk after chunk."""
 
     def __init__(
         self,
@@ -74,24 +73,18 @@ class ExplainActor:
         guard: Guard,
     ) -> None:
         self._explain = guard.start(
-            this_worker(),
-            lambda: batch_explainer(explainer, shared_state(weights), device, batch_size, threads),
+            lambda: batch_explainer(explainer, shared_state(weights), device, batch_size, threads)
         )
         self._overlay, self._guard = overlay, guard
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Explain one chunk; rows without images pass."""
         chunk = Chunk.from_row(row)
-        if chunk.kind != ChunkKind.DATA:
-            return dataclasses.replace(chunk, images=None).to_row(EXPLAINED)
-        if isinstance(self._explain, IncompleteError):
-            return chunk.lost(None, str(self._explain)).to_row(EXPLAINED)
-        started = time.perf_counter()
-        images = self._guard.run(Stage.EXPLAIN, chunk, self._explain)
-        assert chunk.images is not None
-        images = choose_overlays(images, chunk.images, chunk.shard_id, self._overlay)
-        note = add_seconds(chunk.note, Stage.EXPLAIN, time.perf_counter() - started)
-        return dataclasses.replace(chunk, images=images, note=note).to_row(EXPLAINED)
+        done = self._guard.run(Stage.EXPLAIN, chunk, self._explain)
+        if isinstance(done.note, Data):
+            images = choose_overlays(done.images, chunk.images, chunk.shard_id, self._overlay)
+            done = dataclasses.replace(done, images=images)
+        return done.to_row(EXPLAINED)
 
 
 def choose_overlays(

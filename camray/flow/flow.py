@@ -1,17 +1,28 @@
-"""What a pass of the pipeline is made of, whichever engine drives it: the pool, the stages, the actor."""
+"""What a pass of the pipeline is made of, whichever engine drives it: the pool, the stages, the actor.
+
+Two engines drive it: `flow.ray` with many workers, `flow.here` in this process. Same flow, same receipts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
+
+import pyarrow as pa
 
 from camray.config import Config, Explainer
-from camray.errors import UsageError
-from camray.flow.actor import ExplainActor
+from camray.errors import IncompleteError, UsageError
+from camray.flow.actor import Arrays, ExplainActor, Weights
 from camray.flow.guard import Guard
-from camray.flow.stages import ChunkSink, Decode, Sink
+from camray.flow.progress import RunProgress
+from camray.flow.stages import Decode, Sink
+from camray.ledger.plan import ShardTask
+from camray.records import Chunk, Lost
+
+Stage = Callable[[pa.Table], pa.Table]  # a chunk row in, chunk rows out
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +72,51 @@ class Flow:
     config: Config
     decode: Callable[[Guard], Decode]
     actor: type
-    arguments: dict[str, Any]  # of the actor, beside device, threads, batch_size and guard
-    sink: Callable[[dict[str, str]], ChunkSink]  # takes the URIs of the shards by id
+    arguments: dict[str, Any]  # of the actor, beside those of the pool
+    sink: Callable[[dict[str, str]], Stage]  # takes the URIs of the shards by id
+
+    def to_actor(self, pool: Pool, guard: Guard) -> dict[str, Any]:
+        """Give every argument of the actor."""
+        of_pool = {"device": pool.device, "batch_size": pool.batch_size, "threads": pool.threads}
+        return self.arguments | of_pool | {"guard": guard}
+
+    def to_sink(self, tasks: Sequence[ShardTask]) -> Stage:
+        """Make the sink for these shards."""
+        return self.sink({task.shard.id: task.shard.uri for task in tasks})
 
 
-def explain_flow(config: Config, explainer: Explainer, weights: Any, run_id: str) -> Flow:
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What drives a flow, and with which pool."""
+
+    name: Literal["here", "ray"]
+    pool: Pool
+    run: Callable[[Sequence[ShardTask], Flow, Pool], Iterator[list[Chunk]]]
+    share: Callable[[Arrays], Weights]  # with every worker
+    once: Callable[..., Any]  # once(work, pool, *arguments): where an actor of the pool could run
+    metrics: Callable[[str, RunProgress], AbstractContextManager[Any]]  # of the owner of the rows
+
+
+def told(block: pa.Table) -> list[Chunk]:
+    """Read what a sink gave: receipts and ends of shards, without images.
+
+    Raises:
+        OSError: OUT could not be written.
+        IncompleteError: a worker could not load its model.
+    """
+    chunks = [Chunk.from_row(block.slice(i, 1)) for i in range(block.num_rows)]
+    for lost in (chunk.note for chunk in chunks if isinstance(chunk.note, Lost)):
+        raise IncompleteError(lost.message) if lost.errno is None else OSError(lost.errno, lost.message)
+    return chunks
+
+
+def explain_flow(config: Config, explainer: Explainer, weights: Weights, run_id: str) -> Flow:
     """Describe `camray explain`: one heatmap an image and target."""
-    constants = {"run_id": run_id, "model": explainer.model, "weights_sha256": explainer.weights_sha256}
     keep_content = config.overlay.on == "original" and config.overlay.policy != "none"
     return Flow(
         config,
         partial(Decode, explainer.input, explainer.max_pixels, keep_content),
         ExplainActor,
-        {"explainer": explainer, "weights": [weights], "overlay": config.overlay},
-        lambda uris: Sink(
-            config.out, explainer.id, constants, config.run.chunk_size, explainer.max_pixels,
-            uris, explainer.input, config.overlay,
-        ),
-    )  # fmt: skip
+        {"explainer": explainer, "weights": weights, "overlay": config.overlay},
+        partial(Sink, config, explainer, run_id),
+    )

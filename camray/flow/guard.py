@@ -1,12 +1,13 @@
 """A chunk that keeps killing its worker is taken image by image, and the culprit becomes a failed record.
 
 Ray retries the work of a dead worker for ever: one image that crashes a decoder, or is too fat for memory,
-would loop. `Attempts` (a Ray actor of the run) counts how often each chunk was begun; from the third time on
-the images are announced one by one, so that the one that was under way at the next crash is known.
+would loop. `Attempts` (with Ray an actor of the run) counts how often each chunk was begun; from the third
+time on the images are announced one by one, so that the one that was under way at the next crash is known.
 """
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from camray.errors import CamrayError, ErrorCode, IncompleteError, Stage, no_model
-from camray.records import Chunk, Status, struct_array
+from camray.records import Chunk, Data, Lost, Status, struct_array
 
 WHOLE_CHUNK_TRIES = 2
 STARTS = 3  # of one worker; Ray would start it again for ever
@@ -50,48 +51,58 @@ class Attempts:
         for state in (self._begun, self._under_way, self._culprits):
             state.pop(chunk, None)
 
+    def worker(self) -> str:
+        """Name the worker that asks; the name stays when it is started anew."""
+        return "this process"
+
 
 class Guard:
-    """Runs a stage's work on a chunk under the watch of an `Attempts` actor."""
+    """Runs a stage's work on a chunk under the watch of `attempts`.
 
-    def __init__(self, attempts: Any) -> None:
-        self._attempts = attempts  # handle of a Ray actor of class Attempts
+    Those of one process see every chunk once: what ends the process ends the run.
+    """
 
-    def run(self, stage: Stage, chunk: Chunk, work: Work) -> pa.StructArray:
-        """Do the work at once, or image by image from the third attempt on."""
-        assert chunk.images is not None
+    def __init__(self, attempts: Attempts | None = None) -> None:
+        self._attempts = attempts or Attempts()
+
+    def run(self, stage: Stage, chunk: Chunk, work: Work | IncompleteError) -> Chunk:
+        """Do the work at once, or image by image from the third attempt on; chunks without images pass.
+
+        `work` that could not be loaded makes the chunk a lost one.
+        """
+        if not isinstance(chunk.note, Data):
+            return chunk
+        if isinstance(work, IncompleteError):
+            return Chunk(chunk.shard_id, chunk.index, Lost(None, str(work)))
+        started = time.perf_counter()
         name = f"{stage}/{chunk.shard_id}/{chunk.index}"
-        if self._ask("begin", name) <= WHOLE_CHUNK_TRIES:
+        if self._attempts.begin(name) <= WHOLE_CHUNK_TRIES:
             done = work(chunk.images)
         else:
             done = pa.concat_arrays(
                 [
-                    work(one if self._ask("may_try", name, i) else _crashed(one, stage))
+                    work(one if self._attempts.may_try(name, i) else _crashed(one, stage))
                     for i, one in enumerate(chunk.images[i : i + 1] for i in range(len(chunk.images)))
                 ]
             )
-        self._ask("finish", name)
-        return done
+        self._attempts.finish(name)
+        return chunk.worked(stage, time.perf_counter() - started, done)
 
-    def start(self, worker: str, load: Callable[[], _T]) -> _T | IncompleteError:
-        """Let a worker load its model; `worker` is the same when Ray starts it again.
+    def start(self, load: Callable[[], _T]) -> _T | IncompleteError:
+        """Let a worker load its model.
 
         What went wrong is given and not raised: Ray would print its traceback, and start the worker again.
         Given is also that the process of this worker has ended at it three times.
         """
-        if self._ask("begin", f"start/{worker}") > STARTS:
+        name = f"start/{self._attempts.worker()}"
+        if self._attempts.begin(name) > STARTS:
             return no_model(f"its process ended {STARTS} times at it (a crash, or out of memory)")
         try:
             loaded = load()
         except Exception as error:  # noqa: BLE001 - the user's own code may raise anything
             return no_model(f"{'' if isinstance(error, CamrayError) else type(error).__name__ + ': '}{error}")
-        self._ask("finish", f"start/{worker}")
+        self._attempts.finish(name)
         return loaded
-
-    def _ask(self, method: str, *args: Any) -> Any:
-        import ray
-
-        return ray.get(getattr(self._attempts, method).remote(*args))
 
 
 def _crashed(image: pa.StructArray, stage: Stage) -> pa.StructArray:

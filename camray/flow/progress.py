@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from camray.errors import printable, redacted
-from camray.records import Accounting, ChunkKind, Receipt
+from camray.records import Accounting, Chunk, Receipt
 
 LINE_EVERY_S = 30.0
 BUSY = 0.8  # share of its time that the model works where it is the limit
@@ -45,7 +46,7 @@ class Reporter:
 
 
 class RunProgress:
-    """Follows one run: ``with RunProgress(...) as progress: progress.take(notes, commits)``."""
+    """Follows one run: ``with RunProgress(...) as progress: progress.take(chunks, commits)``."""
 
     def __init__(self, reporter: Reporter, shards: int, members: int | None) -> None:
         self._reporter, self._shards, self._members = reporter, shards, members
@@ -53,7 +54,7 @@ class RunProgress:
         self.changed_answers = 0  # by a second look with the hot border blurred
         self.stage_seconds: Counter[str] = Counter()
         self.reused = 0
-        self.actors = 1
+        self.actors = 1  # 0: one process does everything in turn, and nothing waits
         self._chunks = 0  # explained by this run
         self._working_since: float | None = None  # when the model got its first chunk
         self._started = self._last = time.monotonic()
@@ -75,12 +76,9 @@ class RunProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def take(self, notes: list[tuple[str, ChunkKind, str]], committed: int) -> None:
+    def take(self, chunks: Iterable[Chunk], committed: int) -> None:
         """Count what arrived and tell it when it is time."""
-        for _shard, kind, note in notes:
-            if kind == ChunkKind.END:
-                continue
-            receipt = Receipt.from_json(note)
+        for receipt in (chunk.note for chunk in chunks if isinstance(chunk.note, Receipt)):
             self.images += Accounting(receipt.ok, receipt.skipped, receipt.failed)
             self.stage_seconds.update(receipt.seconds)
             self._chunks += "explain" in receipt.seconds
@@ -112,9 +110,9 @@ class RunProgress:
 
         ``model``: the share it is at work. Else the share it waits, for ``read``, ``decode`` or ``sink``, or
         for ``handover`` where no stage was at work meanwhile, for ``chunks`` where there were fewer than
-        actors. ("", 0) before the first chunk.
+        actors. ("", 0) before the first chunk, and without actors.
         """
-        if self._working_since is None:
+        if self._working_since is None or not self.actors:
             return "", 0.0
         elapsed = max(1e-9, time.monotonic() - self._working_since) * self.actors
         busy = min(1.0, self.stage_seconds["explain"] / elapsed)

@@ -8,7 +8,7 @@ A row is one chunk, `batch_size=1` everywhere: no engine setting can split or mi
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,18 +24,31 @@ from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as NodeAffinity
 
 from camray.config import Config
-from camray.errors import IncompleteError, UsageError, printable
-from camray.flow.flow import Flow, Pool
+from camray.errors import UsageError, printable
+from camray.flow.actor import Arrays, Weights
+from camray.flow.flow import Engine, Flow, Pool, size_pool, told
 from camray.flow.guard import Attempts, Guard
+from camray.flow.metrics import RunMetrics
 from camray.flow.stages import read_shard
 from camray.flow.stopping import handlers_kept
 from camray.ledger.plan import ShardTask
-from camray.records import Chunk, ChunkKind
+from camray.records import Chunk
 from camray.storage import Folder
 
 WAVE_SHARDS = 2000  # a read task costs the driver about 5 KB and 1.3 ms for as long as its wave runs
 # Logical CPUs. They differ from stage to stage: Ray Data fuses neighbours with equal resources.
 READ_CPUS, DECODE_CPUS, SINK_CPUS = 0.2, 0.5, 0.3
+
+
+def on_ray(config: Config, out: Folder) -> Engine:
+    """Give the engine, with the pool that fits the cluster.
+
+    Raises:
+        UsageError: as `connect` and `size_pool`.
+    """
+    pool = size_pool(config, *connect(out))
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    return Engine("ray", pool, run_waves, share, on_a_worker, RunMetrics)
 
 
 def connect(out: Folder | None = None) -> tuple[float, float]:
@@ -125,16 +138,44 @@ class ShardSource(Datasource):
         return sum(task.shard.size_bytes for task in self._tasks)
 
 
-def on_a_worker(work: Callable[..., Any], pool: Pool, state: dict[str, Any], *arguments: Any) -> Any:
-    """Run `work(pool, weights, *arguments)` once, where an actor of the pool could run; give its result."""
+def share(arrays: Arrays) -> Weights:
+    """Put a model's arrays into the object store: one copy a machine, read-only."""
+    stored: Any = ray.put(arrays)
+    fetch: Any = partial(ray.get, stored)
+    return fetch  # type: ignore[no-any-return]
+
+
+def on_a_worker(work: Callable[..., Any], pool: Pool, *arguments: Any) -> Any:
+    """Run `work(pool, *arguments)` once, where an actor of the pool could run; give its result."""
     task: Any = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(work)
-    return ray.get(task.remote(pool, [ray.put(state)], *arguments))
+    return ray.get(task.remote(pool, *arguments))
 
 
-def run_waves(
-    tasks: Sequence[ShardTask], flow: Flow, pool: Pool
-) -> Iterator[list[tuple[str, ChunkKind, str]]]:
-    """Do the shards, wave after wave; yield (shard id, kind, note) as chunks and shards finish.
+class _SharedAttempts(Attempts):
+    """The one `Attempts` of the run, asked from any worker."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def begin(self, chunk: str) -> int:
+        """Count one more attempt."""
+        return int(ray.get(self._actor.begin.remote(chunk)))
+
+    def may_try(self, chunk: str, position: int) -> bool:
+        """Announce one image."""
+        return bool(ray.get(self._actor.may_try.remote(chunk, position)))
+
+    def finish(self, chunk: str) -> None:
+        """Forget a chunk."""
+        ray.get(self._actor.finish.remote(chunk))
+
+    def worker(self) -> str:
+        """Name the actor that asks: the id stays when Ray starts it anew."""
+        return str(ray.get_runtime_context().get_actor_id())
+
+
+def run_waves(tasks: Sequence[ShardTask], flow: Flow, pool: Pool) -> Iterator[list[Chunk]]:
+    """Do the shards, wave after wave; yield chunks and ends of shards as they come.
 
     Raises:
         OSError: a stage could not write to OUT.
@@ -149,14 +190,11 @@ def run_waves(
     # It may lose its counts when its own worker dies; it must not take the run with it.
     attempts: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
     for start in range(0, len(tasks), WAVE_SHARDS):
-        dataset = _graph(tasks[start : start + WAVE_SHARDS], flow, pool, Guard(attempts))
+        guard = Guard(_SharedAttempts(attempts))
+        dataset = _graph(tasks[start : start + WAVE_SHARDS], flow, pool, guard)
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(block, pa.Table)
-            rows = [Chunk.from_row(block.slice(i, 1)) for i in range(block.num_rows)]
-            for lost in (row for row in rows if row.kind == ChunkKind.LOST):
-                number, said = json.loads(lost.note)
-                raise IncompleteError(said) if number is None else OSError(number, said)
-            yield [(row.shard_id, row.kind, row.note) for row in rows]
+            yield told(block)
     ray.kill(attempts)  # its handle travelled inside the stages' code, where Ray does not count it
 
 
@@ -170,13 +208,12 @@ def _graph(tasks: Sequence[ShardTask], flow: Flow, pool: Pool, guard: Guard) -> 
     decoded = source.map_batches(flow.decode(guard).__call__, num_cpus=decode_cpus, **one_chunk)
     worked = decoded.map_batches(
         flow.actor,
-        fn_constructor_kwargs=flow.arguments
-        | {"device": pool.device, "batch_size": pool.batch_size, "threads": pool.threads, "guard": guard},
+        fn_constructor_kwargs=flow.to_actor(pool, guard),
         compute=ActorPoolStrategy(min_size=pool.actors, max_size=pool.max_actors),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
         **one_chunk,
     )
-    sink = flow.sink({t.shard.id: t.shard.uri for t in tasks})
+    sink: Any = flow.to_sink(tasks)
     receipts: Dataset = worked.map_batches(sink.__call__, num_cpus=SINK_CPUS, **one_chunk)
     return receipts

@@ -1,21 +1,21 @@
 """The CPU stages of the flow, each a chunk row in and a chunk row out: read, decode, sink.
 
-`explain` stands between decode and sink, in explain/actor.py.
+The actor stands between decode and sink: `flow.actor`, `compare.actor`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from camray.archive.members import read_members
-from camray.config import ArchiveConfig, InputSpec, OverlayConfig
+from camray.config import ArchiveConfig, Config, Explainer, InputSpec
 from camray.errors import PASSING_ERRORS, ImageError, ShardError, Stage
 from camray.explain import overlays
 from camray.flow.guard import Guard
@@ -28,16 +28,16 @@ from camray.records import (
     DECODED,
     MEMBER,
     Chunk,
-    ChunkKind,
+    Data,
     Geometry,
+    Lost,
     Member,
+    Receipt,
     ShardEnd,
     Status,
-    add_seconds,
     as_text,
     key_of,
     member_array,
-    seconds_in,
     struct_array,
 )
 from camray.storage import open_folder
@@ -66,20 +66,18 @@ def read_shard(task: ShardTask, archive: ArchiveConfig, chunk_size: int) -> Iter
             wave.append(member)
             n_members += 1
         if len(wave) == chunk_size or (member is None and wave):
-            note = add_seconds("", Stage.READ, time.perf_counter() - started)
-            yield _chunk_of(task, n_chunks, wave, note).to_row(MEMBER)
+            yield _chunk_of(task, n_chunks, wave, time.perf_counter() - started).to_row(MEMBER)
             wave, n_chunks, started = [], n_chunks + 1, time.perf_counter()
         if member is None:
             break
     problem = (str(error.code), error.message) if error else (None, None)
-    end = ShardEnd(n_chunks, n_members, *problem)
-    yield Chunk(shard.id, n_chunks, ChunkKind.END, end.to_json()).to_row(MEMBER)
+    yield Chunk(shard.id, n_chunks, ShardEnd(n_chunks, n_members, *problem)).to_row(MEMBER)
 
 
-def _chunk_of(task: ShardTask, index: int, members: list[Member], note: str) -> Chunk:
+def _chunk_of(task: ShardTask, index: int, members: list[Member], seconds: float) -> Chunk:
     if index in task.finished:
-        return Chunk(task.shard.id, index, ChunkKind.DONE, task.finished[index].to_json())
-    return Chunk(task.shard.id, index, ChunkKind.DATA, note, member_array(members))
+        return Chunk(task.shard.id, index, task.finished[index])
+    return Chunk(task.shard.id, index, Data()).worked(Stage.READ, seconds, member_array(members))
 
 
 _FAR: Row = {"boxes": None, "mask": None}  # of no use without the size of the image
@@ -94,13 +92,7 @@ class Decode:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Decode one chunk; rows without images pass."""
-        chunk = Chunk.from_row(row)
-        if chunk.kind != ChunkKind.DATA:
-            return dataclasses.replace(chunk, images=None).to_row(DECODED)
-        started = time.perf_counter()
-        images = self._guard.run(Stage.DECODE, chunk, self.decode)
-        note = add_seconds(chunk.note, Stage.DECODE, time.perf_counter() - started)
-        return dataclasses.replace(chunk, images=images, note=note).to_row(DECODED)
+        return self._guard.run(Stage.DECODE, Chunk.from_row(row), self.decode).to_row(DECODED)
 
     def decode(self, images: pa.StructArray) -> pa.StructArray:
         """Turn `MEMBER` items into `DECODED` ones."""
@@ -136,12 +128,10 @@ class Decode:
 class ChunkSink:
     """Rows of a chunk to one file, as they are: scores. A small receipt goes on to the driver."""
 
-    def __init__(
-        self, out: str, owner: str, constants: Row, chunk_size: int, uris: dict[str, str], kind: Kind
-    ) -> None:
-        self.kind = kind
-        self._out, self._owner, self._constants = open_folder(out, "OUT"), owner, constants
-        self._chunk_size, self._uris = chunk_size, uris
+    def __init__(self, config: Config, owner: str, constants: Row, uris: dict[str, str], kind: Kind) -> None:
+        """Write below `config.out`; `constants` are repeated in every row, `uris` name the shards by id."""
+        self._out, self._owner, self._constants = open_folder(config.out, "OUT"), owner, constants
+        self._chunk_size, self._uris, self._kind = config.run.chunk_size, uris, kind
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Write one chunk and give its receipt; an end row of a broken shard writes the shard's own row.
@@ -150,71 +140,55 @@ class ChunkSink:
         """
         chunk = Chunk.from_row(row)
         try:
-            return self._take(chunk)
+            return pa.concat_tables([done.to_row(_NOTHING) for done in self._take(chunk)])
         except OSError as error:
-            return chunk.lost(error.errno or 0, str(error)).to_row(_NOTHING)
+            return replace(chunk, note=Lost(error.errno or 0, str(error))).to_row(_NOTHING)
 
-    def _take(self, chunk: Chunk) -> pa.Table:
-        if chunk.kind == ChunkKind.DATA:
-            return _note_row(chunk, ChunkKind.DATA, self._write(chunk))
-        end = ShardEnd.from_json(chunk.note) if chunk.kind == ChunkKind.END else None
-        if end is not None and end.error_code and end.error_code not in PASSING_ERRORS:
-            receipt = self._write_shard_error(chunk, end)
-            rows = [_note_row(chunk, ChunkKind.DATA, receipt), _note_row(chunk, chunk.kind, chunk.note)]
-            return pa.concat_tables(rows)
-        return _note_row(chunk, chunk.kind, chunk.note)
+    def _take(self, chunk: Chunk) -> list[Chunk]:
+        started, note = time.perf_counter(), chunk.note
+        if isinstance(note, Data):
+            images = chunk.images
+            receipt = self._save(chunk, self._columns(chunk), len(images))
+            seconds = note.seconds | {str(Stage.SINK): round(time.perf_counter() - started, 4)}
+            return [replace(chunk, note=replace(receipt, seconds=seconds))]
+        if isinstance(note, ShardEnd) and note.error_code and note.error_code not in PASSING_ERRORS:
+            return [replace(chunk, note=self._save(chunk, _shard_error(note), 1)), chunk]
+        return [chunk]
 
-    def _write(self, chunk: Chunk) -> str:
-        assert chunk.images is not None
-        columns = {f.name: chunk.images.field(f.name) for f in chunk.images.type}
-        return self._save(chunk, self._records(chunk.shard_id, columns, len(chunk.images)), chunk.note)
+    def _columns(self, chunk: Chunk) -> Row:
+        return {f.name: chunk.images.field(f.name) for f in chunk.images.type}
 
-    def _write_shard_error(self, chunk: Chunk, end: ShardEnd) -> str:
-        columns: Row = {
-            "status": [str(Status.FAILED)],
-            "error_code": [end.error_code],
-            "error_stage": [str(Stage.READ)],
-            "error_message": [end.error_message],
-        }
-        return self._save(chunk, self._records(chunk.shard_id, columns, 1), "")
+    def _save(self, chunk: Chunk, columns: Row, size: int) -> Receipt:
+        records = self._records(chunk.shard_id, columns, size)
+        return write_records(
+            self._out, self._owner, chunk.shard_id, chunk.index, records,
+            chunk_size=self._chunk_size, kind=self._kind,
+        )  # fmt: skip
 
     def _records(self, shard_id: str, columns: Row, size: int) -> pa.Table:
         whole = {**columns, "shard": [as_text(self._uris[shard_id])] * size}
         whole |= {name: [value] * size for name, value in self._constants.items()}
-        array = struct_array(whole, pa.struct(list(self.kind.schema)))
+        array = struct_array(whole, pa.struct(list(self._kind.schema)))
         return pa.Table.from_struct_array(array)
-
-    def _save(self, chunk: Chunk, records: pa.Table, note: str) -> str:
-        receipt = write_records(
-            self._out, self._owner, chunk.shard_id, chunk.index, records,
-            chunk_size=self._chunk_size, seconds=seconds_in(note), kind=self.kind,
-        )  # fmt: skip
-        return receipt.to_json()
 
 
 class Sink(ChunkSink):
     """Explained images to overlays and one record file."""
 
-    def __init__(
-        self, out: str, explainer: str, constants: Row, chunk_size: int, max_pixels: int,
-        uris: dict[str, str], spec: InputSpec, overlay: OverlayConfig,
-    ) -> None:  # fmt: skip
-        super().__init__(out, explainer, constants, chunk_size, uris, RECORDS)
-        self._max_pixels, self._spec, self._overlay = max_pixels, spec, overlay
+    def __init__(self, config: Config, explainer: Explainer, run_id: str, uris: dict[str, str]) -> None:
+        constants = {"run_id": run_id, "model": explainer.model, "weights_sha256": explainer.weights_sha256}
+        super().__init__(config, explainer.id, constants, uris, RECORDS)
+        self._max_pixels, self._spec, self._overlay = explainer.max_pixels, explainer.input, config.overlay
 
-    def _write(self, chunk: Chunk) -> str:
-        assert chunk.images is not None
-        started = time.perf_counter()
+    def _columns(self, chunk: Chunk) -> Row:
         images = chunk.images
-        columns: dict[str, Any] = {f.name: images.field(f.name) for f in images.type}
-        columns["key"] = [key_of(name) for name in columns["member"].to_pylist()]
         due = ((i, self._draw(image)) for i, image in enumerate(images) if image["overlay"].as_py())
         drawn = {i: picture for i, picture in due if picture is not None}
         paths = {i: self._overlay_path(chunk, images[i]) for i in drawn}
         self._out.write_all({paths[i]: jpeg for i, jpeg in drawn.items()})
-        columns["overlay_path"] = [paths.get(i) for i in range(len(images))]
-        note = add_seconds(chunk.note, Stage.SINK, time.perf_counter() - started)
-        return self._save(chunk, self._records(chunk.shard_id, columns, len(images)), note)
+        columns = super()._columns(chunk)
+        columns["key"] = [key_of(name) for name in columns["member"].to_pylist()]
+        return columns | {"overlay_path": [paths.get(i) for i in range(len(images))]}
 
     def _draw(self, image: pa.StructScalar) -> bytes | None:
         """Draw and encode one overlay; None where the original cannot be decoded a second time."""
@@ -253,8 +227,13 @@ def _caption(image: pa.StructScalar) -> str:
     return text
 
 
-def _note_row(chunk: Chunk, kind: ChunkKind, note: str) -> pa.Table:
-    return Chunk(chunk.shard_id, chunk.index, kind, note).to_row(_NOTHING)
+def _shard_error(end: ShardEnd) -> Row:
+    return {
+        "status": [str(Status.FAILED)],
+        "error_code": [end.error_code],
+        "error_stage": [str(Stage.READ)],
+        "error_message": [end.error_message],
+    }
 
 
 _NOTHING = pa.struct([("index", pa.int32())])

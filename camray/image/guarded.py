@@ -126,6 +126,9 @@ class GuardedDecoder:
             raise
         except (OSError, EOFError, ValueError):
             raise EOFError(self._bury()) from None
+        except BaseException:  # a signal's: the answer to come would be taken for that of the next image
+            self._bury()
+            raise
 
     def _connected(self) -> socket.socket:
         """Give the connection to a living process; start one where there is none.

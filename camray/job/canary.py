@@ -1,8 +1,8 @@
 """The same images every night, explained anew: they tell a changed stack from a changed archive.
 
 Numbers drift because other images came, or because a library, a driver or a machine is another one. The
-first night picks images and keeps what was found of them. Each night explains the same bytes again, on a
-worker of the pool's kind and outside the table, and says how far the answers are from the first ones.
+first night picks images and keeps what was found of them. Each night explains the same bytes again, where
+an actor of the pool could run and outside the table, and says how far the answers are from the first ones.
 
 OUT/canary/<explainer>.json   the images and their first answers
 runs/<run>/canary.json        how tonight's answers differ
@@ -14,24 +14,23 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 
-from camray.archive.members import read_members
-from camray.config import ArchiveConfig, Explainer
-from camray.errors import ShardError
-from camray.flow.actor import Weights, batch_explainer, shared_state
-from camray.flow.flow import Pool
-from camray.flow.guard import Guard
-from camray.flow.ray import on_a_worker
-from camray.flow.stages import Decode
+from camray.config import Config, Explainer, OverlayConfig
+from camray.flow.actor import Weights, arrays_of
+from camray.flow.flow import Engine, Pool, explain_flow
+from camray.flow.here import run_here
 from camray.job.prepare import Prepared
 from camray.ledger.committed import PARTITION
+from camray.ledger.plan import ShardTask
 from camray.ledger.runs import RUNS
 from camray.ledger.table import Table
-from camray.records import Member, Shard, member_array
+from camray.records import Chunk, Data, Shard
 from camray.storage import Folder
 
 LOOKED_AT = 20_000  # rows, the first that come; the choice among them is by checksum
@@ -40,7 +39,7 @@ _KEPT = ("shard", "index", "content_sha256", "predicted_class", "confidence", "h
 Answer = dict[str, Any]
 
 
-def look(ready: Prepared, pool: Pool, run_id: str, size: int) -> None:
+def look(ready: Prepared, engine: Engine, run_id: str, size: int) -> None:
     """Explain the canary images again and write how the answers differ; the first time, choose them.
 
     An image that is gone, or whose bytes are others, is left out.
@@ -48,10 +47,10 @@ def look(ready: Prepared, pool: Pool, run_id: str, size: int) -> None:
     explainer = ready.explainer
     first = first_answers(ready.out, explainer.id, size)
     shards = {shard.uri: shard for shard in _shards(ready)}
-    state = {name: tensor.numpy() for name, tensor in ready.model.module.state_dict().items()}
     chosen = _by_shard(first)
     wanted = [replace(shards[uri], selection=places) for uri, places in chosen.items() if uri in shards]
-    now = on_a_worker(explain_again, pool, state, wanted, ready.config.archive, explainer)
+    weights = engine.share(arrays_of(ready.model.module))
+    now = engine.once(explain_again, engine.pool, weights, wanted, ready.config, explainer)
     ready.out.write(f"{RUNS}/{run_id}/canary.json", json.dumps(difference(first, now)).encode())
 
 
@@ -75,18 +74,24 @@ def choose(table: Table, explainer: str, size: int) -> list[Answer]:
 
 
 def explain_again(
-    pool: Pool, weights: Weights, shards: Sequence[Shard], archive: ArchiveConfig, explainer: Explainer
+    pool: Pool, weights: Weights, shards: Sequence[Shard], config: Config, explainer: Explainer
 ) -> list[Answer]:
-    """Read, decode and explain the selected members of `shards`: runs on a worker."""
-    state = shared_state(weights)
-    explain = batch_explainer(explainer, state, pool.device, pool.batch_size, pool.threads)
-    nobody = Guard(None)  # the images were explained before: none of them ends a worker
-    decode = Decode(explainer.input, explainer.max_pixels, False, nobody).decode
-    answers: list[Answer] = []
-    for shard in shards:
-        members = member_array(list(_members(shard, archive)))
-        for row in explain(decode(members)).to_pylist():
-            answers.append({"shard": shard.uri} | {name: row[name] for name in _KEPT[1:]})
+    """Read, decode and explain the selected members of `shards`, wherever this runs.
+
+    Of a shard that cannot be read to its end, what could be read counts: tonight's records say what is wrong.
+    """
+    config, answers = replace(config, overlay=OverlayConfig("none")), list[Answer]()
+
+    def keep(row: pa.Table, uris: dict[str, str]) -> pa.Table:
+        chunk = Chunk.from_row(row)
+        for found in chunk.images.to_pylist() if isinstance(chunk.note, Data) else ():
+            answers.append({"shard": uris[chunk.shard_id]} | {name: found[name] for name in _KEPT[1:]})
+        return row
+
+    flow = explain_flow(config, explainer, weights, "")
+    flow = replace(flow, sink=lambda uris: partial(keep, uris=uris))
+    for _ in run_here([ShardTask(shard) for shard in shards], flow, pool):
+        pass
     return answers
 
 
@@ -108,13 +113,6 @@ def _shards(ready: Prepared) -> Iterator[Shard]:
     yield from ready.listing.shards
     if ready.grouping is not None:
         yield from (group.shard(ready.grouping.root) for group in ready.grouping.groups)
-
-
-def _members(shard: Shard, archive: ArchiveConfig) -> Iterator[Member]:
-    try:
-        yield from read_members(shard, archive)
-    except ShardError:
-        return  # what could be read before counts; tonight's records tell what is wrong with it
 
 
 def _by_shard(answers: Sequence[Answer]) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """A few images of what is planned, explained on this machine: what the rest would take, and why that is so.
 
-Prepared ──pilot──> Pilot      Read, decoded, explained and written (to a temporary folder) one after the
-                               other, by the stages of the job, without Ray. Nothing is written to OUT.
+Prepared ──pilot──> Pilot      Read, decoded, explained and written (to a temporary folder) as one chunk, by
+                               the flow of the job, in this process. Nothing is written to OUT.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,13 +20,14 @@ import pyarrow.compute as pc
 
 from camray.archive.members import read_members
 from camray.errors import EmptyArchiveError, ShardError, Stage, UsageError
-from camray.flow.actor import batch_explainer, choose_overlays, device_here
-from camray.flow.guard import Guard
+from camray.flow.actor import arrays_of, device_here
+from camray.flow.flow import Pool, explain_flow
+from camray.flow.here import stages_here
 from camray.flow.progress import spoken_duration
-from camray.flow.stages import Decode, Sink, read_shard
+from camray.flow.stages import read_shard
 from camray.job.prepare import Prepared, known_members
 from camray.ledger.plan import ShardTask
-from camray.records import EXPLAINED, MEMBER, Chunk, ChunkKind, Receipt, Status, seconds_in
+from camray.records import MEMBER, Chunk, Data, Receipt, Shard, Status
 
 SHARDS = 8  # the images come from so many shards at most, spread evenly over those to do
 
@@ -94,42 +94,37 @@ def pilot(ready: Prepared, wanted: int) -> Pilot:
         raise UsageError("--pilot", f"{wanted} is out of range", "give a number of images, 32 for example")
     members, read_s, shards = _members(ready, wanted)
     device, n = device_here(ready.config.run.device), len(members)
-    seconds, written, pictures = _work(ready, members, device)
+    receipt, pictures = _work(ready, members, device)
     archive_images, counted = _count(ready)
     cores = len(os.sched_getaffinity(0))
     return Pilot(
         images=n, shards=shards, device=device, cores=cores,
-        seconds={stage: s / n for stage, s in ({str(Stage.READ): read_s} | seconds).items()},
+        seconds={stage: s / n for stage, s in ({str(Stage.READ): read_s} | receipt.seconds).items()},
         actors=ready.config.run.actors or (1 if device == "cuda" else cores),
-        record_bytes=written / n, overlay_bytes=pictures / n,
+        record_bytes=receipt.size_bytes / n, overlay_bytes=pictures / n,
         archive_images=archive_images, counted=counted,
     )  # fmt: skip
 
 
-def _work(ready: Prepared, members: pa.StructArray, device: str) -> tuple[dict[str, float], int, int]:
-    """Decode, explain and write; give the seconds by stage, the bytes of records, those of overlays."""
-    config, e = ready.config, ready.explainer
+def _work(ready: Prepared, members: pa.StructArray, device: str) -> tuple[Receipt, int]:
+    """Decode, explain and write; give the receipt and the bytes of the overlays."""
+    config = ready.config
     share = min(1.0, len(members) / config.run.chunk_size)  # as many pictures an image as in a whole chunk
-    overlay = config.overlay
-    overlay = replace(overlay, sample_per_chunk=math.ceil(overlay.sample_per_chunk * share))
-    keep_content = overlay.on == "original" and overlay.policy != "none"
+    overlay = replace(config.overlay, sample_per_chunk=math.ceil(config.overlay.sample_per_chunk * share))
     batch_size = config.run.batch_size or (32 if device == "cuda" else 8)
-    decode = Decode(e.input, e.max_pixels, keep_content, Guard(None)).decode
-    explain = batch_explainer(e, ready.model.module.state_dict(), device, batch_size, threads=1)
-    explain(decode(members[:batch_size]))  # the decoder's start and the model's first pass are no image's
-    decoded, decode_s = _timed(decode, members)
-    explained, explain_s = _timed(explain, decoded)
-    row = Chunk("pilot", 0, ChunkKind.DATA, "", choose_overlays(explained, decoded, "pilot", overlay))
-    constants = {"run_id": "pilot", "model": e.model, "weights_sha256": e.weights_sha256}
+    pool, arrays = Pool(1, 1, device, 1, 0, 1, batch_size), arrays_of(ready.model.module)
+    shard = Shard("pilot", "files", 0, "")
     with tempfile.TemporaryDirectory(prefix="camray-pilot-") as place:
-        sink = Sink(
-            place, e.id, constants, len(members), e.max_pixels, {"pilot": "pilot"}, e.input, overlay
-        )  # fmt: skip
-        receipt, sink_s = _timed(sink, row.to_row(EXPLAINED))
-        written = Receipt.from_json(Chunk.from_row(receipt).note).size_bytes
-        pictures = sum(path.stat().st_size for path in Path(place, "overlays").rglob("*.jpg"))
-    seconds = {Stage.DECODE: decode_s, Stage.EXPLAIN: explain_s, Stage.SINK: sink_s}
-    return {str(stage): s for stage, s in seconds.items()}, written, pictures
+        config = replace(config, out=place, overlay=overlay)
+        flow = explain_flow(config, ready.explainer, lambda: arrays, "pilot")
+        work = stages_here(flow, pool, [ShardTask(shard)])
+        # The decoder's start and the model's first pass are no image's: the first batch goes twice.
+        for images in (members[:batch_size], members):
+            for picture in Path(place).rglob("*.jpg"):
+                picture.unlink()
+            receipt = Chunk.from_row(work(Chunk(shard.id, 0, Data(), images).to_row(MEMBER))).note
+        assert isinstance(receipt, Receipt)
+        return receipt, sum(path.stat().st_size for path in Path(place).rglob("*.jpg"))
 
 
 def _count(ready: Prepared) -> tuple[int, str]:
@@ -147,11 +142,6 @@ def _count(ready: Prepared) -> tuple[int, str]:
     return estimate, f"estimated: {members:,} in one shard of {mb:,.1f} MB, {total:,.1f} MB to read"
 
 
-def _timed(work: Callable[[Any], Any], given: Any) -> tuple[Any, float]:
-    started = time.perf_counter()
-    return work(given), time.perf_counter() - started
-
-
 def _members(ready: Prepared, wanted: int) -> tuple[pa.StructArray, float, int]:
     """Read the first members of shards spread over those to do; give them as one chunk, seconds, shards."""
     tasks = ready.plan.tasks
@@ -165,7 +155,7 @@ def _members(ready: Prepared, wanted: int) -> tuple[pa.StructArray, float, int]:
         raise EmptyArchiveError("--pilot: no image could be read. Fix: see `camray explain`")
     columns = [members.field(f.name) for f in MEMBER]
     columns[MEMBER.get_field_index("index")] = pa.array(range(len(members)), pa.int32())
-    seconds = sum(seconds_in(chunk.note).get(Stage.READ, 0.0) for chunk in read)
+    seconds = sum(chunk.note.seconds[Stage.READ] for chunk in read if isinstance(chunk.note, Data))
     return pa.StructArray.from_arrays(columns, fields=list(MEMBER)), seconds, len(read)
 
 
@@ -175,6 +165,6 @@ def _first(task: ShardTask, ready: Prepared, each: int) -> Iterator[Chunk]:
     few = replace(task.shard, selection=tuple(selection[:each]))
     for row in read_shard(ShardTask(few), ready.config.archive, each):
         chunk = Chunk.from_row(row)
-        if chunk.kind == ChunkKind.DATA:
+        if isinstance(chunk.note, Data):
             yield chunk
         return

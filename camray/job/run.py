@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +21,24 @@ from camray.errors import (
     printable,
     said_by,
 )
-from camray.flow.metrics import RunMetrics
+from camray.flow.actor import Weights, arrays_of
 from camray.flow.progress import Reporter, RunProgress
 from camray.flow.stopping import Stopped, stoppable
 from camray.job.prepare import Prepared, known_members, prepare
 from camray.ledger.commit import CommitDesk
 from camray.ledger.intake import remember
 from camray.ledger.plan import ShardTask
-from camray.ledger.runs import Hold, RunReport, first_report, new_run_id, write_explainer
+from camray.ledger.runs import Hold, RunReport, crashed_last, first_report, new_run_id, write_explainer
 from camray.ledger.table import STORE_ERRORS, Table
 from camray.records import Accounting
 from camray.storage import Folder
 
 if TYPE_CHECKING:
-    from camray.flow.flow import Flow, Pool
+    from camray.flow.flow import Engine, Flow
+
+HERE_IMAGES = 128
+"""So few are done sooner by this process than by Ray, which takes seconds to start and loads torch anew."""
+HERE_BYTES = 16 * 2**20  # where nobody has counted the images
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Work:
     owner: str
     tasks: tuple[ShardTask, ...]
     module: Any  # torch.nn.Module whose weights the actors get
-    flow: Callable[[Any, str], Flow]  # takes the weights' reference and the run id
+    flow: Callable[[Weights, str], Flow]  # takes the weights and the run id
     max_failed: float
 
 
@@ -78,10 +82,10 @@ def _explain(config: Config, reporter: Reporter) -> Outcome:
     if not ready.plan.tasks:
         reporter.say("nothing to do: every shard is committed for this explainer")
         return Outcome(ExitCode.DONE, run_id, Accounting(), ready.out.uri, ready.explainer.id)
-    from camray.flow.flow import size_pool
-    from camray.flow.ray import connect
-
-    pool = size_pool(config, *connect(ready.out))  # before the first write: they may refuse
+    images, size = known_members(ready.plan.tasks), ready.plan.size_bytes
+    small = size <= HERE_BYTES if images is None else images <= HERE_IMAGES
+    what = f"{size / 1e6:,.1f} MB" if images is None else f"{images:,} images"
+    engine = choose_engine(config, ready.out, what if small else "", reporter)  # before the first write
     with Hold(ready.out, run_id, config.run.force):
         write_explainer(ready.out, ready.explainer)
         ready.table.create()
@@ -100,21 +104,48 @@ def _explain(config: Config, reporter: Reporter) -> Outcome:
             ready.out, ready.table, ready.explainer.id, ready.plan.tasks, ready.model.module,
             partial(explain_flow, config, ready.explainer), config.run.max_failed,
         )  # fmt: skip
-        outcome = execute(work, report, reporter, pool)
+        outcome = execute(work, report, reporter, engine)
         if config.audit.canary and outcome.code in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
             from camray.job.canary import look
 
-            look(ready, pool, run_id, config.audit.canary)
+            look(ready, engine, run_id, config.audit.canary)
         return outcome
 
 
-def execute(work: Work, report: RunReport, reporter: Reporter, pool: Pool) -> Outcome:
+def choose_engine(config: Config, out: Folder, small: str, reporter: Reporter) -> Engine:
+    """Start what is to drive the flow; `small` says how much there is to do where that is little.
+
+    Little work is done by this process, unless Ray is there already. Where the last run into OUT was killed
+    or crashed, Ray does it: only Ray finds the image that ends its process.
+
+    Raises:
+        UsageError: the engine, the device or the actors that are asked for are not there.
+    """
+    run = config.run
+    asked = run.engine != "auto" or run.actors or run.max_actors or "RAY_ADDRESS" in os.environ
+    if small and not asked and not _is_ray_up() and not crashed_last(out):
+        reporter.say(f"engine here: {small}, starting Ray would cost more (--engine ray)", engine="here")
+        config = replace(config, run=replace(run, engine="here"))
+    if config.run.engine == "here":
+        from camray.flow.here import here
+
+        return here(config)
+    from camray.flow.ray import on_ray
+
+    return on_ray(config, out)
+
+
+def _is_ray_up() -> bool:
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def execute(work: Work, report: RunReport, reporter: Reporter, engine: Engine) -> Outcome:
     """Drive the pipeline over the tasks, commit, account, and complete the run's report."""
     started = time.monotonic()
     total, code = Accounting(), ExitCode.CRASH
     progress = RunProgress(reporter, len(work.tasks), known_members(work.tasks))
     try:
-        for done in _commits(work, report.run_id, progress, pool):
+        for done in _commits(work, report.run_id, progress, engine):
             total += done
         code = _judge(total, work.max_failed)
     except Stopped as stop:
@@ -140,21 +171,15 @@ def _keep(report: RunReport, out: Folder, reporter: Reporter) -> None:
         reporter.say(f"run.json keeps its first state: {error}")
 
 
-def _commits(work: Work, run_id: str, progress: RunProgress, pool: Pool) -> Iterator[Accounting]:
+def _commits(work: Work, run_id: str, progress: RunProgress, engine: Engine) -> Iterator[Accounting]:
     """Drive the pipeline; yield the accounting of each committed shard."""
-    import ray
-
-    from camray.flow.ray import run_waves
-
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     desk = CommitDesk(work.table, work.owner, run_id, work.tasks)
-    progress.actors = pool.actors
-    state = {name: tensor.numpy() for name, tensor in work.module.state_dict().items()}
-    flow = work.flow(ray.put(state), run_id)
-    with stoppable(), progress, RunMetrics(work.owner, progress):
-        for notes in run_waves(work.tasks, flow, pool):
-            commits = desk.take(notes)
-            progress.take(notes, len(commits))
+    progress.actors = engine.pool.actors if engine.name == "ray" else 0
+    flow = work.flow(engine.share(arrays_of(work.module)), run_id)
+    with stoppable(), progress, engine.metrics(work.owner, progress):
+        for chunks in engine.run(work.tasks, flow, engine.pool):
+            commits = desk.take(chunks)
+            progress.take(chunks, len(commits))
             yield from (c.accounting for c in commits)
         commits = desk.flush()
         progress.take([], len(commits))

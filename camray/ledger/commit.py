@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from camray.errors import PASSING_ERRORS, CamrayError, IncompleteError
 from camray.ledger.plan import ShardTask
 from camray.ledger.table import ShardCommit, Table
-from camray.records import Accounting, ChunkKind, Receipt, Shard, ShardEnd, account
+from camray.records import Accounting, Chunk, Receipt, Shard, ShardEnd, account
 
 # A million small shards must not become a million commits: readers of the log pay for each.
 COMMIT_EVERY_S = 5.0
@@ -64,19 +64,18 @@ class CommitDesk:
         """Shards that are not committed yet."""
         return len(self._open)
 
-    def take(self, notes: Iterable[tuple[str, ChunkKind, str]]) -> list[ShardCommit]:
-        """Take (shard id, kind, note) as they arrive; commit what they finish, one transaction every 5 s."""
-        for shard_id, kind, note in notes:
-            entry = self._open.get(shard_id)
+    def take(self, chunks: Iterable[Chunk]) -> list[ShardCommit]:
+        """Take receipts and ends as they arrive; commit what they finish, one transaction every 5 s."""
+        for chunk in chunks:
+            entry = self._open.get(chunk.shard_id)
             if entry is None:
                 continue  # a repeated receipt of a shard that is committed
-            if kind == ChunkKind.END:
-                entry.end = ShardEnd.from_json(note)
-            else:
-                receipt = Receipt.from_json(note)
-                entry.receipts.setdefault(receipt.chunk, receipt)
+            if isinstance(chunk.note, ShardEnd):
+                entry.end = chunk.note
+            elif isinstance(chunk.note, Receipt):
+                entry.receipts.setdefault(chunk.note.chunk, chunk.note)
             if (done := entry.finished()) is not None:
-                self._ready[shard_id] = done
+                self._ready[chunk.shard_id] = done
         return self.flush() if time.monotonic() - self._last_commit_s >= COMMIT_EVERY_S else []
 
     def flush(self) -> list[ShardCommit]:

@@ -117,6 +117,16 @@ def read_reports(out: Folder) -> list[dict[str, Any]]:
     ]
 
 
+def crashed_last(out: Folder) -> bool:
+    """Tell whether the latest run crashed, or went without a word."""
+    last = max(out.folders(RUNS), default="")
+    try:
+        report = json.loads(out.read(f"{RUNS}/{last}/run.json"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(report, dict) and report.get("exit", 0) in (None, ExitCode.CRASH)
+
+
 def write_explainer(out: Folder, explainer: Explainer) -> None:
     """Say once, in full, what an explainer id stands for."""
     path = f"explainers/{explainer.id}.json"

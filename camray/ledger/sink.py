@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +31,6 @@ def write_records(
     records: pa.Table,
     *,
     chunk_size: int,
-    seconds: Mapping[str, float] | None = None,
     kind: Kind = RECORDS,
 ) -> Receipt:
     """Write the records of one chunk and return its receipt.
@@ -48,7 +46,7 @@ def write_records(
     data = buffer.getvalue()
     path = file_name(explainer, shard_id, chunk, checksum(data), kind.partition)
     out.write(f"{kind.folder}/{path}", data)
-    return Receipt(path=path, size_bytes=data.size, seconds=dict(seconds or {}), **note)
+    return Receipt(path=path, size_bytes=data.size, **note)
 
 
 def _counts(records: pa.Table) -> dict[str, Any]:

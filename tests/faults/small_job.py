@@ -1,6 +1,6 @@
 """The real reading, decoding, writing, planning and committing, driven by plain processes instead of Ray.
 
-    driver ──shard──> worker: read_shard > Decode > stand-in for a model > Sink ──receipts──> driver
+    driver ──shard──> worker: run_here, with a stand-in for a model ──receipts──> driver
 
 The driver commits through `CommitDesk`. A job takes less than a second, so that hundreds of kills fit into
 minutes. Left out: Ray, the model, and the process around the decoder. A server process imports everything
@@ -21,7 +21,8 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ import pyarrow as pa
 
 from camray import storage
 from camray.archive.listing import list_archive
-from camray.config import ArchiveConfig, Config, Explainer, InputSpec, OverlayConfig
+from camray.config import ArchiveConfig, Config, Explainer, InputSpec, RunConfig
 from camray.errors import CamrayError, ExitCode
 from camray.flow import stages
-from camray.flow.guard import Attempts, Guard
+from camray.flow.flow import Flow, Pool
+from camray.flow.here import run_here
 from camray.image.decode import decode
 from camray.image.regions import regions_of
 from camray.job.run import told_plainly
@@ -40,7 +42,7 @@ from camray.ledger import commit
 from camray.ledger.plan import ShardTask, make_plan
 from camray.ledger.runs import Hold, first_report, new_run_id, write_explainer
 from camray.ledger.table import Table
-from camray.records import EXPLAINED, Accounting, Chunk, ChunkKind, struct_array
+from camray.records import EXPLAINED, Accounting, Chunk, Data, struct_array
 from camray.storage import open_folder
 from tests.faults import sabotage
 
@@ -48,6 +50,7 @@ SPEC = InputSpec(8, 8, (8, 8), "center", "nearest", (0.5,) * 3, (0.5,) * 3)
 EXPLAINER = Explainer(
     "stand-in", {}, "0" * 64, (), 256, SPEC, "gradcam", "predicted", "none", {}, 1, 10**6, 1,
 )  # fmt: skip
+POOL = Pool(1, 1, "cpu", 1, 0, 1, 8)
 CHUNK = 3
 WORKERS, SPARE = 2, 2
 
@@ -65,14 +68,6 @@ class Order:
     patience_s: float = 120.0
 
 
-class _HereGuard(Guard):
-    def __init__(self) -> None:
-        super().__init__(Attempts())
-
-    def _ask(self, method: str, *args: Any) -> Any:
-        return getattr(self._attempts, method)(*args)
-
-
 class _Direct:
     """Decodes without a process around it."""
 
@@ -83,13 +78,21 @@ class _Direct:
         return where | row | regions_of(item, got.geometry, spec, 10**6)
 
 
-def explain(row: pa.Table) -> pa.Table:
-    """Stand in for the model: the class is the red value."""
-    chunk = Chunk.from_row(row)
-    if chunk.kind != ChunkKind.DATA:
-        return Chunk(chunk.shard_id, chunk.index, chunk.kind, chunk.note).to_row(EXPLAINED)
-    assert chunk.images is not None
-    items = chunk.images.to_pylist()
+class StandIn:
+    """Stands in for the model: the class is the red value."""
+
+    def __init__(self, pause_s: float, **_: Any) -> None:
+        self._pause_s = pause_s
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        chunk = Chunk.from_row(row)
+        time.sleep(self._pause_s)
+        if isinstance(chunk.note, Data):
+            chunk = replace(chunk, images=_explained(chunk.images.to_pylist()))
+        return chunk.to_row(EXPLAINED)
+
+
+def _explained(items: list[dict[str, Any]]) -> pa.StructArray:
     columns: dict[str, Any] = {f.name: [item.get(f.name) for item in items] for f in EXPLAINED}
     ok = [item["status"] == "ok" for item in items]
     reds = [item["pixels"][0] if good else None for item, good in zip(items, ok, strict=True)]
@@ -102,34 +105,34 @@ def explain(row: pa.Table) -> pa.Table:
         "overlay": [False] * len(items),
         "content": [None] * len(items),
     }
-    images = struct_array(columns, EXPLAINED)
-    return Chunk(chunk.shard_id, chunk.index, chunk.kind, chunk.note, images).to_row(EXPLAINED)
+    return struct_array(columns, EXPLAINED)
 
 
 # ── a worker ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _work(order: Order, orders: int, answers: int) -> None:
-    archive = ArchiveConfig(path=order.archive)
-    decoder = stages.Decode(SPEC, 10**6, False, _HereGuard())
-    with os.fdopen(orders) as lines, os.fdopen(answers, "w") as out:
+    decode, settings = partial(stages.Decode, SPEC, 10**6, False), _settings(order)
+    with os.fdopen(orders) as lines, os.fdopen(answers, "wb") as out:
         for line in lines:
             task, run_id = pickle.loads(base64.b64decode(line))
-            constants = {"run_id": run_id, "model": "stand-in", "weights_sha256": "0" * 64}
-            uris = {task.shard.id: task.shard.uri}
-            sink = stages.Sink(order.out, EXPLAINER.id, constants, CHUNK, 10**6, uris, SPEC, OverlayConfig())
+            sink = partial(stages.Sink, settings, EXPLAINER, run_id)
+            flow = Flow(settings, decode, StandIn, {"pause_s": order.pause_s}, sink)
             try:
-                for row in stages.read_shard(task, archive, CHUNK):
-                    time.sleep(order.pause_s)
-                    done = sink(explain(decoder(row)))
-                    for i in range(done.num_rows):
-                        note = Chunk.from_row(done.slice(i, 1))
-                        out.write(json.dumps([note.shard_id, note.kind, note.note]) + "\n")
-                    out.flush()
-                out.write("[]\n")
+                for chunks in run_here([task], flow, POOL):
+                    _tell(out, chunks)
+                _tell(out, None)
             except OSError as error:  # as a Ray task would: the driver hears of it
-                out.write(json.dumps([error.errno, str(error)]) + "\n")
-            out.flush()
+                _tell(out, error)
+
+
+def _settings(order: Order) -> Config:
+    return Config(order.out, ArchiveConfig(order.archive), run=RunConfig(chunk_size=CHUNK))
+
+
+def _tell(out: Any, what: object) -> None:
+    out.write(base64.b64encode(pickle.dumps(what)) + b"\n")
+    out.flush()
 
 
 @dataclass
@@ -170,7 +173,7 @@ def drive(order: Order) -> ExitCode:
     sabotage.apply(order.sabotage)
     storage.PATIENCE_S = order.patience_s
     crew = [_hire(order) for _ in range(WORKERS + SPARE)]  # before any library starts threads
-    config = Config(out=order.out, archive=ArchiveConfig(path=order.archive))
+    config = _settings(order)
     out = open_folder(order.out, "OUT")
     shards = list_archive(config.archive).shards
     table = Table(out)
@@ -218,14 +221,14 @@ def _run(
                 continue
             *lines, worker.buffer = (worker.buffer + data).split(b"\n")
             for line in lines:
-                note = json.loads(line)
-                if not note:
+                chunks = pickle.loads(base64.b64decode(line))
+                if chunks is None:
                     busy.remove(worker)
                     idle.append(worker)
                     continue
-                if len(note) == 2 or note[1] == ChunkKind.LOST:
-                    raise OSError(*(note if len(note) == 2 else json.loads(note[2])))
-                for done in desk.take([(note[0], ChunkKind(note[1]), note[2])]):
+                if isinstance(chunks, OSError):
+                    raise chunks
+                for done in desk.take(chunks):
                     total += done.accounting
     for done in desk.flush():
         total += done.accounting

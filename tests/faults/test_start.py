@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import camray
-from camray.flow.guard import STARTS, Guard
+from camray.flow.guard import STARTS, Attempts, Guard
 
 MODEL = '''
 import os
@@ -137,22 +137,19 @@ def test_sabotage_of_the_count_is_noticed(demo: Path, tmp_path: Path) -> None:
 
 
 def test_starts_are_counted_for_each_worker() -> None:
-    begun: dict[str, int] = {}
+    attempts = Attempts()
 
-    class Here(Guard):
-        def _ask(self, method: str, *args: object) -> object:
-            name = str(args[0])
-            begun[name] = 0 if method == "finish" else begun.get(name, 0) + 1
-            return begun[name]
+    def at(worker: str) -> Guard:
+        attempts.worker = lambda: worker  # type: ignore[method-assign]
+        return Guard(attempts)
 
     def ends() -> None:
         raise KeyboardInterrupt
 
-    guard = Here(object())
     for _ in range(2 * STARTS):  # each is well: nothing is counted against it
-        assert guard.start("one", lambda: "loaded") == "loaded"
+        assert at("one").start(lambda: "loaded") == "loaded"
     for _ in range(STARTS):
         with pytest.raises(KeyboardInterrupt):
-            guard.start("other", ends)
-    assert "ended 3 times" in str(guard.start("other", lambda: "loaded"))
-    assert guard.start("one", lambda: "loaded") == "loaded"
+            at("other").start(ends)
+    assert "ended 3 times" in str(at("other").start(lambda: "loaded"))
+    assert at("one").start(lambda: "loaded") == "loaded"

@@ -7,23 +7,16 @@ import pytest
 
 from camray.errors import Stage
 from camray.flow.guard import WHOLE_CHUNK_TRIES, Attempts, Guard
-from camray.records import DECODED, MEMBER, Chunk, ChunkKind, Member, member_array, struct_array
+from camray.records import DECODED, MEMBER, Chunk, Data, Member, member_array, struct_array
 
 
 class Killed(BaseException):
     """Stands for the death of a worker process: no code of the worker runs after it."""
 
 
-class HereGuard(Guard):
-    """Guard whose Attempts lives in this process; everything but the remote call is the real thing."""
-
-    def _ask(self, method: str, *args: Any) -> Any:
-        return getattr(self._attempts, method)(*args)
-
-
 def chunk(size: int = 4, index: int = 0) -> Chunk:
     members = [Member(i, f"{i}.jpg", bytes([i]), f"label {i}", i) for i in range(size)]
-    return Chunk("shard", index, ChunkKind.DATA, "", member_array(members))
+    return Chunk("shard", index, Data(), member_array(members))
 
 
 class Work:
@@ -43,7 +36,7 @@ class Work:
 def run_until_done(guard: Guard, work: Work, one: Chunk, stage: Stage = Stage.DECODE) -> tuple[int, Any]:
     for attempt in range(1, 20):
         try:
-            return attempt, guard.run(stage, one, work).to_pylist()
+            return attempt, guard.run(stage, one, work).images.to_pylist()
         except Killed:
             continue
     raise AssertionError("it would go on for ever")
@@ -51,17 +44,15 @@ def run_until_done(guard: Guard, work: Work, one: Chunk, stage: Stage = Stage.DE
 
 def test_a_healthy_chunk_is_done_at_once() -> None:
     attempts, work, one = Attempts(), Work(), chunk()
-    tries, rows = run_until_done(HereGuard(attempts), work, one)
+    tries, rows = run_until_done(Guard(attempts), work, one)
     assert tries == 1
     assert work.calls == [[0, 1, 2, 3]]
-    assert one.images is not None
     assert rows == one.images.to_pylist()
 
 
 def test_one_culprit_fails_and_its_neighbours_are_untouched() -> None:
     attempts, work, one = Attempts(), Work(2), chunk()
-    assert one.images is not None
-    tries, rows = run_until_done(HereGuard(attempts), work, one)
+    tries, rows = run_until_done(Guard(attempts), work, one)
     assert tries == 4  # twice whole, once one by one (dies at 2), once without 2
     assert work.calls[:2] == [[0, 1, 2, 3]] * 2
     before = one.images.to_pylist()
@@ -77,27 +68,27 @@ def test_one_culprit_fails_and_its_neighbours_are_untouched() -> None:
 
 
 def test_several_culprits_are_found_one_attempt_each() -> None:
-    tries, rows = run_until_done(HereGuard(Attempts()), Work(0, 3), chunk())
+    tries, rows = run_until_done(Guard(Attempts()), Work(0, 3), chunk())
     assert tries == 5
     assert [r["status"] for r in rows] == ["failed", "ok", "ok", "failed"]
 
 
 def test_a_death_that_does_not_repeat_costs_no_image() -> None:
     work = Work(1)
-    guard, one = HereGuard(Attempts()), chunk()
+    guard, one = Guard(Attempts()), chunk()
     for _ in range(WHOLE_CHUNK_TRIES):
         with pytest.raises(Killed):
             guard.run(Stage.DECODE, one, work)
     work.deadly = ()
-    assert [r["status"] for r in guard.run(Stage.DECODE, one, work).to_pylist()] == ["ok"] * 4
+    assert [r["status"] for r in guard.run(Stage.DECODE, one, work).images.to_pylist()] == ["ok"] * 4
 
 
 def test_items_that_failed_before_keep_their_own_reason() -> None:
     rows = [{"index": i, "status": "ok"} for i in range(3)]
     rows[1] |= {"status": "failed", "error_code": "empty_file", "error_stage": "decode"}
     columns = {k: [r.get(k) for r in rows] for k in ("index", "status", "error_code", "error_stage")}
-    one = Chunk("s", 0, ChunkKind.DATA, "", struct_array({**columns, "pixels": [b"x"] * 3}, DECODED))
-    _, found = run_until_done(HereGuard(Attempts()), Work(2), one, Stage.EXPLAIN)
+    one = Chunk("s", 0, Data(), struct_array({**columns, "pixels": [b"x"] * 3}, DECODED))
+    _, found = run_until_done(Guard(Attempts()), Work(2), one, Stage.EXPLAIN)
     assert [(r["status"], r["error_code"], r["error_stage"]) for r in found] == [
         ("ok", None, None), ("failed", "empty_file", "decode"), ("failed", "worker_crashed", "explain"),
     ]  # fmt: skip
@@ -106,7 +97,6 @@ def test_items_that_failed_before_keep_their_own_reason() -> None:
 
 def test_the_result_of_a_failed_item_has_the_stage_s_own_type() -> None:
     one = chunk(2)
-    assert one.images is not None
 
     def to_decoded(images: pa.StructArray) -> pa.StructArray:
         rows = images.to_pylist()
@@ -116,11 +106,11 @@ def test_the_result_of_a_failed_item_has_the_stage_s_own_type() -> None:
             {f.name: [r.get(f.name) for r in rows] for f in MEMBER if f.name != "content"}, DECODED
         )
 
-    guard = HereGuard(Attempts())
+    guard = Guard(Attempts())
     for _ in range(WHOLE_CHUNK_TRIES + 1):
         with pytest.raises(Killed):
             guard.run(Stage.DECODE, one, to_decoded)
-    done = guard.run(Stage.DECODE, one, to_decoded)
+    done = guard.run(Stage.DECODE, one, to_decoded).images
     assert done.type == DECODED
     assert done.field("status").to_pylist() == ["ok", "failed"]
 
@@ -130,7 +120,7 @@ def test_stages_and_chunks_are_counted_apart() -> None:
     for name in ("decode/s/0", "explain/s/0", "decode/s/1", "decode/t/0"):
         assert attempts.begin(name) == 1
     assert attempts.begin("decode/s/0") == 2
-    guard, seen = HereGuard(attempts), Work()
+    guard, seen = Guard(attempts), Work()
     guard.run(Stage.DECODE, chunk(2), seen)
     guard.run(Stage.EXPLAIN, chunk(2), seen)
     assert len(seen.calls) == 2
@@ -138,7 +128,7 @@ def test_stages_and_chunks_are_counted_apart() -> None:
 
 def test_only_chunks_under_way_are_held() -> None:
     attempts = Attempts()
-    guard = HereGuard(attempts)
+    guard = Guard(attempts)
     for index in range(50):
         guard.run(Stage.DECODE, chunk(1, index), Work())
     run_until_done(guard, Work(0), chunk(2, 50))
@@ -151,4 +141,4 @@ def test_an_ordinary_error_is_not_swallowed() -> None:
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
-        HereGuard(Attempts()).run(Stage.DECODE, chunk(), broken)
+        Guard(Attempts()).run(Stage.DECODE, chunk(), broken)

@@ -16,7 +16,7 @@ import pytest
 
 from camray.flow.metrics import COUNTERS, GAUGES, counted
 from camray.flow.progress import Reporter, RunProgress
-from camray.records import ChunkKind, Receipt
+from camray.records import Chunk, Receipt
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = re.compile(r"^(ray_camray_\w+)\{(.*)\} (\S+)$", re.M)
@@ -35,7 +35,7 @@ def test_what_is_counted_follows_from_receipts() -> None:
     following = RunProgress(Reporter(), shards=3, members=None)
     first = Receipt("s", 0, "a", 1, 10, 7, 1, {"empty_file": 2}, changed_answers=3, seconds={"explain": 2.5})
     second = Receipt("s", 1, "b", 1, 5, 4, 0, {"bad_target": 1}, seconds={"explain": 0.5, "read": 0.25})
-    following.take([("s", ChunkKind.DATA, r.to_json()) for r in (first, second)], committed=1)
+    following.take([Chunk("s", r.chunk, r) for r in (first, second)], committed=1)
     told = {(name, label): value for name, label, value in counted(following)}
     assert told == {
         ("camray_images", "ok"): 11, ("camray_images", "skipped"): 1, ("camray_images", "failed"): 3,

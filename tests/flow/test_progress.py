@@ -6,7 +6,7 @@ import pytest
 
 from camray.flow import progress
 from camray.flow.progress import Reporter, RunProgress
-from camray.records import ChunkKind, Receipt
+from camray.records import Chunk, Receipt
 
 
 class Clock:
@@ -26,13 +26,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def receipt(index: int, **seconds: float) -> tuple[str, ChunkKind, str]:
+def receipt(index: int, **seconds: float) -> Chunk:
     """Ten images, all of them fine."""
     made = Receipt(
         shard_id="s", chunk=index, path=f"{index}.parquet", size_bytes=1, rows=10, ok=10, skipped=0,
         failed={}, seconds=seconds,
     )  # fmt: skip
-    return ("s", ChunkKind.DATA, made.to_json())
+    return Chunk("s", index, made)
 
 
 @pytest.mark.parametrize(

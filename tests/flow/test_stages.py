@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from camray.config import ArchiveConfig, InputSpec, OverlayConfig
-from camray.errors import Stage
-from camray.flow.guard import Attempts, Guard
+from camray.config import ArchiveConfig, Config, Explainer, InputSpec, OverlayConfig, RunConfig
+from camray.errors import IncompleteError, Stage
+from camray.flow.flow import told
+from camray.flow.guard import Guard
 from camray.flow.stages import Decode, Sink, read_shard
 from camray.ledger.plan import ShardTask
 from camray.records import (
@@ -24,28 +25,22 @@ from camray.records import (
     MEMBER,
     RECORD_SCHEMA,
     Chunk,
-    ChunkKind,
+    Data,
+    Lost,
     Member,
+    Note,
     Receipt,
     Shard,
     ShardEnd,
     Status,
     member_array,
-    seconds_in,
     struct_array,
 )
 
 SPEC = InputSpec(16, 16, (16, 16), "center", "bilinear", (0.5,) * 3, (0.5,) * 3)
-
-
-class HereGuard(Guard):
-    """Guard whose Attempts lives in this process."""
-
-    def __init__(self) -> None:
-        super().__init__(Attempts())
-
-    def _ask(self, method: str, *args: Any) -> Any:
-        return getattr(self._attempts, method)(*args)
+EXPLAINER = Explainer(
+    "m", {}, "w", (), 256, SPEC, "gradcam", "predicted", "none", {}, 1, 10**6, 1,
+)  # fmt: skip
 
 
 def png(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (16, 16)) -> bytes:
@@ -86,15 +81,14 @@ def test_read_gives_every_member_once_then_the_end(tmp_path: Path, count: int, s
     assert [c.index for c in data] == list(range(len(sizes)))
     assert [len(names(c)) for c in data] == sizes
     assert [n for c in data for n in names(c)] == list(images(count))
-    assert {c.kind for c in data} == {ChunkKind.DATA}
+    assert {type(c.note) for c in data} == {Data}
     assert {c.shard_id for c in (*data, end)} == {shard.id}
-    assert (end.kind, end.index) == (ChunkKind.END, len(sizes))
-    assert ShardEnd.from_json(end.note) == ShardEnd(len(sizes), count)
+    assert (end.note, end.index) == (ShardEnd(len(sizes), count), len(sizes))
 
 
 def test_read_replays_to_the_same_chunks(tmp_path: Path) -> None:
     task = ShardTask(tar_shard(tmp_path / "a.tar", images(5)))
-    first, second = ([(c.index, c.kind, c.images.to_pylist()) for c in read(task, 2)] for _ in range(2))
+    first, second = ([(c.index, type(c.note), c.images.to_pylist()) for c in read(task, 2)] for _ in range(2))
     assert first == second
 
 
@@ -102,11 +96,11 @@ def test_a_finished_chunk_passes_without_its_images(tmp_path: Path) -> None:
     shard = tar_shard(tmp_path / "a.tar", images(5))
     receipt = Receipt(shard.id, 1, "explainer=e/x.parquet", 10, 2, 2, 0, {}, reused=True)
     found = read(ShardTask(shard, {1: receipt}), 2)
-    assert [c.kind for c in found] == [ChunkKind.DATA, ChunkKind.DONE, ChunkKind.DATA, ChunkKind.END]
-    assert Receipt.from_json(found[1].note) == receipt
+    assert [type(c.note) for c in found] == [Data, Receipt, Data, ShardEnd]
+    assert found[1].note == receipt
     assert len(found[1].images or ()) == 0
     assert [names(found[0]), names(found[2])] == [["000.png", "001.png"], ["004.png"]]
-    assert ShardEnd.from_json(found[3].note) == ShardEnd(3, 5)
+    assert found[3].note == ShardEnd(3, 5)
     assert all(content for i in (0, 2) for content in found[i].images.field("content").to_pylist())
 
 
@@ -116,7 +110,7 @@ def test_a_selection_is_cut_into_chunks_of_its_own(tmp_path: Path) -> None:
     receipt = Receipt(shard.id, 1, "p", 1, 2, 2, 0, {}, reused=True)
     plain, resumed = read(ShardTask(shard), 2), read(ShardTask(shard, {1: receipt}), 2)
     assert [names(c) for c in plain[:-1]] == [["002.png", "003.png"], ["005.png", "008.png"]]
-    assert [c.kind for c in resumed] == [ChunkKind.DATA, ChunkKind.DONE, ChunkKind.END]
+    assert [type(c.note) for c in resumed] == [Data, Receipt, ShardEnd]
     assert resumed[0].images.equals(plain[0].images)
     assert None not in resumed[0].images.field("content").to_pylist()
 
@@ -125,7 +119,8 @@ def test_a_torn_shard_keeps_what_was_read_and_says_so(tmp_path: Path) -> None:
     shard = tar_shard(tmp_path / "a.tar", images(5))
     Path(shard.uri).write_bytes(Path(shard.uri).read_bytes()[: 3 * 1024 + 530])  # inside the fourth file
     *data, last = read(ShardTask(Shard(shard.uri, "tar", 3 * 1024 + 530, "")), 2)
-    end = ShardEnd.from_json(last.note)
+    end = last.note
+    assert isinstance(end, ShardEnd)
     assert [n for c in data for n in names(c)] == ["000.png", "001.png", "002.png"]
     assert (end.chunks, end.members, end.error_code) == (2, 3, "shard_truncated")
     assert end.error_message
@@ -133,8 +128,8 @@ def test_a_torn_shard_keeps_what_was_read_and_says_so(tmp_path: Path) -> None:
 
 def test_a_shard_that_is_not_there_is_an_end_with_an_error(tmp_path: Path) -> None:
     (only,) = read(ShardTask(Shard(str(tmp_path / "no.tar"), "tar", 1, "")), 2)
-    assert ShardEnd.from_json(only.note).error_code == "shard_read_failed"
-    assert ShardEnd.from_json(only.note).members == 0
+    assert isinstance(only.note, ShardEnd)
+    assert (only.note.error_code, only.note.members) == ("shard_read_failed", 0)
 
 
 # ── decode ───────────────────────────────────────────────────────────────────────────────────────
@@ -143,11 +138,11 @@ def test_a_shard_that_is_not_there_is_an_end_with_an_error(tmp_path: Path) -> No
 def decode(
     members: list[Member], keep_content: bool = False, max_pixels: int = 10**6
 ) -> list[dict[str, Any]]:
-    row = Chunk("s", 3, ChunkKind.DATA, '{"read": 1.5}', member_array(members)).to_row(MEMBER)
-    out = Chunk.from_row(Decode(SPEC, max_pixels, keep_content, HereGuard())(row))
-    assert (out.shard_id, out.index, out.kind) == ("s", 3, ChunkKind.DATA)
-    assert set(seconds_in(out.note)) == {"read", "decode"}
-    assert out.images is not None
+    row = Chunk("s", 3, Data({"read": 1.5}), member_array(members)).to_row(MEMBER)
+    out = Chunk.from_row(Decode(SPEC, max_pixels, keep_content, Guard())(row))
+    assert (out.shard_id, out.index) == ("s", 3)
+    assert isinstance(out.note, Data)
+    assert set(out.note.seconds) == {"read", "decode"}
     assert out.images.type == DECODED
     rows: list[dict[str, Any]] = out.images.to_pylist()
     assert [r["index"] for r in rows] == [m.index for m in members]
@@ -194,11 +189,13 @@ def test_members_without_an_image_pass_untouched() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [ChunkKind.DONE, ChunkKind.END])
-def test_rows_without_images_pass_decode(kind: ChunkKind) -> None:
-    row = Chunk("s", 1, kind, "a note").to_row(MEMBER)
-    out = Chunk.from_row(Decode(SPEC, 100, False, HereGuard())(row))
-    assert (out.shard_id, out.index, out.kind, out.note) == ("s", 1, kind, "a note")
+OTHERS = [Receipt("k-c", 1, "p", 1, 2, 2, 0, {}, reused=True), ShardEnd(1, 1), Lost(28, "full")]
+
+
+@pytest.mark.parametrize("note", OTHERS)
+def test_rows_without_images_pass_decode(note: Note) -> None:
+    out = Chunk.from_row(Decode(SPEC, 100, False, Guard())(Chunk("s", 1, note).to_row(MEMBER)))
+    assert (out.shard_id, out.index, out.note) == ("s", 1, note)
 
 
 # ── sink ─────────────────────────────────────────────────────────────────────────────────────────
@@ -225,12 +222,16 @@ def explained(count: int, **columns: Any) -> pa.StructArray:
 @pytest.fixture
 def sink(tmp_path: Path) -> Callable[..., Sink]:
     def make(overlay: OverlayConfig | None = None) -> Sink:
-        constants = {"run_id": "r1", "model": "m", "weights_sha256": "w"}
-        return Sink(
-            str(tmp_path), "e1", constants, 4, 10**6, {"k-c": "/data/a.tar"}, SPEC, overlay or OverlayConfig()
-        )
+        config = Config(str(tmp_path), overlay=overlay or OverlayConfig(), run=RunConfig(chunk_size=4))
+        return Sink(config, EXPLAINER, "r1", {"k-c": "/data/a.tar"})
 
     return make
+
+
+def receipt_of(sink: Sink, items: pa.StructArray) -> Receipt:
+    note = Chunk.from_row(sink(Chunk("k-c", 0, Data(), items).to_row(EXPLAINED))).note
+    assert isinstance(note, Receipt)
+    return note
 
 
 def test_sink_writes_rows_and_gives_their_receipt(sink: Callable[..., Sink], tmp_path: Path) -> None:
@@ -241,10 +242,11 @@ def test_sink_writes_rows_and_gives_their_receipt(sink: Callable[..., Sink], tmp
         heatmap=[[1.0], None, None],
         confidence=[0.5, None, None],
     )
-    row = Chunk("k-c", 2, ChunkKind.DATA, '{"read": 0.5}', items).to_row(EXPLAINED)
+    row = Chunk("k-c", 2, Data({"read": 0.5}), items).to_row(EXPLAINED)
     out = Chunk.from_row(sink()(row))
-    receipt = Receipt.from_json(out.note)
-    assert (out.shard_id, out.index, out.kind) == ("k-c", 2, ChunkKind.DATA)
+    receipt = out.note
+    assert isinstance(receipt, Receipt)
+    assert (out.shard_id, out.index) == ("k-c", 2)
     assert (receipt.rows, receipt.ok, receipt.failed, receipt.skipped) == (3, 1, {"empty_file": 1}, 1)
     assert set(receipt.seconds) == {"read", "sink"}
     file = tmp_path / "records" / receipt.path
@@ -265,8 +267,7 @@ def test_a_file_is_named_by_its_bytes(sink: Callable[..., Sink], tmp_path: Path)
     """A second attempt with the same outcome writes the same file; another outcome never replaces it."""
 
     def written(count: int) -> str:
-        row = Chunk("k-c", 0, ChunkKind.DATA, "", explained(count)).to_row(EXPLAINED)
-        return Receipt.from_json(Chunk.from_row(sink()(row)).note).path
+        return receipt_of(sink(), explained(count)).path
 
     paths = [written(1), written(1), written(2)]
     assert paths[0] == paths[1] != paths[2]
@@ -278,9 +279,7 @@ def test_a_file_is_named_by_its_bytes(sink: Callable[..., Sink], tmp_path: Path)
 def test_sink_draws_the_overlays_that_are_due(sink: Callable[..., Sink], tmp_path: Path) -> None:
     grey = np.full((16, 16, 3), 128, np.uint8).tobytes()
     items = explained(3, overlay=[False, True, False], pixels=[None, grey, None])
-    receipt = Receipt.from_json(
-        Chunk.from_row(sink()(Chunk("k-c", 0, ChunkKind.DATA, "", items).to_row(EXPLAINED))).note
-    )
+    receipt = receipt_of(sink(), items)
     paths = pq.read_table(tmp_path / "records" / receipt.path, partitioning=None)["overlay_path"].to_pylist()
     assert [p is not None for p in paths] == [False, True, False]
     assert receipt.overlays == 1
@@ -299,10 +298,7 @@ def test_each_explained_class_of_an_image_has_its_own_picture(
     items = explained(
         2, index=[0, 0], member=["a.png"] * 2, overlay=[True] * 2, pixels=[grey] * 2, target_class=[1, 2]
     )
-    out = Chunk.from_row(
-        sink(OverlayConfig(caption=True))(Chunk("k-c", 0, ChunkKind.DATA, "", items).to_row(EXPLAINED))
-    )
-    receipt = Receipt.from_json(out.note)
+    receipt = receipt_of(sink(OverlayConfig(caption=True)), items)
     assert (receipt.rows, receipt.ok, receipt.overlays) == (2, 1, 2)
     assert len(list(tmp_path.glob("overlays/**/*.jpg"))) == 2
 
@@ -312,8 +308,7 @@ def test_an_overlay_on_the_original_needs_its_bytes_only(sink: Callable[..., Sin
     items = explained(
         1, overlay=[True], content=[png((90, 90, 90), (40, 20))], **{k: [v] for k, v in where.items()}
     )
-    original = sink(OverlayConfig(on="original"))
-    original(Chunk("k-c", 0, ChunkKind.DATA, "", items).to_row(EXPLAINED))
+    receipt_of(sink(OverlayConfig(on="original")), items)
     (file,) = tmp_path.glob("overlays/**/*.jpg")
     with Image.open(file) as picture:
         assert picture.size == (40, 20)
@@ -322,11 +317,11 @@ def test_an_overlay_on_the_original_needs_its_bytes_only(sink: Callable[..., Sin
 def test_the_end_of_a_broken_shard_writes_the_shards_own_row(
     sink: Callable[..., Sink], tmp_path: Path
 ) -> None:
-    note = ShardEnd(2, 300, "shard_truncated", "ends at byte 7").to_json()
-    out = sink()(Chunk("k-c", 2, ChunkKind.END, note).to_row(EXPLAINED))
-    first, second = (Chunk.from_row(out.slice(i, 1)) for i in range(2))
-    receipt = Receipt.from_json(first.note)
-    assert (first.kind, first.index, second.kind, second.note) == (ChunkKind.DATA, 2, ChunkKind.END, note)
+    note = ShardEnd(2, 300, "shard_truncated", "ends at byte 7")
+    first, second = told(sink()(Chunk("k-c", 2, note).to_row(EXPLAINED)))
+    receipt = first.note
+    assert isinstance(receipt, Receipt)
+    assert (first.index, second.note) == (2, note)
     assert (receipt.chunk, receipt.rows, receipt.ok, receipt.failed, receipt.skipped) == (2, 1, 0, {}, 0)
     (row,) = pq.read_table(tmp_path / "records" / receipt.path, partitioning=None).to_pylist()
     assert (row["member"], row["index"], row["shard"]) == (None, None, "/data/a.tar")
@@ -335,9 +330,16 @@ def test_the_end_of_a_broken_shard_writes_the_shards_own_row(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [ChunkKind.DONE, ChunkKind.END])
-def test_other_rows_pass_the_sink(sink: Callable[..., Sink], tmp_path: Path, kind: ChunkKind) -> None:
-    note = ShardEnd(1, 1).to_json()
-    out = Chunk.from_row(sink()(Chunk("k-c", 1, kind, note).to_row(EXPLAINED)))
-    assert (out.shard_id, out.index, out.kind, out.note) == ("k-c", 1, kind, note)
+@pytest.mark.parametrize("note", OTHERS)
+def test_other_rows_pass_the_sink(sink: Callable[..., Sink], tmp_path: Path, note: Note) -> None:
+    out = Chunk.from_row(sink()(Chunk("k-c", 1, note).to_row(EXPLAINED)))
+    assert (out.shard_id, out.index, out.note) == ("k-c", 1, note)
     assert not (tmp_path / "records").exists()
+
+
+def test_a_lost_chunk_stops_the_driver_with_its_reason() -> None:
+    """A full disk keeps its number, which the exit code follows from; a model that is missing has none."""
+    for note, kind in ((Lost(28, "no space"), OSError), (Lost(None, "no model"), IncompleteError)):
+        with pytest.raises(kind, match=note.message) as stopped:
+            told(Chunk("k-c", 0, note).to_row(MEMBER))
+        assert getattr(stopped.value, "errno", None) == note.errno

@@ -12,7 +12,6 @@ import pytest
 
 from camray.audit.night import stack_changed
 from camray.flow.flow import Pool
-from camray.flow.ray import on_a_worker
 from camray.job.canary import choose, difference, explain_again, first_answers
 from camray.job.prepare import Prepared, prepare
 from camray.ledger.table import Table
@@ -24,7 +23,7 @@ IMAGES = 12
 
 
 @pytest.fixture
-def night(tmp_path: Path, local_ray: None) -> Prepared:
+def night(tmp_path: Path) -> Prepared:
     """Two shards of twelve images, explained and committed."""
     samples = [hans64.render(0, "audit", i) for i in range(24)]
     settings = settings_for(write_archive(tmp_path / "archive", samples, 12), tmp_path / "out")
@@ -33,7 +32,7 @@ def night(tmp_path: Path, local_ray: None) -> Prepared:
 
 
 def again(ready: Prepared, **changes: Any) -> dict[str, Any]:
-    """Explain the canary images on a worker, with some weights multiplied; say what differs."""
+    """Explain the canary images, with some weights multiplied; say what differs."""
     module = ready.model.module
     state = {n: np.asarray(t.numpy() * changes.get(n, 1)) for n, t in module.state_dict().items()}
     first = choose(Table(ready.out), ready.explainer.id, IMAGES)
@@ -41,8 +40,7 @@ def again(ready: Prepared, **changes: Any) -> dict[str, Any]:
     shards = ready.listing.shards
     places = {s.uri: tuple(sorted(a["index"] for a in first if a["shard"] == s.uri)) for s in shards}
     wanted = [replace(s, selection=places[s.uri]) for s in shards if places[s.uri]]
-    archive = ready.config.archive
-    return difference(first, on_a_worker(explain_again, POOL, state, wanted, archive, ready.explainer))
+    return difference(first, explain_again(POOL, lambda: state, wanted, ready.config, ready.explainer))
 
 
 def test_the_same_stack_gives_the_same_answers(night: Prepared) -> None:

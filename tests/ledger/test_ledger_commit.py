@@ -11,11 +11,9 @@ from camray.errors import CamrayError
 from camray.ledger.commit import CommitDesk
 from camray.ledger.plan import ShardTask
 from camray.ledger.table import ShardCommit, Table
-from camray.records import Accounting, ChunkKind, Receipt, Shard, ShardEnd
+from camray.records import Accounting, Chunk, Receipt, Shard, ShardEnd
 from camray.storage import Folder
 from tests.ledger.ledger_world import E1, rows, shard, shard_error_row, visible, write_chunk
-
-Note = tuple[str, ChunkKind, str]
 
 
 def desk_for(out: Folder, *shards: Shard) -> CommitDesk:
@@ -24,12 +22,12 @@ def desk_for(out: Folder, *shards: Shard) -> CommitDesk:
     return CommitDesk(table, E1, "r1", [ShardTask(s) for s in shards])
 
 
-def data(of: Shard, receipt: Receipt, kind: ChunkKind = ChunkKind.DATA) -> Note:
-    return of.id, kind, receipt.to_json()
+def data(of: Shard, receipt: Receipt) -> Chunk:
+    return Chunk(of.id, receipt.chunk, receipt)
 
 
-def end(of: Shard, chunks: int, members: int, code: str | None = None) -> Note:
-    return of.id, ChunkKind.END, ShardEnd(chunks, members, code, code and "why").to_json()
+def end(of: Shard, chunks: int, members: int, code: str | None = None) -> Chunk:
+    return Chunk(of.id, chunks, ShardEnd(chunks, members, code, code and "why"))
 
 
 def uris(commits: Iterable[ShardCommit]) -> list[str]:
@@ -41,7 +39,7 @@ def test_chunks_may_come_in_any_order(out: Folder) -> None:
     desk = desk_for(out, a)
     receipts = [write_chunk(out, a, 0), write_chunk(out, a, 1), write_chunk(out, a, 2, rows(8, 1))]
     assert desk.take([end(a, 3, 9)]) == []
-    assert desk.take([data(a, receipts[2]), data(a, receipts[0], ChunkKind.DONE)]) == []
+    assert desk.take([data(a, receipts[2]), data(a, receipts[0])]) == []
     assert visible(out) == []
     assert desk.open_shards == 1
     assert uris(desk.take([data(a, receipts[1])])) == [a.uri]
@@ -140,7 +138,7 @@ class Remembering:
 def test_every_order_repeat_and_batching_commits_each_shard_once(choice: st.DataObject) -> None:
     """Whatever the engine does with rows: as long as each comes at least once, each shard is done once."""
     shards = [shard(n) for n in "abc"]
-    notes: list[Note] = []
+    notes: list[Chunk] = []
     for s in shards:
         chunks = choice.draw(st.integers(0, 4))
         for i in range(chunks):
