@@ -72,7 +72,7 @@ def audit_archive(archive: str, out: str, model: str, **settings: Any) -> AuditO
     from camray.options import load
 
     named = {"archive.path": archive, "out": out, "model.name": model, **settings}
-    return audit.audit(load(None, named, audit.DEFAULTS), Reporter())
+    return audit.audit(load(None, named, "audit"), Reporter())
 
 
 def compare_methods(
@@ -92,7 +92,7 @@ def compare_methods(
     from camray.options import load
 
     named = {"archive.path": archive, "out": out, "model.name": model, "compare.methods": list(methods)}
-    return compare.compare(load(None, named | settings), Reporter())
+    return compare.compare(load(None, named | settings, "compare"), Reporter())
 
 
 def open_records(out: str) -> Dataset:

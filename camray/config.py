@@ -1,8 +1,8 @@
-"""Every setting of a run, in one frozen tree; `settings` reads it from TOML and options.
+"""Every setting of a run, in one frozen tree, each declared once; `options` reads it from TOML and options.
 
-Settings that decide a *result* are resolved into an `Explainer` once the model is known; its `id` names that
-result. The others (actors, batch size, overlays, chunking) may change between runs without recomputing
-anything.
+The parser, --help, what is refused, and docs/settings.md follow from what is said here. Settings that decide
+a *result* are resolved into an `Explainer` once the model is known; its `id` names that result. The others
+(actors, batch size, overlays, chunking) may change between runs without recomputing anything.
 """
 
 from __future__ import annotations
@@ -10,142 +10,250 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-OVERLAY_POLICIES = ("none", "sample", "flagged", "all")
+RUNS = "explain audit plan"
+JOBS = f"{RUNS} compare"
+EVERY = f"{JOBS} layers"
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of a setting, or of an option that is none; `options.SETTINGS` has every setting."""
+
+    text: str  # what --help says; the default is added
+    option: str = ""  # as in --help: "--overlay-alpha A"; "OUT" is a positional; "": only in a file
+    low: float | None = None  # of the value, or of each number of a list
+    high: float | None = None  # of a share, where a number is a share or a count
+    verbs: str = ""  # the commands that take the option; "": as its section
+    common: str = ""  # the commands whose --help shows it; --help-all shows every one
+    own: Mapping[str, Any] = field(default_factory=dict)  # command -> its own default
+    told: Mapping[str, str] = field(default_factory=dict)  # command -> its own text
+    result: bool | None = None  # decides a result: part of the explainer's id; None: as its section
+    kind: Any = str  # type of a value that is not None; this and the rest follow from where a setting stands
+    default: Any = None
+    name: str = ""  # dotted
+    group: str = ""  # heading in --help
+
+    @property
+    def flag(self) -> str:
+        """`--overlay-alpha`; empty for a positional, and where there is no option."""
+        return self.option.split()[0] if self.option.startswith("--") else ""
+
+    @property
+    def span(self) -> str:
+        """Say in what range a value must be; empty where there is none."""
+        if self.low is None:
+            return ""
+        return f"at least {self.low}" if self.high is None else f"between {self.low} and {self.high}"
+
+    def shown(self, verb: str) -> str:
+        """Give a command's default as people read it; empty where there is none."""
+        value = self.own.get(verb, self.default)
+        if value is None or value is False or isinstance(value, tuple | dict):
+            return ""
+        if isinstance(value, float):
+            return f"{value:.0%}" if self.kind == int | float else f"{value:g}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    def help(self, verb: str) -> str:
+        """Give what a command's help says: the text, and the default that it has there."""
+        defaults = [self.shown(verb)]
+        if verb == "plan":
+            defaults += [f"{other}: {self.shown(other)}" for other in self.own]
+        said = "; ".join(filter(None, defaults))
+        return self.told.get(verb, self.text) + (f" ({said})" if said else "")
+
+
+def setting(default: Any, *said: Any, **more: Any) -> Any:
+    """Declare a setting of the tree: its default, then the fields of `Setting`."""
+    declared = {"setting": Setting(*said, **more)}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=declared)
+    return field(default=default, metadata=declared)
+
+
+def section(kind: type, group: str, verbs: str, result: bool = False) -> Any:
+    """Declare a section: the heading of its options, and what holds where a setting says nothing else."""
+    return field(default_factory=kind, metadata={"group": group, "verbs": verbs, "result": result})
+
+
+# fmt: off
 @dataclass(frozen=True, slots=True)
 class ArchiveConfig:
     """Which images."""
 
-    path: str = ""
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    limit: int | None = None
-    sample: int | None = None
-    seed: int = 0
-    image_column: str | None = None  # Parquet: the images; a list: the paths. None: found by name and type
-    label_column: str | None = None  # Parquet and lists; None: found by name
-    bbox: Literal["xywh", "xyxy"] = "xywh"  # what four numbers called bbox are: corner and size, or edges
-    captions: bool = False  # .txt files beside the images are captions, never labels
-    max_member_bytes: int = 256 * 2**20
-    max_pixels: int = 100_000_000
+    path: str = setting("", "folder, tar, zip, Parquet or list of paths; path or URI", "ARCHIVE")
+    include: tuple[str, ...] = setting((), "only these paths (repeatable)", "--include GLOB")
+    exclude: tuple[str, ...] = setting((), "not these paths (repeatable)", "--exclude GLOB")
+    limit: int | None = setting(
+        None, "only the first N images", "--limit N", 1, verbs=RUNS, common="explain plan")
+    sample: int | None = setting(
+        None, "only N images, drawn with --seed", "--sample N", 1, common="explain plan compare",
+        told={"compare": "images, drawn once and kept (2000)"})
+    seed: int = setting(0, "seed of the sample", "--seed S")
+    image_column: str | None = setting(
+        None, "Parquet: column of images; a list: of paths; default: by name and type", "--image-column NAME")
+    label_column: str | None = setting(
+        None, "Parquet and lists: column of labels; default: by name", "--label-column NAME")
+    bbox: Literal["xywh", "xyxy"] = setting(
+        "xywh", "what four numbers called bbox are: corner and size, or edges", "--bbox")
+    captions: bool = setting(False, ".txt files are captions, never labels", "--captions", verbs=RUNS)
+    max_member_bytes: int = setting(256 * 2**20, "refuse larger files", "", 1)
+    max_pixels: int = setting(
+        100_000_000, "refuse larger images", "--max-pixels N", 1, verbs=RUNS, result=True)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Which classifier. Without `checkpoint`, pretrained weights from the local cache."""
 
-    name: str = ""  # see explain.sources
-    args: dict[str, Any] = field(default_factory=dict)  # of the architecture, or of the user's own class
-    checkpoint: str | None = None
-    trust_pickle: bool = False  # open a checkpoint that runs code
-    partial: bool = False  # go on with the weights that fit
-    num_classes: int | None = None  # None: as in the checkpoint
-    class_names: str | None = None  # a file (txt, csv, json), or "imagenet"
-    activation: Literal["auto", "softmax", "sigmoid"] = "auto"  # how logits become scores
-    download: bool = False
+    name: str = setting(
+        "", "timm name or folder, torchvision:NAME, path/to/file.py:Class, package.module:factory, "
+        "hf-hub:OWNER/NAME", "--model NAME", verbs=JOBS, common=JOBS)
+    args: dict[str, Any] = setting(
+        {}, "argument of the model, or of your own class (repeatable)", "--model-arg NAME=VALUE",
+        common="layers")
+    checkpoint: str | None = setting(
+        None, ".safetensors, or .pth with a state_dict", "--checkpoint FILE", common=EVERY)
+    trust_pickle: bool = setting(False, "run a pickled checkpoint as a program", "--trust-pickle")
+    partial: bool = setting(False, "go on with the weights that fit", "--partial")
+    num_classes: int | None = setting(
+        None, "size of the head; default: as weights", "--num-classes N", 1, common="layers")
+    class_names: str | None = setting(
+        None, "class names: txt, csv, json, or imagenet", "--class-names FILE", common=EVERY)
+    activation: Literal["auto", "softmax", "sigmoid"] = setting(
+        "auto", "how outputs become scores", "--activation")
+    download: bool = setting(
+        False, "fetch pretrained weights from the hub", "--download", common=EVERY, result=False)
 
 
 @dataclass(frozen=True, slots=True)
 class PreprocessConfig:
     """How images become the model's input; None: as the model says. A size: one, or height and width."""
 
-    input_size: tuple[int, ...] | None = None
-    resize: tuple[int, ...] | None = None
-    crop_pct: float | None = None  # instead of resize: resize = floor(input_size / crop_pct)
-    crop_mode: Literal["center", "squash", "border"] | None = None
-    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] | None = None
-    mean: tuple[float, ...] | None = None  # of channels scaled to 0..1
-    std: tuple[float, ...] | None = None
-    fast_decode: bool = False  # large JPEGs at 1/2, 1/4 or 1/8 of their size; changes pixels a little
+    input_size: tuple[int, ...] | None = setting(None, "side of the input, or HxW", "--input-size N", 1, 8192)
+    resize: tuple[int, ...] | None = setting(
+        None, "shorter side before the crop, or HxW", "--resize N", 1, 16384)
+    crop_pct: float | None = setting(
+        None, "instead: input as a share of the resize", "--crop-pct F", 0.01, 1)
+    crop_mode: Literal["center", "squash", "border"] | None = setting(
+        None, "how the aspect is handled", "--crop-mode")
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] | None = setting(
+        None, "how pixels are resized", "--interpolation")
+    mean: tuple[float, ...] | None = setting(
+        None, "of channels in 0..1: one number, or R,G,B", "--mean M", -1e6, 1e6)
+    std: tuple[float, ...] | None = setting(
+        None, "of channels in 0..1: one number, or R,G,B", "--std S", 1e-6, 1e6)
+    fast_decode: bool = setting(False, "large JPEGs at 1/2, 1/4 or 1/8 of their size", "--fast-decode")
 
 
 @dataclass(frozen=True, slots=True)
 class MethodConfig:
     """Which explanation."""
 
-    name: str = "gradcam"
-    target: str = "predicted"  # predicted | label | a class index | top:5 | above:0.5 | ..., see cam.targets
-    layer: str | None = None  # None: chosen for the model
+    name: str = setting("gradcam", "class activation map method", "--method NAME", verbs=RUNS, common=RUNS)
+    target: str = setting(
+        "predicted", "predicted, label, class index, top:5, above:0.5 ...", "--target T", common=JOBS,
+        told={"compare": "predicted, label, or a class index"})
+    layer: str | None = setting(
+        None, "target layer; default: chosen for the model", "--layer NAME", verbs=EVERY,
+        common="explain plan compare layers", told={"layers": "check this layer"})
 
 
 @dataclass(frozen=True, slots=True)
 class OverlayConfig:
     """Which pictures to draw: none, a sample of each chunk, the flagged ones, or all."""
 
-    policy: Literal["none", "sample", "flagged", "all"] = "sample"
-    sample_per_chunk: int = 16
-    on: Literal["input", "original"] = "input"
-    picture: Literal["blend", "triple"] = "blend"  # triple: image, map and blend side by side
-    colormap: Literal["turbo", "jet", "viridis", "inferno", "magma", "hot", "bone"] = "turbo"
-    alpha: float = 0.5
-    gamma: float = 0.5  # weight of the colours = alpha * heat ** gamma
-    caption: bool = False  # write label and score under the picture
-    quality: int = 90
+    policy: Literal["none", "sample", "flagged", "all"] = setting(
+        "sample", "none, sample, flagged, all", "--overlays WHICH", common="explain audit",
+        own={"audit": "flagged"})
+    sample_per_chunk: int = setting(16, "N per chunk of 256 images", "--overlay-sample N", 0)
+    on: Literal["input", "original"] = setting(
+        "input", "draw on what the model saw, or on the whole image", "--overlay-on")
+    picture: Literal["blend", "triple"] = setting(
+        "blend", "triple: image, map, blend", "--overlay-picture", own={"audit": "triple"})
+    colormap: Literal["turbo", "jet", "viridis", "inferno", "magma", "hot", "bone"] = setting(
+        "turbo", "turbo, jet, viridis, inferno, ...", "--colormap NAME")
+    alpha: float = setting(0.5, "strength of the colours, 0..1", "--overlay-alpha A", 0, 1)
+    gamma: float = setting(0.5, "colours grow as heat ** G", "--overlay-gamma G", 0.01, 10)
+    caption: bool = setting(False, "write label and score under the picture", "--caption")
+    quality: int = setting(90, "quality of the JPEG", "", 1, 100)
 
 
 @dataclass(frozen=True, slots=True)
 class CompareConfig:
     """What `camray compare` measures; its sample is `archive.sample`, drawn with `archive.seed`."""
 
-    methods: tuple[str, ...] = (
-        "gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcam-elementwise", "eigencam",
-        "eigengradcam",
-    )  # fmt: skip
-    stratify: tuple[str, ...] | None = None  # None: predicted_class, confidence where OUT has records
-    baseline: Literal["blur", "zero"] = "blur"  # what insertion and deletion put in place of pixels
-    budget: dict[str, Any] = field(default_factory=dict)  # forwards: at most so many, or nothing is run
+    methods: tuple[str, ...] = setting(
+        ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcam-elementwise", "eigencam",
+         "eigengradcam"), "methods; the controls come along", "--methods A,B,...", common="compare")
+    stratify: tuple[str, ...] | None = setting(
+        None, "predicted_class,confidence where OUT has records", "--stratify A,B")
+    baseline: Literal["blur", "zero"] = setting("blur", "what takes the place of pixels", "--baseline")
+    budget: dict[str, Any] = setting(
+        {}, "refuse to spend more than that", "--budget forwards=N", common="compare")
 
 
 @dataclass(frozen=True, slots=True)
 class AuditConfig:
     """What makes an answer suspicious. `confirm` is part of a result; the rest only judges records."""
 
-    confirm: float = 0.0  # share of a chunk's images that may get a second look; `camray audit`: 0.15
-    drop: float = 0.3  # confidence lost with the hot border blurred, from which a shortcut is confirmed
-    lift: float = 0.1  # nats: how much more the class looks there than the others do
-    margin: float = 0.1  # below this the two best classes are too close
-    dark: float = 25.0  # mean luminance, 0..255
-    bright: float = 235.0
-    flat: float = 5.0  # standard deviation of the luminance
-    blurry: float = 20.0  # variance of the Laplacian
-    fail_on: str = ""  # "confirmed_rate>0.5%,drift=major": exit 5
-    baseline: str | None = None  # a run id to compare with, beside last night
-    canary: int = 0  # images explained anew every night; `camray audit`: 16
+    confirm: float = setting(
+        0.0, "share that may get a second look", "--confirm F", 0, 1, verbs=RUNS, own={"audit": 0.15},
+        result=True)
+    drop: float = setting(0.3, "confidence lost without the hot border that confirms a shortcut", "", 0, 1)
+    lift: float = setting(0.1, "nats: how much more the class looks there than the others do", "", 0, 10)
+    margin: float = setting(0.1, "below this the two best classes are too close", "", 0, 1)
+    dark: float = setting(25.0, "mean luminance, 0..255, from which down an image is dark")
+    bright: float = setting(235.0, "mean luminance, 0..255, from which up an image is bright")
+    flat: float = setting(5.0, "standard deviation of the luminance, from which down an image is flat")
+    blurry: float = setting(20.0, "variance of the Laplacian, from which down an image is blurry")
+    fail_on: str = setting(
+        "", "exit 5: confirmed_rate>0.5%,drift=major ...", "--fail-on WHAT", common="audit")
+    baseline: str | None = setting(None, "compare with this run too, beside last night", "--against RUN")
+    canary: int = setting(0, "images explained anew every night", "", 0, 10_000, own={"audit": 16})
 
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """How the work is done; none of it changes a result beyond rounding."""
+    """How the work is done; none of it but `top_k` changes a result beyond rounding."""
 
-    engine: Literal["auto", "here", "ray"] = "auto"  # here: in this process
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    actors: int | None = None
-    max_actors: int | None = None  # the pool grows up to this while more work waits than it can take
-    batch_size: int | None = None  # None: 32 on a GPU, 8 on a CPU
-    chunk_size: int = 256
-    top_k: int = 5
-    max_failed: int | float = 0.01  # a number of images (25), or a share (0.01, "1%")
-    allow_empty: bool = False
-    force: bool = False  # run although another run seems to hold OUT
+    engine: Literal["auto", "here", "ray"] = setting(
+        "auto", "here: in this process, for small work; ray: a pool of actors", "--engine")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the model runs", "--device", common=JOBS)
+    actors: int | None = setting(
+        None, "model copies; default: one a GPU, or by CPUs", "--actors N", 1, common=JOBS)
+    max_actors: int | None = setting(
+        None, "grow up to N copies while more nodes join", "--max-actors N", 1, verbs=RUNS)
+    batch_size: int | None = setting(
+        None, "images per forward (32 GPU, 8 CPU)", "--batch-size N", 1, 4096,
+        told={"compare": "images measured at once (4)"})
+    chunk_size: int = setting(256, "images per unit of work", "--chunk-size N", 1, 65536, verbs=RUNS)
+    top_k: int = setting(5, "predictions kept per image", "--top-k K", 1, 1000, verbs=RUNS, result=True)
+    max_failed: int | float = setting(
+        0.01, "failures that are fine: images, or a share", "--max-failed N", 0, 1, common="explain audit")
+    allow_empty: bool = setting(False, "an archive without images is fine", "--allow-empty", verbs=RUNS)
+    force: bool = setting(False, "run although another run seems to hold OUT", "--force")
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """A whole run."""
 
-    out: str = ""
-    archive: ArchiveConfig = field(default_factory=ArchiveConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
-    overlay: OverlayConfig = field(default_factory=OverlayConfig)
-    compare: CompareConfig = field(default_factory=CompareConfig)
-    audit: AuditConfig = field(default_factory=AuditConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    out: str = setting("", "folder for records, overlays and runs", "OUT", verbs=JOBS)
+    archive: ArchiveConfig = section(ArchiveConfig, "which images", JOBS)
+    model: ModelConfig = section(ModelConfig, "model", EVERY, result=True)
+    preprocess: PreprocessConfig = section(
+        PreprocessConfig, "preprocessing (default: as the model says)", EVERY, result=True)
+    method: MethodConfig = section(MethodConfig, "method", JOBS, result=True)
+    overlay: OverlayConfig = section(OverlayConfig, "overlays", RUNS)
+    compare: CompareConfig = section(CompareConfig, "what is compared", "compare")
+    audit: AuditConfig = section(AuditConfig, "audit", "audit plan")
+    run: RunConfig = section(RunConfig, "how", JOBS)
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)

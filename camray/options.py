@@ -1,36 +1,101 @@
 """From what people write to a checked `Config`: defaults, then the TOML file, then options by dotted name.
 
-Nothing else reads option text or configuration files.
+`to_toml` goes back. Nothing else reads option text or configuration files.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
-import re
 import tomllib
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from camray.config import Config
+from camray.config import Config, Setting
 from camray.errors import UsageError, printable
 
 _LARGEST_TOML = 2**20
-_SPOKEN = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+_NUMBERS = "one number or a list of them"
+_EXPECTED = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "text", dict[str, Any]: "a table",
+    tuple[str, ...]: "a list of texts", tuple[int, ...]: _NUMBERS, tuple[float, ...]: _NUMBERS,
+    int | float: "a share (1% or 0.01) or a number of images (25)",
+}  # fmt: skip
 
 
-def load(path: str | None, overrides: dict[str, Any], defaults: dict[str, Any] | None = None) -> Config:
-    """Build the config: defaults (`defaults` are a command's own), the TOML file, `overrides` by dotted name.
+def _declared() -> dict[str, Setting]:
+    """Find what `camray.config` says of every setting, by dotted name."""
+    found: dict[str, Setting] = {}
+    sections = get_type_hints(Config)
+    for top in dataclasses.fields(Config):
+        in_section = dataclasses.is_dataclass(sections[top.name])
+        owner = sections[top.name] if in_section else Config
+        kinds, defaults = get_type_hints(owner), owner()
+        for leaf in dataclasses.fields(owner) if in_section else (top,):
+            name, said = f"{top.name}.{leaf.name}" if in_section else leaf.name, leaf.metadata["setting"]
+            found[name] = dataclasses.replace(
+                said, name=name, kind=_without_none(kinds[leaf.name]), default=getattr(defaults, leaf.name),
+                group=top.metadata.get("group", ""), verbs=said.verbs or top.metadata["verbs"],
+                result=top.metadata.get("result", False) if said.result is None else said.result,
+            )  # fmt: skip
+    return found
+
+
+def _without_none(kind: Any) -> Any:
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    return parts[0] if NoneType in get_args(kind) else kind
+
+
+SETTINGS = _declared()
+
+
+def load(path: str | None, overrides: dict[str, Any], verb: str = "explain") -> Config:
+    """Build a command's config: its defaults, the TOML file, `overrides` by dotted name.
 
     Raises:
         UsageError: an unknown or ill-typed key, an unreadable file, a value out of range.
     """
     config = Config()
-    for origin, values in (("default", defaults or {}), ("config", _read_toml(path)), ("option", overrides)):
+    own = {name: setting.own[verb] for name, setting in SETTINGS.items() if verb in setting.own}
+    for origin, values in (("default", own), ("config", _read_toml(path)), ("option", overrides)):
         for name, value in values.items():
             config = _replaced(config, name, value, origin)
     _check(config)
     return config
+
+
+def to_toml(config: Config) -> str:
+    """Write every setting that has a value, so that `load` reads the same config back.
+
+    Raises:
+        UsageError: an argument of the model that TOML has no form for.
+    """
+    lines, section = [], ""
+    for name in SETTINGS:
+        head, _, leaf = name.rpartition(".")
+        if head != section:
+            lines += ["", f"[{head}]"]
+            section = head
+        value = _value(config, name)
+        if value is not None:
+            lines.append(f"{leaf} = {_toml(name, value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(name, item) for item in value)}]"
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return f"{{{', '.join(f'{_toml(name, k)} = {_toml(name, v)}' for k, v in value.items())}}}"
+    raise UsageError(name, printable(f"{value!r} has no form in TOML"), "give it as an option")
 
 
 def _read_toml(path: str | None) -> dict[str, Any]:
@@ -48,7 +113,7 @@ def _read_toml(path: str | None) -> dict[str, Any]:
     except RecursionError:
         raise UsageError("--config", f"{path}: nested too deeply", "give a TOML file of settings") from None
     flat: dict[str, Any] = {}
-    sections = {name.partition(".")[0] for name in _leaf_names() if "." in name}
+    sections = {name.partition(".")[0] for name in SETTINGS if "." in name}
     for key, value in tree.items():
         if isinstance(value, dict) and (value or key in sections):
             flat |= {f"{key}.{inner}": item for inner, item in value.items()}
@@ -57,113 +122,73 @@ def _read_toml(path: str | None) -> dict[str, Any]:
     return flat
 
 
+def _value(config: Config, name: str) -> Any:
+    section, _, leaf = name.rpartition(".")
+    return getattr(getattr(config, section) if section else config, leaf)
+
+
 def _replaced(config: Config, name: str, value: Any, origin: str) -> Config:
-    section, dot, leaf = name.rpartition(".")
-    owner = getattr(config, section, None) if dot else config
-    known = _leaf_names()
-    if owner is None or name not in known:
-        near = difflib.get_close_matches(name, known, 1)
+    if name not in SETTINGS:
+        near = difflib.get_close_matches(name, SETTINGS, 1)
         fix = f"did you mean {near[0]}?" if near else "see `camray explain --help`"
         raise UsageError(f"{origin} {name}", "no such setting", fix)
-    value = _failure_budget(value) if name == "run.max_failed" else value
-    change: dict[str, Any] = {leaf or name: _coerced(name, value, _annotation(owner, leaf or name))}
-    if isinstance(change.get(leaf), dict):  # a table: options add to the file's
-        change[leaf] = getattr(owner, leaf) | change[leaf]
-    if dot:
-        change = {section: dataclasses.replace(owner, **change)}
-    return dataclasses.replace(config, **change)
+    section, _, leaf = name.rpartition(".")
+    coerced = _coerced(SETTINGS[name], value)
+    if isinstance(coerced, dict):  # a table: options add to the file's
+        coerced = _value(config, name) | coerced
+    if not section:
+        return dataclasses.replace(config, **{leaf: coerced})
+    owner: Any = getattr(config, section)
+    return dataclasses.replace(config, **{section: dataclasses.replace(owner, **{leaf: coerced})})
 
 
-def _leaf_names() -> list[str]:
-    names = []
-    for f in dataclasses.fields(Config):
-        default = getattr(Config(), f.name)
-        inner = dataclasses.fields(default) if dataclasses.is_dataclass(default) else ()
-        names += [f"{f.name}.{g.name}" for g in inner] or [f.name]
-    return names
+def _coerced(setting: Setting, value: Any) -> Any:
+    """Check a value against its type: integers pass as floats, lists as tuples, a number as a list of one."""
+    from pydantic import TypeAdapter, ValidationError  # late: --help needs none of it
 
-
-def _annotation(owner: Any, leaf: str) -> str:
-    return next(str(f.type) for f in dataclasses.fields(owner) if f.name == leaf)
-
-
-def _coerced(name: str, value: Any, annotation: str) -> Any:
-    """Check a value against the field's annotation; integers pass as floats, lists as tuples."""
-    if value is None and "None" in annotation:
+    if value is None and setting.default is None:
         return None
-    if "tuple[int" in annotation or "tuple[float" in annotation:
-        return _numbers(name, value, int if "int" in annotation else float)
-    if "tuple" in annotation and isinstance(value, list | tuple):
-        return tuple(str(v) for v in value)
-    choices = re.findall(r"'([^']*)'", annotation) if "Literal" in annotation else []
-    if value in choices or (annotation.startswith("dict") and isinstance(value, dict)):
-        return value
-    if name == "method.target" and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    wanted = {"bool": bool, "int | float": (int, float), "int": int, "float": (int, float), "str": str}
-    kind = next((k for k in wanted if annotation.startswith(k)), "")
-    if kind and isinstance(value, wanted[kind]) and (kind == "bool" or not isinstance(value, bool)):  # type: ignore[arg-type]
-        return float(value) if kind == "float" else value
-    expected = f"one of {', '.join(choices)}" if choices else _SPOKEN.get(kind, "a list of texts")
-    raise UsageError(name, printable(f"{value!r} will not do"), f"give {expected}")
-
-
-def _failure_budget(value: Any) -> Any:
-    """Read how many failures are fine: a whole number counts images, `1%` and `0.01` are shares of them."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
+    if setting.kind == int | float and isinstance(value, str):
+        return _failure_budget(value)
+    given = tuple(value) if isinstance(value, list) else value
+    if expected_of(setting.kind) == _NUMBERS and not (isinstance(given, tuple) and given):
+        given = (given,)  # an empty list is no number either
+    if setting.name == "method.target" and isinstance(value, int) and not isinstance(value, bool):
+        given = str(value)
     try:
-        if text.endswith("%"):
-            return float(text[:-1]) / 100
-        return int(text) if text.lstrip("+-").isdecimal() else float(text)
+        return TypeAdapter(setting.kind, config={"strict": True}).validate_python(given)
+    except ValidationError:
+        fix = f"give {expected_of(setting.kind)}"
+        raise UsageError(setting.name, printable(f"{value!r} will not do"), fix) from None
+
+
+def expected_of(kind: Any) -> str:
+    """Say what values a type has."""
+    return f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else _EXPECTED[kind]
+
+
+def _failure_budget(text: str) -> int | float:
+    """Read how many failures are fine: a whole number counts images, `1%` and `0.01` are shares of them."""
+    number = text.strip()
+    try:
+        if number.endswith("%"):
+            return float(number[:-1]) / 100
+        return int(number) if number.lstrip("+-").isdecimal() else float(number)
     except ValueError:
-        fix = "give a share (1% or 0.01) or a number of images (25)"
-        raise UsageError("--max-failed", printable(f"{value!r} will not do"), fix) from None
-
-
-def _numbers(name: str, value: Any, kind: type) -> tuple[Any, ...]:
-    """Read one number or a list of them."""
-    values = tuple(value) if isinstance(value, list | tuple) else (value,)
-    wanted = int if kind is int else (int, float)
-    if not values or any(isinstance(v, bool) or not isinstance(v, wanted) for v in values):
-        raise UsageError(name, printable(f"{value!r} will not do"), "give one number or a list of them")
-    return tuple(kind(v) for v in values)
+        fix = f"give {_EXPECTED[int | float]}"
+        raise UsageError("--max-failed", printable(f"{text!r} will not do"), fix) from None
 
 
 def _check(config: Config) -> None:
-    """Refuse values out of range, each by name."""
-    a, r, o, p = config.archive, config.run, config.overlay, config.preprocess
-    for name, value, low, high in (
-        *(("--input-size", n, 1, 8192) for n in p.input_size or ()),
-        *(("--resize", n, 1, 16384) for n in p.resize or ()),
-        ("--crop-pct", p.crop_pct, 0.01, 1),
-        *(("--mean", n, -1e6, 1e6) for n in p.mean or ()),
-        *(("--std", n, 1e-6, 1e6) for n in p.std or ()),
-        ("--limit", a.limit, 1, None),
-        ("--sample", a.sample, 1, None),
-        ("--actors", r.actors, 1, None),
-        ("--max-actors", r.max_actors, r.actors or 1, None),
-        ("--batch-size", r.batch_size, 1, 4096),
-        ("--chunk-size", r.chunk_size, 1, 65536),
-        ("--top-k", r.top_k, 1, 1000),
-        ("--num-classes", config.model.num_classes, 1, None),
-        ("--overlay-alpha", o.alpha, 0, 1),
-        ("--overlay-gamma", o.gamma, 0.01, 10),
-        ("overlay.quality", o.quality, 1, 100),
-        ("--overlay-sample", o.sample_per_chunk, 0, None),
-        ("--max-pixels", a.max_pixels, 1, None),
-        ("archive.max_member_bytes", a.max_member_bytes, 1, None),
-        ("--max-failed", r.max_failed, 0, None if isinstance(r.max_failed, int) else 1),
-        ("--confirm", config.audit.confirm, 0, 1),
-        ("audit.drop", config.audit.drop, 0, 1),
-        ("audit.lift", config.audit.lift, 0, 10),
-        ("audit.margin", config.audit.margin, 0, 1),
-        ("audit.canary", config.audit.canary, 0, 10_000),
-    ):
-        if value is not None and not low <= value <= (math.inf if high is None else high):  # NaN is outside
-            span = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise UsageError(name, f"{value} is out of range", f"give a value {span}")
+    """Refuse values out of range, each by name, and settings that do not go together."""
+    for name, setting in SETTINGS.items():
+        value = _value(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None:
+                _check_range(setting, number)
+    a, r, p = config.archive, config.run, config.preprocess
+    if r.max_actors is not None:
+        _check_range(dataclasses.replace(SETTINGS["run.max_actors"], low=r.actors or 1), r.max_actors)
     for name, value in config.compare.budget.items():
         if name != "forwards" or not isinstance(value, int) or value < 1:
             raise UsageError("--budget", printable(f"{name}={value!r} will not do"), "forwards=500000")
@@ -174,3 +199,12 @@ def _check(config: Config) -> None:
     for name, sizes in (("--input-size", p.input_size), ("--resize", p.resize)):
         if sizes is not None and len(sizes) > 2:
             raise UsageError(name, f"{len(sizes)} numbers", "give one, or HEIGHTxWIDTH")
+
+
+def _check_range(setting: Setting, number: float) -> None:
+    if setting.kind == int | float and isinstance(number, int):
+        setting = dataclasses.replace(setting, high=None)  # a count of images; only a share ends at 1
+    low, high = setting.low, setting.high
+    if low is not None and not low <= number <= (math.inf if high is None else high):  # NaN is outside
+        name, fix = setting.flag or setting.name, f"give a value {setting.span}"
+        raise UsageError(name, f"{number} is out of range", fix)

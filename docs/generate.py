@@ -10,10 +10,39 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from camray.options import SETTINGS, expected_of
+
 ROOT = Path(__file__).resolve().parents[1]
 
+_COLUMNS = ("setting", "option", "value", "default", "range", "commands", "decides a result", "what it is")
+_ROW = "| " + " | ".join(["{}"] * len(_COLUMNS)) + " |"
+
+
+def settings_tables() -> str:
+    """Give the settings by section, as `camray.config` declares them."""
+    lines: list[str] = []
+    heading = ""
+    for s in SETTINGS.values():
+        section = s.name.rpartition(".")[0] or "at the top"
+        if section != heading:
+            lines += ["", f"## {section}", "", _ROW.format(*_COLUMNS), _ROW.format(*["---"] * len(_COLUMNS))]
+            heading = section
+        default = ", ".join(s.default) if isinstance(s.default, tuple) else s.shown("explain")
+        own = [f"{verb}: {s.shown(verb)}" for verb in s.own]
+        told = [f"{verb}: {text}" for verb, text in s.told.items()]
+        cells = (
+            f"`{s.name}`", f"`{s.option}`" if s.option else "", expected_of(s.kind),
+            "; ".join([default, *own]), s.span, s.verbs.replace(" ", ", ") if s.option else "", "yes" if s.result else "",
+            "; ".join([s.text, *told]),
+        )  # fmt: skip
+        lines.append(_ROW.format(*(cell.replace("|", "\\|") for cell in cells)))
+    return "\n".join(lines)
+
+
 # name of the block -> the page that holds it, and what gives its text
-BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {}
+BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
+    "settings": ("docs/settings.md", settings_tables),
+}
 
 
 def filled(name: str) -> tuple[Path, str, str]:

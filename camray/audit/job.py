@@ -18,11 +18,6 @@ from camray.errors import ExitCode
 from camray.flow.progress import Reporter
 from camray.job.run import explain
 
-# What an audit has where nothing else is asked for: the second look, a canary, and pictures to judge by.
-DEFAULTS: dict[str, Any] = {
-    "audit.confirm": 0.15, "audit.canary": 16, "overlay.policy": "flagged", "overlay.picture": "triple",
-}  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -1,64 +1,88 @@
-"""How the command line is read: errors in one line, options once, and the forms of their values."""
+"""How the command line is read: verbs, their options from the declarations, errors in one line."""
 
 from __future__ import annotations
 
 import argparse
 import ast
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
+from camray.config import EVERY, Setting
 from camray.errors import ExitCode, printable
+from camray.options import SETTINGS
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One command, `camray NAME`: the function that runs it, and the options that are no settings."""
+
+    run: Callable[[argparse.Namespace], ExitCode]
+    given: str  # what follows the name in the usage
+    options: tuple[Setting, ...]
+    is_job: bool  # its last line says how it ended
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.run.__name__
+
+    @property
+    def text(self) -> str:
+        """What --help says: the first line of the function's docstring."""
+        line = (self.run.__doc__ or "").partition("\n")[0].removesuffix(".")
+        return line[:1].lower() + line[1:]
+
+
+def verb(*options: Setting, given: str = "OUT", is_job: bool = False) -> Callable[..., Verb]:
+    """Make a verb of the function that runs it."""
+    return lambda run: Verb(run, given, options, is_job)
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors in camray's own form, without the usage dump; a help that fits a screen.
+    """Errors in camray's own form, without the usage dump; `whole` is the option that shows every option."""
 
-    `common` names the options that --help shows; the others come with --help-all. None: it shows all.
-    """
-
-    def __init__(self, *args: Any, common: frozenset[str] | None = None, **options: Any) -> None:
+    def __init__(self, *args: Any, whole: str = "--help", **options: Any) -> None:
         options["formatter_class"] = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
         super().__init__(*args, **options)
         self.register("action", None, Once)
-        self.common = common
-        if common is not None:
-            self.add_argument("--help-all", action=HelpAll, nargs=0, help="every option, with its default")
-
-    def format_help(self) -> str:
-        """Give the help, without the options that are not common."""
-        shown = {action: action.help for action in self._actions}
-        for action in self._actions:
-            if self.common is not None and action.option_strings and not self._is_common(action):
-                action.help = argparse.SUPPRESS
-        try:
-            return super().format_help()
-        finally:
-            for action, text in shown.items():
-                action.help = text
-
-    def _is_common(self, action: argparse.Action) -> bool:
-        names = {name.removeprefix("--") for name in action.option_strings}
-        return bool(names & ((self.common or frozenset()) | {"help", "help-all", "json"}))
+        self.whole = whole
 
     def error(self, message: str) -> Any:
         """Say it in one line and leave."""
-        whole = "--help" if self.common is None else "--help-all"
-        print(
-            f"camray: error: {printable(message.removeprefix('argument '))}. Fix: see `{self.prog} {whole}`",
-            file=sys.stderr,
-        )
+        said, fix = printable(message.removeprefix("argument ")), f"see `{self.prog} {self.whole}`"
+        print(f"camray: error: {said}. Fix: {fix}", file=sys.stderr)
         raise SystemExit(int(ExitCode.USAGE))
 
+    def add_verb(self, verb: Verb, show_all: bool) -> None:
+        """Add a verb's options, under their headings; without `show_all` the help shows the common ones."""
+        settings = [s for s in SETTINGS.values() if s.option and verb.name in s.verbs.split()]
+        settings.sort(key=lambda s: s.option == "OUT")  # ARCHIVE stands before it
+        if settings:
+            self.add_argument("--help-all", action="help", help="every option, with its default")
+        groups: dict[str, Any] = {"": self}
+        for option in (*_EVERYWHERE, *verb.options, *settings):
+            group = option.group if option.flag else ""
+            if group not in groups:
+                groups[group] = self.add_argument_group(group)
+            is_shown = show_all or not settings or verb.name in option.common.split()
+            _add(groups[group], option, option.help(verb.name).replace("%", "%%"), is_shown)
 
-class HelpAll(argparse.Action):
-    """Print the help with every option, and leave."""
 
-    def __call__(self, parser: Any, _names: argparse.Namespace, _values: Any, _option: Any = None) -> None:
-        """Take the option."""
-        parser.common = None
-        parser.print_help()
-        parser.exit()
+def _add(parser: Any, option: Setting, text: str, is_shown: bool) -> None:
+    """Add one option; its value is stored under the setting's dotted name."""
+    first, _, metavar = option.option.partition(" ")
+    dest = option.name or first.removeprefix("--").replace("-", "_")
+    if not option.flag:
+        parser.add_argument(dest, metavar=first, help=text, nargs="?" if option.default == "" else None)
+        return
+    how: dict[str, Any] = {"metavar": metavar} if metavar else {}
+    if get_origin(option.kind) is Literal and len(get_args(option.kind)) <= 4:  # colour maps are too many
+        how["choices"] = get_args(option.kind)
+    how |= {"type": names} if "," in metavar else _FORMS.get(option.kind, {})
+    parser.add_argument(first, dest=dest, help=text if is_shown else argparse.SUPPRESS, **how)
 
 
 class Once(argparse.Action):
@@ -94,3 +118,27 @@ def sizes(text: str) -> list[int]:
 def numbers(text: str) -> list[float]:
     """Read `0.5` or `0.5,0.5,0.5`."""
     return [float(part) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    """Read `gradcam,scorecam(channels=64,seed=1)`: commas between brackets belong to the name."""
+    found, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return [name.strip() for name in found if name.strip()]
+
+
+# How the text of an option becomes a value of the type; texts and choices stay as they are.
+_FORMS: dict[Any, dict[str, Any]] = {
+    bool: {"action": "store_true"}, int: {"type": int}, float: {"type": float},
+    tuple[str, ...]: {"action": "append"}, tuple[int, ...]: {"type": sizes},
+    tuple[float, ...]: {"type": numbers}, dict[str, Any]: {"action": Pairs},
+}  # fmt: skip
+_EVERYWHERE = (
+    Setting("JSON lines on stdout", "--json", kind=bool, common=EVERY),
+    Setting("show the traceback of an error", "--debug", kind=bool),
+)

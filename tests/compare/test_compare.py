@@ -17,7 +17,7 @@ import pytest
 from deltalake import DeltaTable
 
 from camray import config
-from camray.cli.compare_options import names
+from camray.cli.arguments import names
 from camray.cli.main import main
 from camray.compare import job as compare
 from camray.compare.prepare import read_panels

@@ -1,0 +1,148 @@
+"""The verbs that load a model: plan, explain, audit, compare, layers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any, Literal
+
+from camray.cli.arguments import verb
+from camray.config import JOBS, Config, Setting
+from camray.errors import ExitCode, UsageError, printable
+from camray.options import SETTINGS, load
+
+_GIVEN = "ARCHIVE OUT --model NAME"
+_FILES = (
+    Setting("settings; options on the command line win", "--config TOML", common=JOBS),
+    Setting("write every setting as TOML on stdout, do nothing else", "--print-config", kind=bool),
+)
+
+
+def typed(args: argparse.Namespace) -> Config:
+    """Read the config of a command; `plan` has the defaults of the command that it plans.
+
+    Raises:
+        UsageError: a bad setting, or one that the planned command does not have.
+    """
+    given = {name: value for name, value in vars(args).items() if name in SETTINGS and value is not None}
+    command = planned(args)
+    for name in given if args.command == "plan" else ():
+        if command not in SETTINGS[name].verbs.split():
+            raise UsageError(SETTINGS[name].flag, f"is no option of `camray {command}`", "add --for audit")
+    return load(getattr(args, "config", None), given, command)
+
+
+def planned(args: argparse.Namespace) -> str:
+    """Name the command whose settings are meant: of `plan` the one that it plans."""
+    return str(getattr(args, "for", "explain") if args.command == "plan" else args.command)
+
+
+def _whole(args: argparse.Namespace) -> Config:
+    """Read the config, and refuse one that does not say what is explained, where to, and by which model."""
+    config = typed(args)
+    named = {"ARCHIVE": config.archive.path, "OUT": config.out, "--model": config.model.name}
+    for field, value in named.items():
+        if not value:
+            raise UsageError(field, "is missing", f"camray {args.command} {_GIVEN}")
+    return config
+
+
+@verb(
+    *_FILES,
+    Setting("the command that is planned", "--for", kind=Literal["explain", "audit"], default="explain",
+            common="plan"),
+    Setting("explain N images here: speed, hours, bytes", "--pilot N", kind=int, common="plan"),
+    given=_GIVEN,
+)  # fmt: skip
+def plan(args: argparse.Namespace) -> ExitCode:
+    """Show what explain, or an audit, would do, how much, and why the rest is skipped."""
+    from camray.audit.gate import parse_gate
+    from camray.job.prepare import describe_plan, prepare
+
+    config, command = _whole(args), planned(args)
+    if command == "audit":
+        parse_gate(config.audit.fail_on)
+    ready = prepare(config)
+    facts: dict[str, Any] = {"command": command, **describe_plan(ready)}
+    if hasattr(args, "pilot") and ready.plan.tasks:
+        from camray.job.pilot import pilot
+
+        tried = pilot(ready, args.pilot)
+        facts |= {"pilot": tried.facts()} if args.json else tried.lines()
+    if args.json:
+        print(json.dumps(facts))
+    else:
+        for name, value in facts.items():
+            said = f"{value:,}" if isinstance(value, int) else printable(value, 2000)
+            print(f"{name.replace('_', ' '):<18} {said}")
+    return ExitCode.DONE
+
+
+@verb(*_FILES, given=_GIVEN, is_job=True)
+def explain(args: argparse.Namespace) -> ExitCode:
+    """Explain what is new in ARCHIVE and commit it to OUT; rerun to resume."""
+    from camray.flow.progress import Reporter
+    from camray.job import run
+
+    reporter = Reporter(args.json)
+    outcome = run.explain(_whole(args), reporter)
+    reporter.say(f"records: {outcome.out}/records   overlays: {outcome.out}/overlays   run: {outcome.run_id}")
+    return outcome.code
+
+
+@verb(
+    *_FILES,
+    Setting(
+        "decisions saved in the report",
+        "--reviewed FILE",
+        kind=tuple[str, ...],
+        common="audit",
+        group="audit",
+    ),
+    given=_GIVEN,
+    is_job=True,
+)
+def audit(args: argparse.Namespace) -> ExitCode:
+    """Explain what is new, then find where the model is right for the wrong reason."""
+    from camray.audit import job
+    from camray.flow.progress import Reporter
+
+    return job.audit(_whole(args), Reporter(args.json), getattr(args, "reviewed", [])).code
+
+
+@verb(
+    *_FILES,
+    Setting("try two images, tell the cost, write nothing", "--dry-run", kind=bool, common="compare"),
+    given=_GIVEN,
+    is_job=True,
+)
+def compare(args: argparse.Namespace) -> ExitCode:
+    """Measure methods on a sample of ARCHIVE; rerun to resume or to add."""
+    from camray.compare import job
+    from camray.flow.progress import Reporter
+
+    config, reporter = _whole(args), Reporter(args.json)
+    if hasattr(args, "dry_run"):
+        job.dry_run(config, reporter)
+        return ExitCode.DONE
+    return job.compare(config, reporter).code
+
+
+@verb(
+    Setting(SETTINGS["model.name"].text, "MODEL", name="model.name"),
+    Setting("also list layers that cannot carry a map", "--all", kind=bool, common="layers"),
+    Setting("draw its channels (repeatable)", "--maps LAYER", kind=tuple[str, ...], common="layers"),
+    Setting("the image that --maps shows the channels of", "--image FILE", common="layers"),
+    Setting("where --maps writes its pictures", "--save FOLDER", default="feature-maps", common="layers"),
+    given="MODEL",
+)
+def layers(args: argparse.Namespace) -> ExitCode:
+    """List the layers of a model and mark the one camray would choose."""
+    from camray.models.layers import draw_maps, print_layers
+
+    config = typed(args)
+    if hasattr(args, "maps"):
+        return draw_maps(
+            config, args.maps, getattr(args, "image", None), getattr(args, "save", "feature-maps")
+        )
+    return print_layers(config, show_all=hasattr(args, "all"), as_json=args.json)

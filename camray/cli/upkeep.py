@@ -1,0 +1,66 @@
+"""The verbs that read and tend an OUT: status, verify, report, prune."""
+
+from __future__ import annotations
+
+import argparse
+
+from camray.cli.arguments import verb
+from camray.config import Setting
+from camray.errors import ExitCode, UsageError
+
+_OUT = Setting("", "OUT", name="out")
+_FORMATS = "csv, imagefolder (Hugging Face), label-studio, duckdb"
+
+
+@verb(_OUT)
+def status(args: argparse.Namespace) -> ExitCode:
+    """Show what OUT holds and how its runs ended."""
+    from camray.upkeep.status import print_status
+
+    return print_status(args.out, args.json)
+
+
+@verb(_OUT)
+def verify(args: argparse.Namespace) -> ExitCode:
+    """Check that every committed member is accounted for and every file readable."""
+    from camray.upkeep.verify import print_verify
+
+    return print_verify(args.out, args.json)
+
+
+@verb(
+    _OUT,
+    Setting(f"write the queue for another tool: {_FORMATS}", "--export FORMAT"),
+    Setting("where --export writes; a new folder", "--to FOLDER"),
+    Setting("label-studio: what stands before a picture's path", "--prefix URL"),
+    Setting("rows of the queue to keep", "--limit N", kind=int, default=100_000),
+)
+def report(args: argparse.Namespace) -> ExitCode:
+    """Write the pages of the latest audit: OUT/report/index.html."""
+    from camray.audit.report import LARGEST, print_report
+
+    largest = getattr(args, "limit", LARGEST)
+    if not hasattr(args, "export"):
+        return print_report(args.out, largest, args.json)
+    from camray.audit.export import check_kind, print_export
+
+    kind, to = check_kind(args.export), getattr(args, "to", "")
+    if not to:
+        raise UsageError("--to", "is missing", "--to FOLDER says where the export goes")
+    prefix = getattr(args, "prefix", "/data/local-files/?d=")
+    return print_export(args.out, kind, to, largest, prefix, args.json)
+
+
+@verb(
+    _OUT,
+    Setting("keep the overlays of the last N runs", "--keep-last N", kind=int),
+    Setting("and those of the last DAYS", "--keep-within DAYS", kind=float),
+    Setting("keep this run's too (repeatable)", "--pin RUN", kind=tuple[str, ...]),
+    Setting("do it; without, only say what would go", "--yes", kind=bool),
+)
+def prune(args: argparse.Namespace) -> ExitCode:
+    """Remove overlays of old runs and files that no commit names; --yes does it."""
+    from camray.upkeep.prune import print_prune
+
+    last, within = getattr(args, "keep_last", None), getattr(args, "keep_within", None)
+    return print_prune(args.out, last, within, getattr(args, "pin", []), hasattr(args, "yes"), args.json)

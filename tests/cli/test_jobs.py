@@ -1,0 +1,129 @@
+"""The verbs that explain: which options they have, what `plan` plans, and `--print-config`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from camray.cli.main import main
+from camray.config import Config
+from camray.errors import ExitCode
+from camray.options import load
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHIVE, MODEL = str(ROOT / "demo" / "archive"), str(ROOT / "demo" / "models" / "hans64-clean")
+
+
+class Handed(Exception):  # noqa: N818
+    """Stands in for the work, which these tests are not about."""
+
+
+def config_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Config:
+    """Give the config that a command hands to its job."""
+    handed: list[Config] = []
+
+    def take(config: Config, *_: Any) -> None:
+        handed.append(config)
+        raise Handed
+
+    for place in ("job.run.explain", "audit.job.audit", "compare.job.compare"):
+        monkeypatch.setattr(f"camray.{place}", take)
+    with pytest.raises(Handed):
+        main(arguments)
+    return handed[0]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    try:
+        code = main(arguments)
+    except SystemExit as left:
+        code = int(str(left.code))
+    said = capsys.readouterr()
+    assert (code, said.out) == (2, "")
+    (line, *rest) = said.err.splitlines()
+    assert all(other.startswith("camray: exit 2") for other in rest)
+    return line.removeprefix("camray: error: ")
+
+
+def explainer(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Give the id that `camray plan` names."""
+    capsys.readouterr()
+    assert main(["plan", *arguments, "--json"]) == 0
+    return str(json.loads(capsys.readouterr().out)["explainer"]).split()[0]
+
+
+@pytest.mark.parametrize(("text", "read"), [("1%", 0.01), ("25", 25), ("0.5", 0.5), ("0", 0)])
+@pytest.mark.parametrize("verb", ["explain", "audit", "compare"])
+def test_r19_failures_that_are_fine_are_written_alike_everywhere(
+    monkeypatch: pytest.MonkeyPatch, verb: str, text: str, read: float
+) -> None:
+    config = config_of(monkeypatch, verb, "a", "o", "--model", "m", "--max-failed", text)
+    assert config.run.max_failed == read
+    assert isinstance(config.run.max_failed, type(read))
+
+
+@pytest.mark.parametrize("options", [[], ["--confirm", "0.3"], ["--method", "layercam", "--top-k", "3"]])
+def test_r20_plan_names_the_explainer_of_the_command_that_it_plans(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str]
+) -> None:
+    from camray.job.prepare import prepare
+
+    line = [ARCHIVE, str(tmp_path / "out"), "--model", MODEL, *options]
+    used = {}
+    for verb in ("explain", "audit"):
+        with monkeypatch.context() as patch:
+            used[verb] = prepare(config_of(patch, verb, *line)).explainer.id
+        assert explainer(capsys, *line, "--for", verb) == used[verb]
+    assert explainer(capsys, *line) == used["explain"]
+    assert (used["explain"] == used["audit"]) == ("--confirm" in options)  # an audit looks again by itself
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--fail-on", "drift=major"], ["--fail-on", "nonsense"], ["--against", "RUN"], ["--reviewed", "f"]],
+)
+@pytest.mark.parametrize("verb", ["explain", "compare"])
+def test_r23_an_option_that_would_do_nothing_is_refused(
+    capsys: pytest.CaptureFixture[str], verb: str, options: list[str]
+) -> None:
+    line = refusal(capsys, verb, "a", "o", "--model", "m", *options)
+    assert line == f"unrecognized arguments: {' '.join(options)}. Fix: see `camray --help`"
+
+
+def test_r23_plan_refuses_what_the_planned_command_would(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["plan", "a", "o", "--model", "m", "--fail-on", "nonsense"]
+    assert refusal(capsys, *line) == "--fail-on: is no option of `camray explain`. Fix: add --for audit"
+    assert refusal(capsys, *line, "--for", "audit").startswith("--fail-on: 'nonsense' is no condition. Fix: ")
+    assert "invalid choice: 'prune'" in refusal(capsys, *line, "--for", "prune")
+
+
+@pytest.mark.parametrize("verb", ["explain", "audit", "compare", "plan"])
+def test_print_config_writes_toml_and_nothing_else(
+    verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = ["a/ä", "o\t\"'\\", "--model", "m.py:Net", "--model-arg", "deep=[1, {'a': 2.5}]", "--std", "0.5"]
+    out = tmp_path / "c.toml"
+    assert main([verb, *given, "--print-config"]) == ExitCode.DONE
+    said = capsys.readouterr()
+    assert said.err == ""
+    out.write_text(said.out, "utf-8")
+    config = load(str(out), {}, verb)
+    assert (config.archive.path, config.out, config.model.name) == ("a/ä", "o\t\"'\\", "m.py:Net")
+    assert config.model.args == {"deep": [1, {"a": 2.5}]}
+    assert config.preprocess.std == (0.5,)
+    assert config.audit.confirm == (0.15 if verb == "audit" else 0)
+    assert main([verb, "--config", str(out), "--print-config"]) == ExitCode.DONE
+    assert capsys.readouterr().out == said.out
+
+
+def test_print_config_of_nothing_is_a_template(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "--print-config"]) == ExitCode.DONE
+    assert '\nfail_on = ""\n' in capsys.readouterr().out
+
+
+def test_print_config_refuses_what_the_command_would(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "explain", "--print-config", "--overlay-alpha", "2")
+    assert line == "--overlay-alpha: 2.0 is out of range. Fix: give a value between 0 and 1"
