@@ -32,8 +32,8 @@ def settings_tables() -> str:
         told = [f"{verb}: {text}" for verb, text in s.told.items()]
         cells = (
             f"`{s.name}`", f"`{s.option}`" if s.option else "", expected_of(s.kind),
-            "; ".join([default, *own]), s.span, s.verbs.replace(" ", ", ") if s.option else "", "yes" if s.result else "",
-            "; ".join([s.text, *told]),
+            "; ".join([default, *own]), s.span, s.verbs.replace(" ", ", ") if s.option else "",
+            "yes" if s.result else "", "; ".join([s.text, *told]),
         )  # fmt: skip
         lines.append(_ROW.format(*(cell.replace("|", "\\|") for cell in cells)))
     return "\n".join(lines)
