@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import tomllib
+from operator import attrgetter
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -78,7 +79,7 @@ def to_toml(config: Config) -> str:
         if head != section:
             lines += ["", f"[{head}]"]
             section = head
-        value = _value(config, name)
+        value = attrgetter(name)(config)
         if value is not None:
             lines.append(f"{leaf} = {_toml(name, value)}")
     return "\n".join(lines) + "\n"
@@ -115,16 +116,9 @@ def _read_toml(path: str | None) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     sections = {name.partition(".")[0] for name in SETTINGS if "." in name}
     for key, value in tree.items():
-        if isinstance(value, dict) and (value or key in sections):
-            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
-        else:
-            flat[key] = value
+        is_section = isinstance(value, dict) and (value or key in sections)
+        flat |= {f"{key}.{leaf}": item for leaf, item in value.items()} if is_section else {key: value}
     return flat
-
-
-def _value(config: Config, name: str) -> Any:
-    section, _, leaf = name.rpartition(".")
-    return getattr(getattr(config, section) if section else config, leaf)
 
 
 def _replaced(config: Config, name: str, value: Any, origin: str) -> Config:
@@ -135,7 +129,7 @@ def _replaced(config: Config, name: str, value: Any, origin: str) -> Config:
     section, _, leaf = name.rpartition(".")
     coerced = _coerced(SETTINGS[name], value)
     if isinstance(coerced, dict):  # a table: options add to the file's
-        coerced = _value(config, name) | coerced
+        coerced = attrgetter(name)(config) | coerced
     if not section:
         return dataclasses.replace(config, **{leaf: coerced})
     owner: Any = getattr(config, section)
@@ -182,7 +176,7 @@ def _failure_budget(text: str) -> int | float:
 def _check(config: Config) -> None:
     """Refuse values out of range, each by name, and settings that do not go together."""
     for name, setting in SETTINGS.items():
-        value = _value(config, name)
+        value = attrgetter(name)(config)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None:
                 _check_range(setting, number)

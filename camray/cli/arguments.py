@@ -17,38 +17,35 @@ from camray.options import SETTINGS
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One command, `camray NAME`: the function that runs it, and the options that are no settings."""
+    """One command: `camray NAME`."""
 
+    name: str
+    text: str
     run: Callable[[argparse.Namespace], ExitCode]
     given: str  # what follows the name in the usage
-    options: tuple[Setting, ...]
+    options: tuple[Setting, ...]  # those that are no settings
     is_job: bool  # its last line says how it ended
-
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return self.run.__name__
-
-    @property
-    def text(self) -> str:
-        """What --help says: the first line of the function's docstring."""
-        line = (self.run.__doc__ or "").partition("\n")[0].removesuffix(".")
-        return line[:1].lower() + line[1:]
 
 
 def verb(*options: Setting, given: str = "OUT", is_job: bool = False) -> Callable[..., Verb]:
-    """Make a verb of the function that runs it."""
-    return lambda run: Verb(run, given, options, is_job)
+    """Make a verb of the function that runs it; its docstring's first line is what --help says."""
+
+    def declare(run: Callable[[argparse.Namespace], ExitCode]) -> Verb:
+        line = (run.__doc__ or "").partition("\n")[0].removesuffix(".")
+        return Verb(run.__name__, line[:1].lower() + line[1:], run, given, options, is_job)
+
+    return declare
 
 
 class Parser(argparse.ArgumentParser):
     """Errors in camray's own form, without the usage dump; `whole` is the option that shows every option."""
 
-    def __init__(self, *args: Any, whole: str = "--help", **options: Any) -> None:
+    whole = "--help"
+
+    def __init__(self, *args: Any, **options: Any) -> None:
         options["formatter_class"] = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
         super().__init__(*args, **options)
         self.register("action", None, Once)
-        self.whole = whole
 
     def error(self, message: str) -> Any:
         """Say it in one line and leave."""
@@ -61,12 +58,12 @@ class Parser(argparse.ArgumentParser):
         settings = [s for s in SETTINGS.values() if s.option and verb.name in s.verbs.split()]
         settings.sort(key=lambda s: s.option == "OUT")  # ARCHIVE stands before it
         if settings:
-            self.add_argument("--help-all", action="help", help="every option, with its default")
+            self.whole = "--help-all"
+            self.add_argument(self.whole, action="help", help="every option, with its default")
         groups: dict[str, Any] = {"": self}
         for option in (*_EVERYWHERE, *verb.options, *settings):
             group = option.group if option.flag else ""
-            if group not in groups:
-                groups[group] = self.add_argument_group(group)
+            groups[group] = groups.get(group) or self.add_argument_group(group)
             is_shown = show_all or not settings or verb.name in option.common.split()
             _add(groups[group], option, option.help(verb.name).replace("%", "%%"), is_shown)
 

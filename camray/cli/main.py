@@ -78,11 +78,9 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         dest="command", required=True, metavar="COMMAND", prog="camray", parser_class=Parser
     )
     for verb in VERBS:
-        has_settings = any(verb.name in setting.verbs.split() for setting in SETTINGS.values())
         sub = commands.add_parser(
             verb.name, help=verb.text, description=verb.text, epilog=_SHORT_EXITS,
             usage=f"camray {verb.name} {verb.given} [options]", argument_default=argparse.SUPPRESS,
-            whole="--help-all" if has_settings else "--help",
         )  # fmt: skip
         sub.set_defaults(verb=verb, debug=False, json=False)
         sub.add_verb(verb, show_all)
