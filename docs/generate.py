@@ -38,10 +38,26 @@ def settings_tables() -> str:
         lines.append(_ROW.format(*(cell.replace("|", "\\|") for cell in cells)))
     return "\n".join(lines)
 
+def methods() -> str:
+    """Tell of every method: what it is, what it costs, its options; then the papers."""
+    from camray.cam import METHODS
+
+    needs = ("gradient", "layers", "scene", "activation")
+    entries = sorted(METHODS.items(), key=lambda m: (not m[1].per_class, needs.index(m[1].needs)))
+    lines = ["| method | what it is | cost | when | options |", "|---|---|---|---|---|"]
+    for name, entry in entries:
+        written = f"`{name}`" if entry.options is not None else f"`{name}:<Name>`"
+        free = "" if entry.per_class else " (free)"
+        options = ", ".join(f"`{o}`" for o in entry.options or () if o not in ("aug_smooth", "eigen_smooth"))
+        lines.append(f"| {written}{free} | {entry.doc} | {entry.cost} | {entry.when} | {options} |")
+    papers = [f"* `{name}`: {entry.paper}." for name, entry in entries if entry.paper]
+    return "\n".join([*lines, "", "The papers:", "", *papers])
+
 
 # name of the block -> the page that holds it, and what gives its text
 BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/settings.md", settings_tables),
+    "methods": ("docs/methods.md", methods),
 }
 
 

@@ -10,6 +10,9 @@ Usable as a library on tensors, without Ray and without files:
     heat = finish(found.maps["gradcam", layer.name], (224, 224))  # (B, 5, 224, 224) in [0, 1]
 """
 
+import importlib
+import pkgutil
+
 from camray.cam.engine import Explanation, explain
 from camray.cam.finish import blend, colour, finish, fuse, normalise, resize
 from camray.cam.layers import LayerInfo, find_target_layer, find_target_layers, list_layers
@@ -35,3 +38,6 @@ __all__ = [
     "parse_method",
     "resize",
 ]
+
+for _file in pkgutil.iter_modules(__path__):  # a file that holds methods registers them when it is loaded
+    importlib.import_module(f"{__name__}.{_file.name}")

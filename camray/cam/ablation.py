@@ -12,16 +12,22 @@ import torch
 from torch import Tensor
 
 from camray.cam import class_token
+from camray.cam.registry import method
 from camray.cam.scene import Scene
 from camray.cam.tail import Tail
 
 
+@method(
+    "ablationcam", needs="scene", cost="1 to 1 + C tails", graph=True,
+    doc="drop of the score without each channel", when="exact, gradient-free in spirit",
+    paper="Desai and Ramaswamy, Ablation-CAM: Visual Explanations for Deep Convolutional Network via "
+    "Gradient-free Localization, WACV 2020",
+)  # fmt: skip
 def ablationcam(scene: Scene) -> Tensor:
     """Ablation-CAM: c = sum_c w_c A_c, w_c = (S - S without channel c) / S.
 
-    Desai and Ramaswamy, "Ablation-CAM: Visual Explanations for Deep Convolutional Network via
-    Gradient-free Localization", WACV 2020. A channel is ablated by zero, also where A has negative
-    values; in a token layer its prefix tokens are ablated with it. A channel that is zero has weight 0.
+    A channel is ablated by zero, also where A has negative values; in a token layer its prefix tokens are
+    ablated with it. A channel that is zero has weight 0.
     """
     A, before = scene.A, scene.scores.detach()  # (B, C, h, w), (B, K)
     if scene.aim.linear and scene.split.logits.requires_grad and is_affine(scene.tail):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from camray.cam.registry import method
 from camray.cam.scene import Scene
 from camray.cam.split import call, hooks, plain, precision
 from camray.errors import ModelError
@@ -117,11 +118,13 @@ def _read_out(scene: Scene, relevance: Tensor) -> Tensor:
     return row[:, prefix:].reshape(len(row), *scene.A.shape[2:])
 
 
+@method(
+    "rollout", needs="scene", cost="2", per_class=False, doc="attention multiplied through the blocks",
+    when="plain vision transformers",
+    paper="Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020",
+)  # fmt: skip
 def rollout(scene: Scene) -> Tensor:
-    """Attention rollout: R = prod over blocks of (mean over heads of attention + I) / 2; class-free.
-
-    Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020.
-    """
+    """Attention rollout: R = prod over blocks of (mean over heads of attention + I) / 2."""
     attentions, _ = _attentions(scene, "rollout", graph=False)
     relevance = _identity(attentions[0])
     for p in attentions:
@@ -133,12 +136,14 @@ def _identity(p: Tensor) -> Tensor:
     return torch.eye(p.shape[-1], device=p.device).expand(len(p), -1, -1)
 
 
+@method(
+    "chefer", needs="scene", cost="2 + 2 K", doc="attention times its gradient, through the blocks",
+    when="plain vision transformers",
+    paper="Chefer et al., Generic Attention-model Explainability for Interpreting Bi-Modal and "
+    "Encoder-Decoder Transformers, ICCV 2021, eq. 5-6, for self-attention",
+)  # fmt: skip
 def gradient_attention(scene: Scene) -> Tensor:
-    """Gradient x attention: R <- R + mean over heads of relu(dS/dP * P) R, block after block, from R = I.
-
-    Chefer et al., "Generic Attention-model Explainability for Interpreting Bi-Modal and
-    Encoder-Decoder Transformers", ICCV 2021, eq. 5-6, for self-attention.
-    """
+    """Gradient x attention: R <- R + mean over heads of relu(dS/dP * P) R, block after block, from R = I."""
     attentions, scores = _attentions(scene, "chefer", graph=True)
     maps: list[Tensor] = []
     for score in scores.unbind(1):
@@ -149,12 +154,17 @@ def gradient_attention(scene: Scene) -> Tensor:
     return torch.stack(maps, 1)
 
 
+@method(
+    "legrad", needs="scene", cost="2 + K", doc="positive attention gradients, block by block",
+    when="plain vision transformers",
+    paper="Bousselham et al., LeGrad: An Explainability Method for Vision Transformers via Feature Formation "
+    "Sensitivity, ICCV 2025",
+)  # fmt: skip
 def legrad(scene: Scene) -> Tensor:
     """LeGrad: mean over blocks l of mean over heads and queries of relu(dS_l/dP_l).
 
-    Bousselham et al., "LeGrad: An Explainability Method for Vision Transformers via Feature Formation
-    Sensitivity", ICCV 2025. S_l is the score of the mean token behind block l, put through the model's
-    final norm and head. P_l is the attention of that block.
+    S_l is the score of the mean token behind block l, put through the model's final norm and head. P_l is
+    the attention of that block.
     """
     model = plain(scene.model)
     names, project = _blocks(model)

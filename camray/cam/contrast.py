@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from camray.cam import gradients
 from camray.cam.finish import fuse
 from camray.cam.gradients import SPACE, weigh
+from camray.cam.registry import method
 from camray.cam.scene import Scene
 from camray.cam.split import run_split
 from camray.errors import ModelError, UsageError
@@ -34,11 +35,16 @@ def base_method(name: str) -> gradients.Formula:
     return BASES[name]
 
 
+@method(
+    "shapleycam", needs="scene", cost="2", doc="Grad-CAM with a second-order term",
+    when="heads that are not linear",
+    paper="Cai, CAMs as Shapley Value-based Explainers, arXiv:2501.06261",
+)  # fmt: skip
 def shapleycam(scene: Scene) -> Tensor:
     """ShapleyCAM: c = sum_c w_c A_c, w = mean(G - H A / 2), H A the Hessian of the score times A.
 
-    Cai, "CAMs as Shapley Value-based Explainers", arXiv:2501.06261. With an affine head H = 0 and the
-    map is Grad-CAM's. Attention runs in its plain form here: the fused one has no second derivative.
+    With an affine head H = 0 and the map is Grad-CAM's. Attention runs in its plain form here: the fused
+    one has no second derivative.
     """
     with sdpa_kernel(SDPBackend.MATH):
         split = run_split(scene.model, scene.inputs, [scene.layer])
@@ -63,6 +69,12 @@ def _hessian_product(gradient: Tensor, raw: Tensor) -> Tensor | None:
     return found[0]
 
 
+@method(
+    "finercam", needs="scene", cost="1", graph=True, doc="a base method on one class against similar ones",
+    when="fine-grained classes",
+    paper="Zhang et al., Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation, "
+    "CVPR 2025",
+)  # fmt: skip
 def finercam(
     scene: Scene,
     base: str = "gradcam",
@@ -73,9 +85,8 @@ def finercam(
 ) -> Tensor:
     """Finer-CAM: a base method on z_n - alpha z_i, class n against the classes i scored most like it.
 
-    Zhang et al., "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation",
-    CVPR 2025. The contrasts are averaged with the softmax p_i as weights (`weighting="softmax"`,
-    p differentiated too unless `detach`), or equally (`"mean"`).
+    The contrasts are averaged with the softmax p_i as weights (`weighting="softmax"`, p differentiated
+    too unless `detach`), or equally (`"mean"`).
     """
     if weighting not in ("softmax", "mean"):
         raise UsageError("weighting", f"{weighting!r}", "softmax or mean")
@@ -96,12 +107,16 @@ def finercam(
     return torch.stack(maps, 1)
 
 
+@method(
+    "refinecam", needs="layers", cost="1", doc="product over several layers",
+    when="sharper maps; needs two layers or more", paper="RefineCAM, arXiv:2605.14641",
+)  # fmt: skip
 def refinecam(
     activations: Mapping[str, Tensor], slopes: Mapping[str, Tensor], base: str = "gradcam++"
 ) -> Tensor:
     """RefineCAM: the product over layers of a base method's maps, each in [0, 1] at the finest size.
 
-    "RefineCAM", arXiv:2605.14641. A and G by layer, for one target. Not raw: the product needs one scale.
+    A and G by layer, for one target. Not raw: the product needs one scale.
     """
     if len(slopes) < 2:
         raise UsageError("layers", "refinecam multiplies the maps of several layers", "name two or more")
@@ -110,12 +125,17 @@ def refinecam(
     return fuse(maps, size, "product")
 
 
+@method(
+    "smoothgradcam++", needs="scene", cost="1 + n", doc="Grad-CAM++ averaged over noise",
+    when="noisy gradients",
+    paper="Omeiza et al., Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique for Deep "
+    "Convolutional Neural Network Models, 2019",
+)  # fmt: skip
 def smoothgradcam_plus_plus(scene: Scene, samples: int = 4, std: float = 0.3, seed: int = 0) -> Tensor:
     """Smooth Grad-CAM++: Grad-CAM++ with G, G^2 and G^3 averaged over noisy copies of the image.
 
-    Omeiza et al., "Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique for Deep
-    Convolutional Neural Network Models", 2019. Noise N(0, std) on the normalised image; one draw per
-    sample serves all images, so that results depend on no neighbour. A is the clean image's.
+    Noise N(0, std) on the normalised image; one draw per sample serves all images, so that results
+    depend on no neighbour. A is the clean image's.
     """
     generator = torch.Generator().manual_seed(seed)
     moments: list[list[Tensor]] = []  # per target: sums of G, G^2, G^3

@@ -1,6 +1,6 @@
 """Maps that know nothing of the class: what any method must beat.
 
-Flows in: A or the image. Flows out: (B, h, w).
+Flows in: A or the scene. Flows out: (B, h, w), or of the image's size.
 """
 
 from __future__ import annotations
@@ -10,14 +10,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camray.cam.gradients import weigh
+from camray.cam.registry import method
+from camray.cam.scene import Scene
 
 
+@method(
+    "random", needs="activation", cost="1", per_class=False, doc="channels with random weights",
+    when="a control: any method must beat it",
+)  # fmt: skip
 def random(A: Tensor, seed: int = 0) -> Tensor:
     """Channels with random weights U(-1, 1), the same draw for every image, so that results repeat."""
     draw = torch.rand(A.shape[1], generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return weigh(draw.to(A).expand(len(A), -1), A)
 
 
+@method(
+    "center", needs="activation", cost="1", per_class=False, doc="a blob in the middle of the image",
+    when="a control: any method must beat it",
+)  # fmt: skip
 def center(A: Tensor) -> Tensor:
     """Put a Gaussian in the middle, with a standard deviation of a quarter of each side."""
     rows, columns = A.shape[2:]
@@ -32,3 +42,12 @@ def sobel(inputs: Tensor) -> Tensor:
     across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=inputs.device)
     kernels = torch.stack([across, across.T])[:, None]  # (2, 1, 3, 3)
     return F.conv2d(grey, kernels).square().sum(1).sqrt()
+
+
+@method(
+    "sobel", needs="scene", cost="1", per_class=False, doc="edges of the image",
+    when="a control: any method must beat it",
+)  # fmt: skip
+def edges(scene: Scene) -> Tensor:
+    """Give the edge strength of the batch as maps, (B, 1, H, W)."""
+    return sobel(scene.inputs)[:, None]

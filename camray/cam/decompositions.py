@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from camray.cam.gradients import SPACE, weigh
+from camray.cam.registry import method
 
 DENSE = 256  # rows up to which a full eigendecomposition is as quick as an iterative one
 STEPS = 24
@@ -94,20 +95,29 @@ def towards_strength(component: Tensor, A: Tensor) -> Tensor:
     return torch.where(side < 0, -component, component)
 
 
+@method(
+    "eigencam", needs="activation", cost="1", per_class=False,
+    doc="first principal component of the activations", when="a look at the features; no class",
+    paper="Muhammad and Yeasin, Eigen-CAM: Class Activation Map using Principal Components, IJCNN 2020",
+)  # fmt: skip
 def eigencam(A: Tensor) -> Tensor:
-    """EigenCAM: projection of A on its first principal component over positions.
-
-    Muhammad and Yeasin, "Eigen-CAM: Class Activation Map using Principal Components", IJCNN 2020.
-    Class-free. Sign by the rule above.
-    """
+    """EigenCAM: projection of A on its first principal component over positions. Sign by the rule above."""
     return towards_strength(principal(A), A)
 
 
+@method(
+    "eigengradcam", needs="gradient", cost="1",
+    doc="first principal component of gradient times activation", when="less noise, class-specific",
+)  # fmt: skip
 def eigengradcam(A: Tensor, G: Tensor) -> Tensor:
     """EigenGradCAM: EigenCAM of G * A, which makes it class-specific. Sign by the rule above."""
     return towards_strength(principal(G * A), G * A)
 
 
+@method(
+    "segeigencam", needs="gradient", cost="1",
+    doc="first principal component of the gradient's size times activation", when="as `eigengradcam`",
+)  # fmt: skip
 def segeigencam(A: Tensor, G: Tensor) -> Tensor:
     """SegEigenCAM: EigenCAM of |G| * A, flipped where its trough is deeper than its peak is high."""
     component = principal(G.abs() * A)
@@ -124,11 +134,16 @@ def smoothed(weights: Tensor, A: Tensor) -> Tensor:
     return torch.where(side < 0, -component, component)
 
 
+@method(
+    "kpcacam", needs="activation", cost="1", per_class=False,
+    doc="first kernel principal component of the activations", when="as `eigencam`",
+    paper="Karmani et al., KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA, "
+    "2024",
+)  # fmt: skip
 def kpcacam(A: Tensor) -> Tensor:
     """KPCA-CAM: first component of kernel PCA with K = tanh(X X^T / C + 1), X = A centred over positions.
 
-    Karmani et al., "KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA",
-    2024. Class-free; the entry largest in size is made positive.
+    The entry largest in size is made positive.
     """
     rows = A.flatten(2).transpose(1, 2).double()  # (B, h*w, C); tanh(1 + small) needs the digits
     rows = rows - rows.mean(1, keepdim=True)
@@ -140,12 +155,16 @@ def kpcacam(A: Tensor) -> Tensor:
     return component.view(len(A), *A.shape[2:]).float()
 
 
+@method(
+    "fem", needs="activation", cost="1", per_class=False, doc="rare strong activations weigh more",
+    when="as `eigencam`",
+    paper="Fuad et al., Features Understanding in 3D CNNs for Actions Recognition in Video, IPTA 2020",
+)  # fmt: skip
 def fem(A: Tensor, k: float = 2.0, values: bool = True) -> Tensor:
-    """FEM: channels weigh by the share of positions above mean + k std; class-free.
+    """FEM: c = sum_c w_c A_c, w_c = mean(A_c > th_c), th_c = mean(A_c) + k std(A_c).
 
-    Fuad et al., "Features Understanding in 3D CNNs for Actions Recognition in Video", IPTA 2020:
-    c = sum_c w_c A_c, w_c = mean(A_c > th_c), th_c = mean(A_c) + k std(A_c). With `values=False` the
-    binary masks are summed and weighed by mean(A_c), the other reading of the paper in use.
+    With `values=False` the binary masks are summed and weighed by mean(A_c), the other reading of the
+    paper in use.
     """
     threshold = A.mean(SPACE, keepdim=True) + k * A.std(SPACE, correction=0, keepdim=True)
     if values:
@@ -153,12 +172,16 @@ def fem(A: Tensor, k: float = 2.0, values: bool = True) -> Tensor:
     return weigh(A.mean(SPACE), (threshold <= A).float())
 
 
+@method(
+    "dff", needs="activation", cost="1", per_class=False, doc="factorisation into n concepts",
+    when="which parts the layer tells apart",
+    paper="Collins et al., Deep Feature Factorization for Concept Discovery, ECCV 2018",
+)  # fmt: skip
 def dff(A: Tensor, concepts: int = 5, iterations: int = 200) -> Tensor:
     """Deep feature factorisation: A - min(A_c) ~ W H with W, H >= 0; W holds one map per concept.
 
-    Collins et al., "Deep Feature Factorization for Concept Discovery", ECCV 2018. Class-free, (B, n, h, w).
-    Each image is factorised alone, by multiplicative updates from a start made of its own principal
-    components, so its concepts depend on no neighbour and on no random number.
+    (B, n, h, w). Each image is factorised alone, by multiplicative updates from a start made of its own
+    principal components, so its concepts depend on no neighbour and on no random number.
     """
     rows = (A - A.amin(SPACE, keepdim=True)).flatten(2).transpose(1, 2).double()  # (B, h*w, C) >= 0
     n = min(concepts, *rows.shape[1:])

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from camray.cam import targets as aims
 from camray.cam.ablation import is_affine
 from camray.cam.biases import BiasTerms
-from camray.cam.contrast import refinecam
 from camray.cam.decompositions import smoothed
+from camray.cam.finish import finish
 from camray.cam.layers import find_target_layers, refuse_bad_weights
 from camray.cam.layout import TargetLayer
 from camray.cam.registry import Method, parse_method
 from camray.cam.scene import Scene
-from camray.cam.smooth import average_views
 from camray.cam.split import Split, as_found, model_precision, run_split
-from camray.cam.targets import TargetRule
+from camray.cam.targets import Aim, TargetRule, as_rules
 from camray.errors import ModelError, UsageError
 
 Targets = str | TargetRule | Tensor | Sequence[str | TargetRule]
+Maps = dict[tuple[str, str], Tensor]
+FACTORS = (0.9, 1.0, 1.1)  # of the normalised image, by which `aug_smooth` alters it, as is customary
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,30 @@ class Explanation:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a batch of images."""
+
+    layers: Sequence[TargetLayer]
+    methods: Sequence[Method]
+    rules: Sequence[TargetRule]
+    labels: Tensor | None  # (B,)
+    chunk: int
+    aim: Aim | None = None  # the classes, where they were settled on other images
+
+    def of(self, rows: slice) -> Request:
+        """Ask the same of a part of the batch, in smaller chunks."""
+        rules = [r if r.select != "given" or r.tensor is None else replace(r, tensor=r.tensor[rows])
+                 for r in self.rules]  # fmt: skip
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, rules=rules, labels=labels, chunk=max(1, self.chunk // 2))
+
+
 def explain(
     model: nn.Module,
     inputs: Tensor,
     layers: Iterable[TargetLayer | str] | TargetLayer | str | None = None,
-    methods: str | Iterable[str] = "gradcam",
+    methods: str | Method | Iterable[str | Method] = "gradcam",
     targets: Targets = "predicted",
     labels: Tensor | None = None,
     autocast: torch.dtype | None = None,
@@ -60,89 +80,106 @@ def explain(
     many altered images a perturbation method runs at once. When the device runs out of memory the
     batch is halved, and the halves explained one after the other.
     """
-    wanted = [parse_method(m) for m in ([methods] if isinstance(methods, str) else methods)]
-    rules = aims.as_rules(targets)
-    places = _places(model, inputs, layers)
+    asked = [methods] if isinstance(methods, str | Method) else methods
+    parsed = [parse_method(m) if isinstance(m, str) else m for m in asked]
+    request = Request(_places(model, inputs, layers), parsed, as_rules(targets), labels, chunk)
     if labels is not None and len(labels) != len(inputs):
         raise UsageError("labels", f"{len(labels)} for {len(inputs)} images", "give one per image")
-    notes = _notes(wanted, rules)
+    notes = _notes(request)
     with as_found(model), model_precision(inputs.device.type, autocast):
-        try:
-            return _explain(model, inputs, places, wanted, rules, labels, chunk, notes)
-        except torch.OutOfMemoryError:
-            if len(inputs) < 2:
-                raise
-    return _in_halves(model, inputs, places, wanted, rules, labels, autocast, chunk)
+        return replace(_within_memory(model, inputs, request), notes=notes)
 
 
-def _explain(
-    model: nn.Module,
-    inputs: Tensor,
-    layers: Sequence[TargetLayer],
-    methods: Sequence[Method],
-    rules: Sequence[TargetRule],
-    labels: Tensor | None,
-    chunk: int,
-    notes: tuple[str, ...],
-    aim: aims.Aim | None = None,
-) -> Explanation:
-    averaged = [m for m in methods if m.options.get("aug_smooth")]
-    methods = [m for m in methods if m not in averaged]
-    differentiate = any(m.entry.needs == "gradient" or m.entry.graph for m in methods)
+def _within_memory(model: nn.Module, inputs: Tensor, request: Request) -> Explanation:
+    try:
+        return _explain(model, inputs, request)
+    except torch.OutOfMemoryError:
+        if len(inputs) < 2:
+            raise
+    if inputs.is_cuda:  # here, and not above, the frames that hold the memory are gone
+        torch.cuda.empty_cache()
+    half = len(inputs) // 2
+    halves = (slice(0, half), slice(half, None))
+    return _joined([_within_memory(model, inputs[rows], request.of(rows)) for rows in halves])
+
+
+def _explain(model: nn.Module, inputs: Tensor, request: Request) -> Explanation:
+    """Make all maps from one forward; what averages views adds a forward and more for each view."""
+    methods = [m for m in request.methods if not m.averages_views]
     biases = BiasTerms(model) if any(m.entry.biases for m in methods) else None
-    split = run_split(model, inputs, layers, differentiate, biases.watch if biases else None)
+    differentiate = any(m.entry.needs in ("gradient", "layers") or m.entry.graph for m in methods)
+    split = run_split(model, inputs, request.layers, differentiate, biases.watch if biases else None)
     logits = split.logits.detach().float()  # (B, classes)
     if not bool(logits.isfinite().any()):
         refuse_bad_weights(model)
-    aim = aim or aims.Aim.settle(rules, logits, labels)
+    aim = request.aim or Aim.settle(request.rules, logits, request.labels)
     with torch.inference_mode(False), torch.enable_grad():
         scores = aim.scores(split.logits)  # (B, K)
-        scenes = [Scene(model, inputs, layer, split, aim, chunk, biases) for layer in layers]
-        maps = _gradient_maps(split, scores, [m for m in methods if m.entry.needs == "gradient"])
+        scenes = [Scene(model, inputs, layer, split, aim, request.chunk, biases) for layer in request.layers]
+        maps = _gradient_maps(split, scores, methods)
         for method in methods:
             for scene in scenes:
-                if method.entry.affine:
-                    _refuse_curved_head(scene, method)
-                if method.entry.needs == "activation":
-                    found = method.entry.run(scene.A, **method.options)
-                    maps[method.text, scene.layer.name] = found if found.ndim == 4 else found[:, None]
-                elif method.entry.needs == "scene":
-                    maps[method.text, scene.layer.name] = method.entry.run(scene, **method.options).detach()
-    for method in averaged:  # every view explains the classes of the unaltered images
-        plain = replace(method, options={k: v for k, v in method.options.items() if k != "aug_smooth"})
-        for layer in layers:
-
-            def raw_maps(view: Tensor, layer: TargetLayer = layer, plain: Method = plain) -> Tensor:
-                found = _explain(model, view, [layer], [plain], rules, labels, chunk, (), aim)
-                return found.maps[plain.text, layer.name]
-
-            maps[method.text, layer.name] = average_views(inputs, raw_maps)
-    return Explanation(logits, aim.classes, scores.detach(), maps, notes)
+                maps |= _scene_maps(scene, method)
+    for method in request.methods:
+        for layer in request.layers if method.averages_views else ():
+            one = replace(request, layers=[layer], methods=[method.of_one_view()], aim=aim)
+            maps[method.text, layer.name] = _mean_of_views(model, inputs, one)
+    return Explanation(logits, aim.classes, scores.detach(), maps)
 
 
-def _gradient_maps(split: Split, scores: Tensor, methods: Sequence[Method]) -> dict[tuple[str, str], Tensor]:
-    """All gradient methods of all layers from one backward through the tail per target."""
+def _gradient_maps(split: Split, scores: Tensor, methods: Sequence[Method]) -> Maps:
+    """All formulas in A and G, of all layers, from one backward through the tail per target."""
     found: dict[tuple[str, str], list[Tensor]] = {}
+    methods = [m for m in methods if m.entry.needs in ("gradient", "layers")]
     activations = {name: split.activation(name) for name in split.raw}
     for score in scores.unbind(1) if methods else ():
         gradients = split.gradients(score)
         for method in methods:
-            if method.name == "refinecam":
+            if method.entry.needs == "layers":
                 key = (method.text, "+".join(gradients))
-                found.setdefault(key, []).append(refinecam(activations, gradients, **method.options))
+                found.setdefault(key, []).append(_run(method, activations, gradients))
                 continue
             for name, G in gradients.items():
-                made = _apply(method, activations[name], G)  # (B, h, w)
-                found.setdefault((method.text, name), []).append(made)
+                found.setdefault((method.text, name), []).append(_run(method, activations[name], G))
     return {key: torch.stack(each, 1) for key, each in found.items()}  # (B, K, h, w)
 
 
-def _apply(method: Method, A: Tensor, G: Tensor) -> Tensor:
+def _scene_maps(scene: Scene, method: Method) -> Maps:
+    """Run a method that is no formula in A and G; check the head for one that needs it affine."""
+    if method.entry.affine:
+        _refuse_curved_head(scene, method)
+    if method.entry.needs == "activation":
+        made = _run(method, scene.A)
+        return {(method.text, scene.layer.name): made if made.ndim == 4 else made[:, None]}
+    if method.entry.needs == "scene":
+        return {(method.text, scene.layer.name): _run(method, scene).detach()}
+    return {}
+
+
+def _run(method: Method, *given: Any) -> Tensor:
     options = dict(method.options)
     if options.pop("eigen_smooth", False):
         options["combine"] = smoothed
-    made: Tensor = method.entry.run(A, G, **options)
+    made: Tensor = method.entry.run(*given, **options)
     return made
+
+
+def _mean_of_views(model: nn.Module, inputs: Tensor, request: Request) -> Tensor:
+    """Average the maps in [0, 1] of six views: plain and mirrored, each times 0.9, 1 and 1.1, (B, K, H, W).
+
+    Every view explains the classes of the unaltered images. The mean is not stretched to 1 again.
+    """
+    size = (inputs.shape[2], inputs.shape[3])
+
+    def finished(view: Tensor) -> Tensor:
+        (maps,) = _explain(model, view, request).maps.values()
+        return finish(maps, size)
+
+    total = torch.zeros((), device=inputs.device)
+    for factor in FACTORS:
+        view = inputs * factor
+        total = total + finished(view) + finished(view.flip(3)).flip(3)
+    return total / (2 * len(FACTORS))
 
 
 def _refuse_curved_head(scene: Scene, method: Method) -> None:
@@ -158,62 +195,31 @@ def _refuse_curved_head(scene: Scene, method: Method) -> None:
     )
 
 
-def _notes(methods: Sequence[Method], rules: Sequence[TargetRule]) -> tuple[str, ...]:
+def _notes(request: Request) -> tuple[str, ...]:
     """Say which methods explain no class; refuse a target when none of them does."""
-    free = [m.text for m in methods if not m.entry.per_class]
-    asked = any(rule != TargetRule() for rule in rules)
-    if asked and free and len(free) == len(methods):
+    free = [m.text for m in request.methods if not m.entry.per_class]
+    asked = any(rule != TargetRule() for rule in request.rules)
+    if asked and free and len(free) == len(request.methods):
         raise UsageError(
             "targets", f"{', '.join(free)} explains no class", "leave targets out, or use gradcam"
         )
     return tuple(f"{name} explains no class: one result per image, whatever the target" for name in free)
 
 
-def _in_halves(
-    model: nn.Module,
-    inputs: Tensor,
-    layers: Sequence[TargetLayer],
-    methods: Sequence[Method],
-    rules: Sequence[TargetRule],
-    labels: Tensor | None,
-    autocast: torch.dtype | None,
-    chunk: int,
-) -> Explanation:
-    if inputs.is_cuda:
-        torch.cuda.empty_cache()
-    half = len(inputs) // 2
-    parts = []
-    for rows in (slice(0, half), slice(half, None)):
-        own = [
-            r if r.select != "given" or r.tensor is None else replace(r, tensor=r.tensor[rows]) for r in rules
-        ]
-        names = [m.text for m in methods]
-        own_labels = None if labels is None else labels[rows]
-        parts.append(
-            explain(model, inputs[rows], layers, names, own, own_labels, autocast, max(1, chunk // 2))
-        )
+def _joined(parts: Sequence[Explanation]) -> Explanation:
+    """Join parts of a batch; a part with fewer classes an image is filled up with -1 and with zeros."""
     width = max(p.classes.shape[1] for p in parts)
 
     def join(tensors: Sequence[Tensor], empty: float = 0.0) -> Tensor:
         return torch.cat([_widen(t, width, empty) for t in tensors])
 
-    keys = parts[0].maps.keys()
-    return Explanation(
-        torch.cat([p.logits for p in parts]),
-        join([p.classes for p in parts], -1),
-        join([p.scores for p in parts]),
-        {
-            k: join([p.maps[k] for p in parts])
-            if _widens(k, parts)
-            else torch.cat([p.maps[k] for p in parts])
-            for k in keys
-        },
-        parts[0].notes,
-    )
-
-
-def _widens(key: tuple[str, str], parts: Sequence[Explanation]) -> bool:
-    return all(p.maps[key].shape[1] == p.classes.shape[1] for p in parts)
+    maps = {}
+    for key in parts[0].maps:
+        own = [p.maps[key] for p in parts]
+        by_class = all(m.shape[1] == p.classes.shape[1] for m, p in zip(own, parts, strict=True))
+        maps[key] = join(own) if by_class else torch.cat(own)
+    logits = torch.cat([p.logits for p in parts])
+    return Explanation(logits, join([p.classes for p in parts], -1), join([p.scores for p in parts]), maps)
 
 
 def _widen(tensor: Tensor, width: int, empty: float) -> Tensor:

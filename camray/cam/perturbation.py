@@ -14,30 +14,40 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camray.cam.gradients import SPACE
+from camray.cam.registry import method
 from camray.cam.scene import Scene
 from camray.errors import UsageError
 
 GUARD = 1e-8  # of min-max, the customary one
 
 
+@method(
+    "scorecam", needs="scene", cost="1 + C", doc="masks the image with each channel",
+    when="no gradients wanted; slow. `channels=N` takes the N that vary most: an approximation for 1 + N",
+    paper="Wang et al., Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks, "
+    "CVPR Workshops 2020",
+)  # fmt: skip
 def scorecam(scene: Scene, channels: int | None = None, normalise_first: bool = False) -> Tensor:
     """Score-CAM: c = sum_c w_c A_c, w = softmax over channels of S(x * M_c), M_c = minmax(up(A_c)).
 
-    Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
-    CVPR Workshops 2020. `channels=N` keeps the N channels that vary most over positions and leaves the
-    others out: an approximation, N forwards per image instead of C. `normalise_first` scales channels
-    before enlarging them with half-pixel centres, another reading in use; the mask then rarely reaches 1.
+    `channels=N` keeps the N channels that vary most over positions and leaves the others out: an
+    approximation, N forwards per image instead of C. `normalise_first` scales channels before enlarging
+    them with half-pixel centres, another reading in use; the mask then rarely reaches 1.
     """
     return _weigh(scene.A, *_mask_scores(scene, channels, normalise_first))
 
 
+@method(
+    "sscam", needs="scene", cost="1 + n C", doc="Score-CAM over noisy masks", when="research; very slow",
+    paper="Naidu et al., SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization, 2020",
+)  # fmt: skip
 def sscam(
     scene: Scene, samples: int = 35, std: float = 2.0, seed: int = 0, channels: int | None = None
 ) -> Tensor:
     """SS-CAM: Score-CAM with the score averaged over masks M_c + noise, noise of mean 0 and `std`.
 
-    Naidu et al., "SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization", 2020. One draw
-    of noise per sample serves all channels and images, so that channels compare under the same noise.
+    One draw of noise per sample serves all channels and images, so that channels compare under the same
+    noise.
     """
     generator = torch.Generator().manual_seed(seed)
     size = (samples, 1, *scene.inputs.shape[2:])
@@ -46,11 +56,14 @@ def sscam(
     return _weigh(scene.A, *_mask_scores(scene, channels, True, alter))
 
 
+@method(
+    "iscam", needs="scene", cost="1 + n C", doc="Score-CAM over fading masks", when="research; very slow",
+    paper="Naidu et al., IS-CAM: Integrated Score-CAM for axiomatic-based explanations, 2020",
+)  # fmt: skip
 def iscam(scene: Scene, samples: int = 10, channels: int | None = None) -> Tensor:
     """IS-CAM: Score-CAM with the score averaged along the path i/N * M_c, i = 1..N.
 
-    Naidu et al., "IS-CAM: Integrated Score-CAM for axiomatic-based explanations", 2020: an integral
-    from the empty mask to the mask, which ends at the mask itself.
+    An integral from the empty mask to the mask, which ends at the mask itself.
     """
     alter = [lambda masks, i=i: masks * (i / samples) for i in range(1, samples + 1)]
     return _weigh(scene.A, *_mask_scores(scene, channels, True, alter))

@@ -17,16 +17,21 @@ from torch.overrides import TorchFunctionMode
 
 from camray.cam.finish import normalise, resize
 from camray.cam.gradients import gradcam
+from camray.cam.registry import method
 from camray.cam.scene import Scene
 from camray.cam.split import call, plain
 from camray.errors import ModelError, UsageError
 
 
+@method(
+    "fullgrad", needs="scene", cost="1 + 2 K", biases=True,
+    doc="input and bias gradients, at image size", when="fine maps; convolutional networks",
+    paper="Srinivas and Fleuret, Full-Gradient Representation for Neural Network Visualization, NeurIPS 2019",
+)  # fmt: skip
 def fullgrad(scene: Scene) -> Tensor:
     """FullGrad: sum over channels of |x * dS/dx| and of |b_l * dS/df_l| for every bias b_l.
 
-    Srinivas and Fleuret, "Full-Gradient Representation for Neural Network Visualization", NeurIPS 2019,
-    with the psi in common use: each channel is scaled to [0, 1] on its own.
+    With the psi in common use: each channel is scaled to [0, 1] on its own.
     """
     assert scene.biases is not None
     maps = [scene.biases.collect(scene.split, score) for score in scene.scores.unbind(1)]
@@ -66,10 +71,7 @@ class _Guided(TorchFunctionMode):
 
 
 def guided_gradients(scene: Scene) -> Tensor:
-    """Guided backpropagation: dS/dx with every ReLU passing only positive gradients, (B, K, 3, H, W).
-
-    Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR Workshops 2015.
-    """
+    """Guided backpropagation: dS/dx with every ReLU passing only positive gradients, (B, K, 3, H, W)."""
     model = plain(scene.model)
     with torch.inference_mode(False), torch.enable_grad():
         images = scene.inputs.clone().requires_grad_()
@@ -83,21 +85,32 @@ def guided_gradients(scene: Scene) -> Tensor:
     return torch.stack(each, 1).float()
 
 
+@method(
+    "guidedbackprop", needs="scene", cost="2 + 2 K",
+    doc="gradients through ReLUs, positive only", when="edges; insensitive to the class",
+    paper="Springenberg et al., Striving for Simplicity: The All Convolutional Net, ICLR Workshops 2015",
+)  # fmt: skip
 def guidedbackprop(scene: Scene) -> Tensor:
     """Guided backpropagation as one map: the largest size over colour channels, (B, K, H, W)."""
     return guided_gradients(scene).abs().amax(2)
 
 
+@method(
+    "guided-gradcam", needs="scene", cost="2 + 2 K", graph=True,
+    doc="guided backpropagation, gated by Grad-CAM", when="fine and class-specific",
+    paper="Selvaraju et al., as Grad-CAM, section 3.2",
+)  # fmt: skip
 def guided_gradcam(scene: Scene) -> Tensor:
-    """Guided Grad-CAM: guided backpropagation times the enlarged relu of Grad-CAM.
-
-    Selvaraju et al., ICCV 2017, section 3.2.
-    """
+    """Guided Grad-CAM: guided backpropagation times the enlarged relu of Grad-CAM."""
     size = (scene.inputs.shape[2], scene.inputs.shape[3])
     coarse = [gradcam(scene.A, scene.gradient(s)) for s in scene.scores.unbind(1)]
     return guidedbackprop(scene) * resize(normalise(torch.stack(coarse, 1)), size)
 
 
+@method(
+    "captum", needs="scene", cost="captum's", doc="captum's methods on the input",
+    when="comparison; needs the extra `camray[captum]`",
+)  # fmt: skip
 def captum_attribution(scene: Scene, name: str = "", **options: Any) -> Tensor:
     """One of captum's input-level methods by class name, summed over colour channels, signed."""
     try:

@@ -1,6 +1,8 @@
 """Every method by name, and the written form of a method with options.
 
-Flows in: `gradcam`, `scorecam(channels=64)`. Flows out: the function and what the engine must give it.
+Flows in: formulas, each registered where it stands by `@method`; `gradcam`, `scorecam(channels=64)`. Flows
+out: the function, what the engine must give it, and what a reader should know of it. A new method is a new
+file in this folder: the package loads all of them.
 """
 
 from __future__ import annotations
@@ -9,31 +11,21 @@ import ast
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from torch import Tensor
-
-from camray.cam import (
-    ablation,
-    attention,
-    contrast,
-    controls,
-    decompositions,
-    gradients,
-    perturbation,
-    pixels,
-)
-from camray.cam.scene import Scene
 from camray.errors import UsageError
 
-Needs = Literal["activation", "gradient", "scene"]
+Needs = Literal["activation", "gradient", "layers", "scene"]
+Formula = TypeVar("Formula", bound=Callable[..., Any])
+_METHODS: dict[str, Entry] = {}
+METHODS: Mapping[str, Entry] = MappingProxyType(_METHODS)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """`run` takes A, or A and G, or the whole scene of an explanation.
+    """`run` takes A, or A and G, or both by layer for several layers, or the whole scene of an explanation.
 
     `graph`: a scene method that reads gradients of the shared forward. `cost` counts forwards of one
     image: C channels, K targets, n samples. `affine`: the head must be affine in the layer.
@@ -42,52 +34,39 @@ class Entry:
     run: Callable[..., Any]
     needs: Needs
     cost: str
+    doc: str  # what it is, in a few words
+    when: str = ""  # to use it
+    paper: str = ""
     per_class: bool = True
     graph: bool = False
     affine: bool = False
     biases: bool = False  # differentiates the whole network from the shared forward
-    pixels: bool = False  # maps are born at the resolution of the image
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """The type of every option by its name; None where any option is passed on to another library."""
+        parameters = inspect.signature(self.run).parameters.values()
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return None
+        hints = get_type_hints(self.run)
+        known = {p.name: hints[p.name] for p in parameters if p.default is not p.empty}
+        if known.pop("combine", None):
+            known["eigen_smooth"] = bool
+        return known | {"aug_smooth": bool}
 
 
-def _from_inputs(scene: Scene) -> Tensor:
-    return controls.sobel(scene.inputs)[:, None]
+def method(
+    name: str, *, needs: Needs, cost: str, doc: str, when: str = "", paper: str = "", **kind: bool
+) -> Callable[[Formula], Formula]:
+    """Register a formula under this name; the arguments are the fields of its `Entry`."""
 
+    def register(run: Formula) -> Formula:
+        if name in _METHODS:
+            raise ValueError(f"two methods are called {name}")
+        _METHODS[name] = Entry(run, needs, cost, doc, when, paper, **kind)
+        return run
 
-METHODS: Mapping[str, Entry] = MappingProxyType(
-    {
-        "cam": Entry(gradients.cam, "gradient", "1", affine=True),
-        "gradcam": Entry(gradients.gradcam, "gradient", "1"),
-        "gradcam++": Entry(gradients.gradcam_plus_plus, "gradient", "1"),
-        "xgradcam": Entry(gradients.xgradcam, "gradient", "1"),
-        "hirescam": Entry(gradients.hirescam, "gradient", "1"),
-        "gradcam-elementwise": Entry(gradients.gradcam_elementwise, "gradient", "1"),
-        "layercam": Entry(gradients.layercam, "gradient", "1"),
-        "eigengradcam": Entry(decompositions.eigengradcam, "gradient", "1"),
-        "segeigencam": Entry(decompositions.segeigencam, "gradient", "1"),
-        "finercam": Entry(contrast.finercam, "scene", "1", graph=True),
-        "shapleycam": Entry(contrast.shapleycam, "scene", "2"),
-        "smoothgradcam++": Entry(contrast.smoothgradcam_plus_plus, "scene", "1 + n"),
-        "eigencam": Entry(decompositions.eigencam, "activation", "1", per_class=False),
-        "kpcacam": Entry(decompositions.kpcacam, "activation", "1", per_class=False),
-        "fem": Entry(decompositions.fem, "activation", "1", per_class=False),
-        "dff": Entry(decompositions.dff, "activation", "1", per_class=False),
-        "scorecam": Entry(perturbation.scorecam, "scene", "1 + C"),
-        "sscam": Entry(perturbation.sscam, "scene", "1 + n C"),
-        "iscam": Entry(perturbation.iscam, "scene", "1 + n C"),
-        "ablationcam": Entry(ablation.ablationcam, "scene", "1 to 1 + C tails", graph=True),
-        "fullgrad": Entry(pixels.fullgrad, "scene", "1 + 2 K", biases=True, pixels=True),
-        "guidedbackprop": Entry(pixels.guidedbackprop, "scene", "2 + 2 K", pixels=True),
-        "guided-gradcam": Entry(pixels.guided_gradcam, "scene", "2 + 2 K", graph=True, pixels=True),
-        "rollout": Entry(attention.rollout, "scene", "2", per_class=False),
-        "chefer": Entry(attention.gradient_attention, "scene", "2 + 2 K"),
-        "legrad": Entry(attention.legrad, "scene", "2 + K"),
-        "random": Entry(controls.random, "activation", "1", per_class=False),
-        "center": Entry(controls.center, "activation", "1", per_class=False),
-        "sobel": Entry(_from_inputs, "scene", "1", per_class=False, pixels=True),
-        "refinecam": Entry(contrast.refinecam, "gradient", "1"),  # over layers: see the engine
-        "captum": Entry(pixels.captum_attribution, "scene", "captum's", pixels=True),
-    }
-)
+    return register
 
 
 @dataclass(frozen=True)
@@ -110,6 +89,15 @@ class Method:
         """What the registry says of it."""
         return METHODS[self.name]
 
+    @property
+    def averages_views(self) -> bool:
+        """Whether its maps are a mean over altered images."""
+        return bool(self.options.get("aug_smooth"))
+
+    def of_one_view(self) -> Method:
+        """Give the method that explains each of these images."""
+        return replace(self, options={k: v for k, v in self.options.items() if k != "aug_smooth"})
+
 
 def parse_method(text: str) -> Method:
     """Read `name` or `name(option=value, ...)`; refuses unknown names with the nearest known one."""
@@ -131,20 +119,14 @@ def parse_method(text: str) -> Method:
         options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise UsageError("method", f"{text!r} cannot be read", "for example scorecam(channels=64)") from None
-    _check_options(text, METHODS[name].run, options)
+    known = METHODS[name].options
+    if known is not None:
+        _check_options(text, known, options)
     return Method(text, name, {**fixed, **options})
 
 
-def _check_options(text: str, run: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def _check_options(text: str, known: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Refuse options that a method does not have, and values that are not what it takes."""
-    parameters = inspect.signature(run).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):  # captum's own
-        return
-    hints = get_type_hints(run)
-    known = {p.name: hints[p.name] for p in parameters if p.default is not p.empty}
-    if known.pop("combine", None):
-        known["eigen_smooth"] = bool
-    known["aug_smooth"] = bool
     for name, value in options.items():
         if name not in known:
             raise UsageError("method", f"{text}: no option {name!r}", f"one of {', '.join(sorted(known))}")
