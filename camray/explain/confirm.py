@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
@@ -57,8 +58,7 @@ def look_again(
         explained[position][1]["confirm_region"] = REGION
     for start in range(0, len(chosen), batch_size):
         batch = [explained[position] for position in chosen[start : start + batch_size]]
-        maps = torch.tensor([row["heatmap"] for _, row in batch])
-        maps = maps.reshape(len(batch), batch[0][1]["heat_h"], batch[0][1]["heat_w"])
+        maps = torch.from_numpy(np.stack([row["heatmap"] for _, row in batch]))  # (B, h, w)
         found = scores([i for i, _ in batch], partial(without_hot_border, maps=maps))
         for (_, row), score in zip(batch, found, strict=True):
             if score.isfinite().all():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from camray import cam
+from camray.cam.registry import Method
 from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ImageError, ModelError, Stage, printable
 from camray.explain import confirm
@@ -44,12 +46,19 @@ def resolve(config: Config, folders: Iterable[str] = ()) -> tuple[Explainer, Loa
     """
     loaded = load_model(config.model, config.preprocess, folders)
     target = target_by_index(config.method.target, loaded.class_names)
-    _check_target(cam.TargetRule.parse(target), loaded.num_classes)
+    rule = cam.TargetRule.parse(target)
+    for class_id in (*rule.classes, *((rule.against,) if rule.score == "vs" else ())):
+        if class_id >= loaded.num_classes:
+            what = f"class {class_id} of a model with {loaded.num_classes} classes"
+            raise ModelError("--target", what, f"give 0..{loaded.num_classes - 1}")
     spec = loaded.input
     layer = cam.find_target_layer(
         loaded.module, (len(spec.mean), spec.height, spec.width), config.method.layer
     )
-    _try_out(loaded, layer, config.method.name, target)
+    method = cam.parse_method(config.method.name)
+    # one grey image, so that a method that cannot work here is refused before anything runs
+    grey = torch.zeros(1, len(spec.mean), spec.height, spec.width)
+    cam.explain(loaded.module, grey, layer, method, rule, labels=torch.zeros(1, dtype=torch.int64))
     explainer = Explainer(
         model=loaded.name,
         model_args=loaded.build_args,
@@ -57,7 +66,7 @@ def resolve(config: Config, folders: Iterable[str] = ()) -> tuple[Explainer, Loa
         class_names=loaded.class_names,
         num_classes=loaded.num_classes,
         input=spec,
-        method=cam.parse_method(config.method.name).spelled,
+        method=method.spelled,
         target=target,
         target_layer=layer.name,
         layout={"layout": layer.layout, "prefix": layer.prefix, "grid": layer.grid},
@@ -70,25 +79,6 @@ def resolve(config: Config, folders: Iterable[str] = ()) -> tuple[Explainer, Loa
     return explainer, loaded
 
 
-def _check_target(rule: cam.TargetRule, num_classes: int) -> None:
-    """Refuse a class that the model does not have."""
-    asked = [*rule.classes, *([rule.against] if rule.score == "vs" else [])]
-    for class_id in asked:
-        if class_id >= num_classes:
-            raise ModelError(
-                "--target", f"class {class_id} of a model with {num_classes} classes",
-                f"give 0..{num_classes - 1}",
-            )  # fmt: skip
-
-
-def _try_out(loaded: LoadedModel, layer: cam.TargetLayer, method: str, target: str) -> None:
-    """Explain one grey image, so that a method that cannot work here is refused before anything runs."""
-    spec = loaded.input
-    grey = torch.zeros(1, len(spec.mean), spec.height, spec.width)
-    labels = torch.zeros(1, dtype=torch.int64)
-    cam.explain(loaded.module, grey, layer, method, targets=target, labels=labels)
-
-
 class BatchExplainer:
     """Holds one model and one method on one device. Weights are views of `state` where that is safe."""
 
@@ -97,6 +87,7 @@ class BatchExplainer:
     ) -> None:
         self.explainer, self.batch_size = explainer, batch_size
         self.device = torch.device(device)
+        self._rule = cam.TargetRule.parse(explainer.target)
         module = build(explainer.model_args)
         module.load_state_dict(_own_copies(module, state, explainer.model_args["kind"]), assign=True)
         self.module: nn.Module = module.eval().requires_grad_(False).to(self.device)
@@ -104,21 +95,21 @@ class BatchExplainer:
         self.layer = cam.TargetLayer(
             explainer.target_layer, **{**explainer.layout, "grid": tuple(grid) if grid else None}
         )
-        rule = cam.TargetRule.parse(explainer.target)
-        self._aims_at_label, self._ranks = rule.select == "label", rule.select == "top"
         self._lookup = label_lookup(explainer.class_names)
         self.mean = torch.tensor(explainer.input.mean, device=self.device)
         self.std = torch.tensor(explainer.input.std, device=self.device)
+
+    @cached_property
+    def _method(self) -> Method:
+        """The method; a panel, which borrows this class for its model, has several and asks for none."""
+        return cam.parse_method(self.explainer.method)
 
     def __call__(self, images: pa.StructArray) -> pa.StructArray:
         """Explain every decoded item, in batches: one item per image and target, without pixels.
 
         Failed and skipped items pass through, once each.
         """
-        columns = {name: images.field(name).to_pylist() for name in _PASSED}
-        rows: list[Row] = [
-            dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-        ]
+        rows = _as_rows({name: images.field(name).to_pylist() for name in _PASSED})
         for row in rows:
             row["label_class"] = self.label_class(row)
         pixels = images.field("pixels")
@@ -131,7 +122,8 @@ class BatchExplainer:
         if self.explainer.confirm:
             self._look_again(found, pixels)
         out = [row | result for i, row in enumerate(rows) for result in found.get(i) or [{}]]
-        return struct_array({name: [row.get(name) for row in out] for name in _FILLED}, EXPLAINED)
+        columns: dict[str, Any] = {name: [row.get(name) for row in out] for name in _FILLED}
+        return struct_array(columns | {"heatmap": _list_column(columns["heatmap"])}, EXPLAINED)
 
     def view(self, pixels: pa.LargeBinaryScalar) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Read an item's pixels: (H, W, 3)."""
@@ -147,44 +139,38 @@ class BatchExplainer:
         except RuntimeError as error:
             if len(rows) == 1:
                 return [[failure(ImageError(ErrorCode.MODEL_FAILED, printable(str(error))))]]
-            return [
-                result
-                for i in range(len(rows))
-                for result in self._explain_or_split(rows[i : i + 1], views[i : i + 1])
-            ]
+        return [self._explain_or_split(rows[i : i + 1], views[i : i + 1])[0] for i in range(len(rows))]
 
     def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
         """Give the new columns of a batch of views, uint8 (B, H, W, 3): for each image, one row a target."""
         x = to_input(torch.from_numpy(views).to(self.device), self.mean, self.std)  # (B, C, H, W)
-        found = cam.explain(
-            self.module, x, self.layer, self.explainer.method, self.explainer.target, self._labels(rows)
-        )
-        logits = found.logits.double()  # (B, classes)
-        input_size = (self.explainer.input.height, self.explainer.input.width)
-        maps = _stored_size(found.maps[self.explainer.method, self.layer.name], input_size)  # (B, K, h, w)
-        predictions = _predictions(logits, self.explainer)
+        spec, aims_at_label = self.explainer.input, self._rule.select == "label"
+        labels = torch.tensor([row["label_class"] for row in rows]) if aims_at_label else None
+        found = cam.explain(self.module, x, self.layer, self._method, self._rule, labels)
+        logits, input_size = found.logits.double(), (spec.height, spec.width)  # (B, classes)
+        maps = _stored_size(found.maps[self._method.text, self.layer.name], input_size)  # (B, K, h, w)
         count = maps.shape[1]
-        each = [row for row in rows for _ in range(count)]
         flat = maps.flatten(0, 1)  # B * K maps
-        regions = region_signals(flat, each, input_size)
+        regions = region_signals(flat, [row for row in rows for _ in range(count)], input_size)
         heat = [one | other for one, other in zip(_heat(flat), regions, strict=True)]
-        alike = top2_cosine(maps if self._ranks else maps[:, :1])
-        finite = logits.isfinite().all(1).tolist()
+        alike = top2_cosine(maps if self._rule.select == "top" else maps[:, :1])
+        predictions, finite = _predictions(logits, self.explainer), logits.isfinite().all(1).tolist()
+        asked = _asked(self.explainer)
         out: list[list[Row]] = []
         for i, (row, classes) in enumerate(zip(rows, found.classes[:, :count].tolist(), strict=True)):
             if not finite[i]:
                 error = ImageError(ErrorCode.NONFINITE_OUTPUT, "the model's logits are not finite")
                 out.append([failure(error)])
                 continue
-            common = predictions[i] | {"correct": _correct(row, predictions[i])}
-            common["heat_top2_cosine"] = alike[i]
+            label, predicted = row["label_class"], predictions[i]["predicted_class"]
+            correct = None if label is None else label == predicted  # None: the archive names no class
+            common = asked | predictions[i] | {"correct": correct, "heat_top2_cosine": alike[i]}
             explained = [
-                common | heat[i * count + k] | self._target_columns(class_id)
-                for k, class_id in enumerate(classes)
-                if class_id >= 0
+                common | heat[i * count + k] | {"target_class": c, "target_label": self.explainer.label_of(c)}
+                for k, c in enumerate(classes)
+                if c >= 0
             ]
-            absent = self._target_columns(None) | {"heat_status": "no_target"}
-            out.append(explained or [common | absent])
+            out.append(explained or [common | {"heat_status": "no_target"}])
         return out
 
     def _look_again(self, found: Mapping[int, Sequence[Row]], pixels: pa.Array) -> None:
@@ -200,16 +186,6 @@ class BatchExplainer:
         budget = math.ceil(self.explainer.confirm * len(pixels))
         confirm.look_again(explained, budget, self.batch_size, scores)
 
-    def _labels(self, rows: Sequence[Row]) -> Tensor | None:
-        return torch.tensor([row["label_class"] for row in rows]) if self._aims_at_label else None
-
-    def _target_columns(self, class_id: int | None) -> Row:
-        target = self.explainer.target
-        kind = "class" if target.isdecimal() else target.partition(":")[0]
-        label = None if class_id is None else self.explainer.label_of(class_id)
-        said = {"method": self.explainer.method, "target_layer": self.explainer.target_layer}
-        return said | {"target_kind": kind, "target_class": class_id, "target_label": label}
-
     def label_class(self, row: Row) -> int | None:
         """Resolve the archive's label to a class index of this model, or None."""
         known, label = row["label_class"], row["label"]
@@ -219,7 +195,7 @@ class BatchExplainer:
 
     def accept(self, row: Row) -> bool:
         """Tell whether an item has a class to explain; where it has none it becomes a failed one."""
-        if self._aims_at_label and row["label_class"] is None:
+        if self._rule.select == "label" and row["label_class"] is None:
             said = printable(_why_no_class(row["label"], self.explainer.class_names))
             row |= failure(ImageError(ErrorCode.BAD_TARGET, said))
             return False
@@ -264,10 +240,10 @@ def _stored_size(maps: Tensor, input_size: tuple[int, int]) -> Tensor:
     return adaptive_avg_pool2d(maps, (min(h, LARGEST_MAP), min(w, LARGEST_MAP)))
 
 
-def _correct(row: Row, prediction: Row) -> bool | None:
-    """Compare prediction and label; None where the archive names no class of the model."""
-    label = row["label_class"]
-    return None if label is None else bool(label == prediction["predicted_class"])
+def _asked(explainer: Explainer) -> Row:
+    target = explainer.target
+    kind = "class" if target.isdecimal() else target.partition(":")[0]
+    return {"method": explainer.method, "target_layer": explainer.target_layer, "target_kind": kind}
 
 
 def failure(error: ImageError) -> Row:
@@ -285,38 +261,47 @@ def _predictions(logits: Tensor, explainer: Explainer) -> list[Row]:
     p = class_scores(logits, explainer.activation)  # (B, classes)
     top = p.topk(max(2, explainer.top_k), dim=1)
     entropy = score_entropy(p, explainer.activation)
-    rows = []
-    for scores, ids, h in zip(top.values.tolist(), top.indices.tolist(), entropy.tolist(), strict=True):
-        topk = [
-            {"class_id": c, "label": explainer.label_of(c), "score": s}
-            for c, s in zip(ids[: explainer.top_k], scores, strict=False)
-        ]
-        rows.append(
-            {
-                "predicted_class": ids[0],
-                "predicted_label": explainer.label_of(ids[0]),
-                "confidence": scores[0],
-                "margin": scores[0] - scores[1],
-                "entropy": h,
-                "topk": topk,
-            }
-        )
-    return rows
+    scores, ids = top.values.tolist(), top.indices.tolist()
+    return _as_rows(
+        {
+            "predicted_class": [own[0] for own in ids],
+            "predicted_label": [explainer.label_of(own[0]) for own in ids],
+            "confidence": [own[0] for own in scores],
+            "margin": [own[0] - own[1] for own in scores],
+            "entropy": entropy.tolist(),
+            "topk": [
+                [
+                    {"class_id": c, "label": explainer.label_of(c), "score": s}
+                    for c, s in zip(own[: explainer.top_k], values, strict=False)
+                ]
+                for own, values in zip(ids, scores, strict=True)
+            ],
+        }
+    )
 
 
 def _heat(maps: Tensor) -> list[Row]:
     """Give the heatmap columns of maps (B, h, w), raw and signed; a nonfinite map is null."""
     statuses = heat_status(maps)
-    signals = heat_signals(maps)
-    rows = []
-    for i, (status, values) in enumerate(zip(statuses, maps.flatten(1).tolist(), strict=True)):
-        usable = status != "nonfinite"
-        row: Row = {
-            "heatmap": values if usable else None,
-            "heat_h": maps.shape[1],
-            "heat_w": maps.shape[2],
-            "heat_max": max(values) if usable else None,
-            "heat_status": status,
-        }
-        rows.append(row | {name: column[i] for name, column in signals.items()})
-    return rows
+    usable = [status != "nonfinite" for status in statuses]
+    count, h, w = maps.shape
+    columns: dict[str, Sequence[Any]] = {
+        "heatmap": [m if u else None for m, u in zip(maps.cpu().numpy(), usable, strict=True)],
+        "heat_h": [h] * count,
+        "heat_w": [w] * count,
+        "heat_max": [m if u else None for m, u in zip(maps.amax((1, 2)).tolist(), usable, strict=True)],
+        "heat_status": statuses,
+    }
+    return _as_rows(columns | heat_signals(maps))
+
+
+def _as_rows(columns: Mapping[str, Sequence[Any]]) -> list[Row]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _list_column(maps: Sequence[np.ndarray[Any, Any] | None]) -> pa.ListArray:
+    """Write maps (h, w), or none, as one column of float32 lists, row-major."""
+    values = np.concatenate([np.empty(0, np.float32), *(m.ravel() for m in maps if m is not None)])
+    ends = np.cumsum([0, *(0 if m is None else m.size for m in maps)], dtype=np.int32)
+    missing = pa.array([m is None for m in maps], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(values, pa.float32()), mask=missing)

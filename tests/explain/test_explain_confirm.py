@@ -64,7 +64,7 @@ def test_the_blur_is_a_gaussian() -> None:
 def test_columns_are_filled_within_the_budget() -> None:
     """A model that sums its input: the drop is what the blur takes from the predicted class."""
     rows = [
-        (i, row(0.9 - i / 10, 0.1) | {"heatmap": [1.0, 0, 0, 0], "heat_h": 2, "heat_w": 2, "confidence": 0.8})
+        (i, row(0.9 - i / 10, 0.1) | {"heatmap": np.eye(2, dtype=np.float32), "confidence": 0.8})
         for i in range(3)
     ]
     asked: list[int] = []

@@ -403,9 +403,13 @@ def test_a_map_that_is_not_finite_is_null_with_all_its_signals() -> None:
     bad, good, dead = explainer_module._heat(maps)
     assert (bad["heat_status"], bad["heatmap"], bad["heat_max"]) == ("nonfinite", None, None)
     assert {v for k, v in bad.items() if k not in ("heat_status", "heat_h", "heat_w")} == {None}
-    assert (good["heat_status"], good["heatmap"], good["heat_max"]) == ("ok", [1.0, 2.0, 3.0, 4.0], 4.0)
+    assert (good["heat_status"], good["heatmap"].tolist(), good["heat_max"]) == ("ok", [[1, 2], [3, 4]], 4)
     assert good["heat_peak_x"] == 0.75
-    assert (dead["heat_status"], dead["heatmap"], dead["heat_max"]) == ("dead", [-1.0, 0.0, -2.0, -1.0], 0.0)
+    assert (dead["heat_status"], dead["heatmap"].tolist(), dead["heat_max"]) == (
+        "dead",
+        [[-1, 0], [-2, -1]],
+        0,
+    )
     assert dead["heat_peak_x"] is None
 
 

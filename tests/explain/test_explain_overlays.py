@@ -66,7 +66,7 @@ GEOMETRIES = [
     pytest.param(Geometry(300, 300, 18.75, 18.75, 281.25, 281.25), id="inner crop with fractions"),
     pytest.param(Geometry(400, 200, 0, 0, 400, 200), id="squashed"),
     pytest.param(Geometry(400, 200, 0, -100, 400, 300), id="padded above and below"),
-    pytest.param(Geometry(4000, 2000, 1000, 0, 3000, 2000), id="drawn smaller"),
+    pytest.param(Geometry(1600, 800, 400, 0, 1200, 800), id="drawn smaller"),
 ]
 
 
