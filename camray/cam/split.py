@@ -118,14 +118,18 @@ def plain(model: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else model
 
 
-def read_logits(output: Any) -> Tensor:
-    """Find the (B, classes) logits in whatever a classifier returns: tensor, tuple, dict or named output."""
+def pick_output(output: Any) -> Any:
+    """Find the logits in what a classifier returns: tensor, tuple, dict or named output; None if empty."""
     if isinstance(output, Mapping):
-        output = output["logits"] if "logits" in output else next(iter(output.values()))
-    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, (tuple, list)):
-        output = output[0]
+        return output["logits"] if "logits" in output else next(iter(output.values()), None)
+    if not isinstance(output, Tensor) and hasattr(output, "logits"):
+        return output.logits
+    return next(iter(output), None) if isinstance(output, tuple | list) else output
+
+
+def read_logits(output: Any) -> Tensor:
+    """Find the logits (B, classes) in what a classifier returns; anything of another shape is refused."""
+    output = pick_output(output)
     if isinstance(output, Tensor) and output.ndim == 1:
         output = output[:, None]
     if not isinstance(output, Tensor) or output.ndim != 2:

@@ -12,7 +12,7 @@ import io
 import pickle
 import types
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +32,28 @@ NESTS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model_state",
     "model", "net", "network", "weights", "params", "module",
 )  # fmt: skip
+_ALONE = "give a state_dict alone"
 CONVERT = "save model.state_dict() where the file was made, or --trust-pickle if you trust its maker"
 
-_SIGNS = (  # (first bytes, what such a file is, what to do)
-    (b"version https://git-lfs", "a git-lfs pointer, not the file it stands for", "git lfs pull"),
-    (b"\x89HDF", "HDF5 (Keras)", "convert it to safetensors"),
-    (b"\x93NUMPY", "a NumPy array", "convert it to safetensors"),
-    (b"\x1f\x8b", "gzip", "unpack it"),
-    (b"GGUF", "GGUF, of a language model", "give the weights of an image classifier"),
-)
+_FORMATS = "give .safetensors, or a .pth that holds a state_dict"
+_HTML = (b"<!doctype", b"<html", b"<head", b"<?xml")
+_LOOKS: tuple[tuple[Callable[[bytes], bool], str, str], ...] = (  # tried in order on the first 512 bytes
+    (lambda head: not head, "empty", "fetch it again"),
+    (lambda head: head.startswith(b"version https://git-lfs"),
+     "a git-lfs pointer, not the file it stands for", "git lfs pull"),
+    (lambda head: head.startswith(b"\x89HDF"), "HDF5 (Keras)", "convert it to safetensors"),
+    (lambda head: head.startswith(b"\x93NUMPY"), "a NumPy array", "convert it to safetensors"),
+    (lambda head: head.startswith(b"\x1f\x8b"), "gzip", "unpack it"),
+    (lambda head: head.startswith(b"GGUF"),
+     "GGUF, of a language model", "give the weights of an image classifier"),
+    (lambda head: head.lstrip().lower().startswith(_HTML),
+     "a web page (HTML), not the file behind it", "download the file itself"),
+    (lambda head: head[4:8] == b"TFL3", "a TensorFlow Lite model", "convert its weights to safetensors"),
+    (lambda head: not any(head), "zeros, as an interrupted download leaves behind", "fetch it again"),
+    (lambda head: head.startswith((b"PK", b"\x80")) or b"ustar" in head, "", ""),  # what torch writes
+    (lambda head: head.lstrip()[:64].isascii(), "text", _FORMATS),
+    (lambda head: True, "of a kind unknown here", _FORMATS),
+)  # fmt: skip
 # Harmless Python objects that trainers store beside the weights: numbers of NumPy, options, paths.
 _SAFE: list[Any] = [
     argparse.Namespace, np.dtype, np.ndarray,
@@ -87,29 +100,27 @@ def read_checkpoint(path: Path, trust_pickle: bool = False, code: OwnCode | None
 def _unnested(content: Any, path: Path) -> Checkpoint:
     """Find the dict of tensors in what trainers write around it."""
     trail: list[str] = []
-    while True:
-        if isinstance(content, nn.Module):
-            content = content.state_dict()
-            trail.append("a whole model")
-        if not isinstance(content, Mapping):
-            break
-        nest = next((n for n in NESTS if isinstance(content.get(n), Mapping | nn.Module)), None)
-        if nest is None:
-            break
-        content = content[nest]
-        trail.append(repr(nest))
-    odd = next((k for k, v in content.items() if not isinstance(v, Tensor)), None) if isinstance(
-        content, Mapping
-    ) else ""  # fmt: skip
-    if not isinstance(content, Mapping) or not content or odd is not None:
-        what = f"{printable(str(odd))} is no tensor" if odd else f"it holds {_kind(content)}, not weights"
-        raise ModelError("--checkpoint", f"{path.name}: {what}", "give a state_dict alone")
+    while inner := _nested(content):
+        trail.append(inner[0])
+        content = inner[1]
+    if not isinstance(content, Mapping) or not content:
+        kind = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise ModelError("--checkpoint", f"{path.name}: it holds {kind}, not weights", _ALONE)
+    odd = [str(k) for k, v in content.items() if not isinstance(v, Tensor)]
+    if odd:
+        raise ModelError("--checkpoint", f"{path.name}: {printable(odd[0])} is no tensor", _ALONE)
     notes = (f"weights of {path.name}: taken from {' > '.join(trail)}",) if trail else ()
     return Checkpoint({str(k): v for k, v in content.items()}, notes)
 
 
-def _kind(content: Any) -> str:
-    return "nothing" if isinstance(content, Mapping) and not content else f"a {type(content).__name__}"
+def _nested(content: Any) -> tuple[str, Any] | None:
+    """Give what holds the weights inside, and its name in words; None where nothing is around them."""
+    if isinstance(content, nn.Module):
+        return "a whole model", content.state_dict()
+    if not isinstance(content, Mapping):
+        return None
+    nest = next((n for n in NESTS if isinstance(content.get(n), Mapping | nn.Module)), None)
+    return None if nest is None else (repr(nest), content[nest])
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -123,32 +134,15 @@ def _refuse_by_looks(path: Path) -> None:
     """Refuse what is no pickle and no zip, or a zip with a program in it."""
     with path.open("rb") as file:
         head = file.read(512)
-    sign = next(((what, fix) for sign, what, fix in _SIGNS if head.startswith(sign)), None)
-    text = head.lstrip().lower()
-    said: tuple[str, str] | None = None
-    if sign is not None:
-        said = sign
-    elif not head:
-        said = ("empty", "fetch it again")
-    elif text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        said = ("a web page (HTML), not the file behind it", "download the file itself")
-    elif head[4:8] == b"TFL3":
-        said = ("a TensorFlow Lite model", "convert its weights to safetensors")
-    elif not any(head):
-        said = ("zeros, as an interrupted download leaves behind", "fetch it again")
-    elif head.startswith(b"PK"):
-        said = _zipped(path)
-    elif head[:1] != b"\x80" and b"ustar" not in head:
-        said = ("text" if text[:64].isascii() else "of a kind unknown here", _FORMATS)
-    if said is not None:
-        raise ModelError("--checkpoint", f"{path.name} is {said[0]}", said[1])
+    what, fix = next((what, fix) for fits, what, fix in _LOOKS if fits(head))
+    if not what and head.startswith(b"PK"):
+        what, fix = _zipped(path)
+    if what:
+        raise ModelError("--checkpoint", f"{path.name} is {what}", fix)
 
 
-_FORMATS = "give .safetensors, or a .pth that holds a state_dict"
-
-
-def _zipped(path: Path) -> tuple[str, str] | None:
-    """Tell what a zip is, where it is no torch file of objects."""
+def _zipped(path: Path) -> tuple[str, str]:
+    """Tell what a zip is, and what to do; empty words where it is a torch file of objects."""
     try:
         names = zipfile.ZipFile(path).namelist()
     except zipfile.BadZipFile:
@@ -160,7 +154,7 @@ def _zipped(path: Path) -> tuple[str, str] | None:
         return "an exported program (.pt2): a fixed graph, whose inner layers cannot be reached", fix
     if not any(n.endswith("data.pkl") for n in names):
         return "a zip without weights", _FORMATS
-    return None
+    return "", ""
 
 
 def _load_pickle(path: Path, error: Exception, trust: bool, code: OwnCode | None) -> Any:

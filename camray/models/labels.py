@@ -11,7 +11,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -156,22 +156,42 @@ def _from_rows(rows: list[list[str]]) -> tuple[str, ...]:
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
     if not rows:
         return ()
-    header = [cell.lower() for cell in rows[0]]
-    name = next((header.index(c) for c in _NAME_COLUMNS if c in header), None)
-    index = next((header.index(c) for c in _INDEX_COLUMNS if c in header), None)
-    if name is None:
-        if len(rows[0]) > 2:
-            raise ValueError(f"no column is named {', '.join(_NAME_COLUMNS[:3])}")
-        numbers = [column for column in range(len(rows[0])) if all(r[column].isdecimal() for r in rows)]
-        index = numbers[0] if numbers and len(rows[0]) == 2 else None
-        name = 1 - index if index is not None else len(rows[0]) - 1
-    else:
-        rows = rows[1:]
-    if any(len(row) <= max(name, index or 0) for row in rows):
+    name, index, body = next(found for rule in _TABLE_RULES if (found := rule(rows)))
+    if any(len(row) <= max(name, index or 0) for row in body):
         raise ValueError("a line has too few cells")
     if index is None:
-        return tuple(row[name] for row in rows)
-    return _in_order({row[index]: row[name] for row in rows}, len(rows))
+        return tuple(row[name] for row in body)
+    return _in_order({row[index]: row[name] for row in body}, len(body))
+
+
+_Columns = tuple[int, int | None, list[list[str]]]  # of the names, of the indices, and the rows to read
+
+
+def _by_header(rows: list[list[str]]) -> _Columns | None:
+    header = [cell.lower() for cell in rows[0]]
+    name, index = (
+        next((header.index(known) for known in names if known in header), None)
+        for names in (_NAME_COLUMNS, _INDEX_COLUMNS)
+    )
+    return None if name is None else (name, index, rows[1:])
+
+
+def _by_numbers(rows: list[list[str]]) -> _Columns | None:
+    """Take the one of two columns that holds nothing but numbers as the indices of the other."""
+    for index in (0, 1):
+        if len(rows[0]) == 2 and all(len(row) > index and row[index].isdecimal() for row in rows):
+            return 1 - index, index, rows
+    return None
+
+
+def _by_place(rows: list[list[str]]) -> _Columns:
+    """Take the last of one or two columns."""
+    if len(rows[0]) > 2:
+        raise ValueError(f"no column is named {', '.join(_NAME_COLUMNS[:3])}")
+    return len(rows[0]) - 1, None, rows
+
+
+_TABLE_RULES: tuple[Callable[[list[list[str]]], _Columns | None], ...] = (_by_header, _by_numbers, _by_place)
 
 
 def _from_json(tree: Any) -> tuple[str, ...]:

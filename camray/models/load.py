@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from camray.config import InputSpec, ModelConfig, PreprocessConfig
 from camray.errors import ModelError, printable
-from camray.models import checkpoints, hub, preprocessing, sources, weights
+from camray.models import checkpoints, preprocessing, sources, weights
 from camray.models.labels import (
     IMAGENET_CLASSES,
     imagenet_names,
@@ -170,7 +170,7 @@ def _pretrained(source: Source, download: bool) -> nn.Module:
         _refuse_other_head(name, args)
         if not download:
             _refuse_uncached(name)
-        with hub.asked_briefly() if download else hub.offline():
+        with sources.online_if_answered() if download else sources.offline():
             module: nn.Module = timm.create_model(name, pretrained=True, **args)
     except (RuntimeError, OSError, ValueError) as error:
         raise _no_weights(name, error, download) from None
@@ -188,7 +188,7 @@ def _torchvision_weights(recipe: Recipe, download: bool) -> Path:
     if "num_classes" in recipe.args:
         raise ModelError("--num-classes", "pretrained weights have 1000 classes", "--checkpoint FILE")
     url = torchvision.models.get_model_weights(recipe.name).DEFAULT.url
-    cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+    cached = _in_torch_cache(url)
     try:
         if not cached.is_file():
             if not download:
@@ -223,10 +223,13 @@ def _refuse_other_head(name: str, args: Mapping[str, Any]) -> None:
 def _refuse_uncached(name: str) -> None:
     """Look for weights that lie outside the hub in torch's cache, which has no switch."""
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and isinstance(cfg.url, str) and not cfg.hf_hub_id:
-        cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(cfg.url).path).name)
-        if not cached.is_file():
-            raise FileNotFoundError(cached)
+    outside = cfg is not None and isinstance(cfg.url, str) and not cfg.hf_hub_id
+    if outside and not _in_torch_cache(cfg.url).is_file():
+        raise FileNotFoundError(cfg.url)
+
+
+def _in_torch_cache(url: str) -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
 
 
 def _refuse_nonfinite(module: nn.Module) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from camray.cam.split import pick_output
 from camray.config import InputSpec
 from camray.errors import ModelError, printable
 
@@ -104,13 +104,8 @@ def score_entropy(scores: Tensor, activation: str) -> Tensor:
 
 
 def pick_tensor(output: Any) -> Tensor:
-    """Find the tensor of logits in whatever a classifier returns: tensor, tuple, dict or named output."""
-    if isinstance(output, Mapping):
-        output = output["logits"] if "logits" in output else next(iter(output.values()), None)
-    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, tuple | list):
-        output = next(iter(output), None)
+    """Find the tensor of logits in whatever a classifier returns."""
+    output = pick_output(output)
     if not isinstance(output, Tensor):
         raise ModelError("--model", f"its output is {type(output).__name__}, no tensor", "give a classifier")
     return output

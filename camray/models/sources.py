@@ -15,24 +15,29 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Mapping
+import socket
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
 
 import timm
 import torch
 import torchvision
+from huggingface_hub import constants, hf_hub_download
 from torch import nn
 
 from camray.config import ModelConfig
 from camray.errors import CamrayError, ModelError, printable
-from camray.models import hub
 from camray.models.own_code import OwnCode, collect_code, importable, load_object
 
 Kind = Literal["timm", "torchvision", "own"]
 
 _LONGEST_NAME = 1000
+_PATIENCE_S = 5.0  # for the hub to take a connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +211,9 @@ def _described(file: Path) -> Source:
 
 def _from_hub(name: str, fetch_weights: bool) -> Source:
     """Fetch description and weights of a model that the user named by its place on the hub."""
-    from huggingface_hub import hf_hub_download
-
     repository, _, revision = name.removeprefix("hf-hub:").partition("@")
     try:
-        with hub.asked_briefly():
+        with online_if_answered():
             source = _described(Path(hf_hub_download(repository, "config.json", revision=revision or None)))
             weights = None
             if fetch_weights:
@@ -224,6 +227,41 @@ def _from_hub(name: str, fetch_weights: bool) -> Source:
             "go online once, or copy it here and give the folder",
         ) from None  # fmt: skip
     return replace(source, weights=weights)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Allow cached files only. The client's own switch is read at its import, so it is turned here."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def online_if_answered() -> Iterator[None]:
+    """Allow fetching where the hub answers; elsewhere cached files only.
+
+    The hub's client retries half a minute for each file where there is no network; one short look decides.
+    """
+    if constants.HF_HUB_OFFLINE or _hub_answers():
+        yield
+        return
+    with offline():
+        yield
+
+
+def _hub_answers() -> bool:
+    """Tell whether the hub takes a connection; behind a proxy only the client itself can tell."""
+    if urllib.request.getproxies().get("https"):
+        return True
+    place = urlparse(constants.ENDPOINT)
+    try:
+        socket.create_connection((place.hostname or "", place.port or 443), _PATIENCE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _checkpoint(path: str) -> Path:

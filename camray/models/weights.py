@@ -39,10 +39,10 @@ def rename(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Te
         state = {k.removeprefix(prefix): v for k, v in state.items()}
         notes.append(f"prefix {prefix!r} of the weights' names undone")
     if own.keys() - state.keys():
-        for said, candidate in _rewritten(module, state):
+        for note, candidate in filter(None, [rule(module, state) for rule in _REWRITINGS]):
             if len(own.keys() - candidate.keys()) < len(own.keys() - state.keys()):
                 state = candidate
-                notes.append(said)
+                notes.append(note)
     return dict(state), notes
 
 
@@ -73,21 +73,19 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], file: str, partial: bool
     unexpected = [k for k in state if k not in own and not k.endswith(_COUNTER)]
     if not partial:
         _refuse(own, state, shapes, missing, unexpected, file)
-    notes = []
     fitting = {k: v for k, v in state.items() if k in own and k not in shapes}
-    if not any(k in own for k in fitting):
+    if not fitting:
         raise ModelError("--checkpoint", f"{file}: not one weight fits the model", "give another --model")
     random = (*missing, *shapes)
-    if random:
-        share = f"{len(random)} of {len(own)} weights are random, not from {file}"
-        notes.append(f"WARNING: --partial: {share}: {_some(random)}")
-    if unexpected:
-        notes.append(f"--partial: {len(unexpected)} weights of {file} have no place: {_some(unexpected)}")
-    half = sorted({str(v.dtype).removeprefix("torch.") for v in fitting.values() if v.itemsize < 4
-                   and v.is_floating_point()})  # fmt: skip
-    if half:
-        notes.append(f"weights of {file} are {', '.join(half)}; computed with as float32")
-    return Fitted(fitting, tuple(notes), random)
+    half = sorted({str(v.dtype).removeprefix("torch.") for v in fitting.values()
+                   if v.is_floating_point() and v.itemsize < 4})  # fmt: skip
+    share = f"{len(random)} of {len(own)} weights are random, not from {file}"
+    told = (
+        (random, f"WARNING: --partial: {share}: {_some(random)}"),
+        (unexpected, f"--partial: {len(unexpected)} weights of {file} have no place: {_some(unexpected)}"),
+        (half, f"weights of {file} are {', '.join(half)}; computed with as float32"),
+    )
+    return Fitted(fitting, tuple(note for names, note in told if names), random)
 
 
 def _refuse(
@@ -124,24 +122,27 @@ def _prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     return best if votes[best] > votes[""] else ""
 
 
-def _rewritten(module: nn.Module, state: Mapping[str, Tensor]) -> list[tuple[str, dict[str, Tensor]]]:
-    """Give the tensors as other authors' names are known to read."""
-    found = []
-    if any(_OLD_DENSENET.search(k) for k in state):
-        renamed = {_OLD_DENSENET.sub(r".\1\2.", k): v for k, v in state.items()}
-        found.append(("names of torchvision's first DenseNets rewritten", renamed))
+_Renamed = tuple[str, dict[str, Tensor]]  # what was done, in words, and the tensors
+
+
+def _old_densenet(module: nn.Module, state: Mapping[str, Tensor]) -> _Renamed | None:
+    if not any(_OLD_DENSENET.search(k) for k in state):
+        return None
+    renamed = {_OLD_DENSENET.sub(r".\1\2.", k): v for k, v in state.items()}
+    return "names of torchvision's first DenseNets rewritten", renamed
+
+
+def _original_authors(module: nn.Module, state: Mapping[str, Tensor]) -> _Renamed | None:
     translate = getattr(sys.modules.get(type(module).__module__), "checkpoint_filter_fn", None)
-    if translate is not None:
-        try:
-            made = translate(dict(state), module)
-            found.append(("names of the original authors rewritten, as timm does", dict(made)))
-        except Exception:  # noqa: BLE001, S110 - not the authors' format: then the names speak for themselves
-            pass
-    head = _wrapped_head(module, state)
-    return found + ([head] if head else [])
+    if translate is None:
+        return None
+    try:
+        return "names of the original authors rewritten, as timm does", dict(translate(dict(state), module))
+    except Exception:  # noqa: BLE001 - not the authors' format: then the names speak for themselves
+        return None
 
 
-def _wrapped_head(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]] | None:
+def _wrapped_head(module: nn.Module, state: Mapping[str, Tensor]) -> _Renamed | None:
     """Take `fc.1.weight` as `fc.weight`: a head in a Sequential, behind dropout that is not there at rest."""
     own = module.state_dict()
     missing = {k for k in own if k not in state}
@@ -155,3 +156,6 @@ def _wrapped_head(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, 
         return None
     renamed = {k.replace(f"{match[0]}.", f"{head}.") if k not in own else k: v for k, v in state.items()}
     return f"head {match[0]!r} taken as {head!r}", renamed
+
+
+_REWRITINGS = (_old_densenet, _original_authors, _wrapped_head)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from camray.cli.main import main
 from camray.config import ModelConfig
-from camray.models import feature_maps
+from camray.models import layers
 from camray.models.load import load_model
 
 
@@ -62,7 +62,7 @@ def test_the_grid_shows_the_strongest_channels(
 
 
 def test_a_layer_of_constant_channels_is_drawn_dark() -> None:
-    drawn = feature_maps.grid(torch.full((3, 2, 2), 5.0), [0, 1, 2])
+    drawn = layers.grid(torch.full((3, 2, 2), 5.0), [0, 1, 2])
     assert drawn[4, 4].tolist() == [68, 1, 84]  # viridis at zero
 
 

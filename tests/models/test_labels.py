@@ -54,6 +54,7 @@ def test_forms(tmp_path: Path, name: str) -> None:
         ("a.csv", "x,y,z\n1,2,3\n", "no column is named"),
         ("a.csv", "index,name\n0,a\n5,b\n", "none for class 1"),
         ("a.csv", "index,name\n0\n", "too few cells"),
+        ("a.csv", "0,1\n2\n", "too few cells"),
     ],
 )
 def test_refusals(tmp_path: Path, name: str, text: str, said: str) -> None:
