@@ -49,10 +49,7 @@ def _top_finite(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     rest = (residual > 1e-6 * value.abs()).nonzero().squeeze(1)  # two components of nearly one size
     if len(rest):
         values, vectors = torch.linalg.eigh(symmetric[rest])
-        value, vector = (
-            value.index_copy(0, rest, values[:, -1]),
-            vector.index_copy(0, rest, vectors[:, :, -1]),
-        )
+        value[rest], vector[rest] = values[:, -1], vectors[:, :, -1]
     return value, vector
 
 
@@ -87,12 +84,16 @@ def _lanczos(symmetric: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def towards_strength(component: Tensor, A: Tensor) -> Tensor:
-    """Apply the sign rule: (B, h, w) flipped so that it is high where A is strong."""
-    strength = A.square().sum(1).sqrt()  # (B, h, w)
-    centred = strength - strength.mean(SPACE, keepdim=True)
+def towards(component: Tensor, reference: Tensor) -> Tensor:
+    """Flip maps (B, h, w) of either sign so that they are high where the reference (B, h, w) is."""
+    centred = reference - reference.mean(SPACE, keepdim=True)
     side = (component * centred).sum(SPACE, keepdim=True)
     return torch.where(side < 0, -component, component)
+
+
+def strength(A: Tensor) -> Tensor:
+    """Norm of A over channels, (B, h, w): the reference of the sign rule."""
+    return A.square().sum(1).sqrt()
 
 
 @method(
@@ -102,7 +103,7 @@ def towards_strength(component: Tensor, A: Tensor) -> Tensor:
 )  # fmt: skip
 def eigencam(A: Tensor) -> Tensor:
     """EigenCAM: projection of A on its first principal component over positions. Sign by the rule above."""
-    return towards_strength(principal(A), A)
+    return towards(principal(A), strength(A))
 
 
 @method(
@@ -111,7 +112,7 @@ def eigencam(A: Tensor) -> Tensor:
 )  # fmt: skip
 def eigengradcam(A: Tensor, G: Tensor) -> Tensor:
     """EigenGradCAM: EigenCAM of G * A, which makes it class-specific. Sign by the rule above."""
-    return towards_strength(principal(G * A), G * A)
+    return towards(principal(G * A), strength(G * A))
 
 
 @method(
@@ -128,10 +129,7 @@ def segeigencam(A: Tensor, G: Tensor) -> Tensor:
 def smoothed(weights: Tensor, A: Tensor) -> Tensor:
     """eigen_smooth: the first principal component of w_c A_c, turned towards sum_c w_c A_c."""
     product = (weights[..., None, None] if weights.ndim == 2 else weights) * A
-    component, plain = principal(product), weigh(weights, A)
-    centred = plain - plain.mean(SPACE, keepdim=True)
-    side = (component * centred).sum(SPACE, keepdim=True)
-    return torch.where(side < 0, -component, component)
+    return towards(principal(product), weigh(weights, A))
 
 
 @method(

@@ -243,18 +243,12 @@ def _best_name(
     model: nn.Module, last: LayerInfo, infos: list[LayerInfo], outputs: Mapping[str, Tensor]
 ) -> str:
     """Of nested modules that return this very tensor, name the outermost with an index."""
-    own = outputs[last.name]
+    own, here = outputs[last.name], last.name + "."
     same = [
         i.name
         for i in infos
-        if i.usable and outputs[i.name].shape == own.shape and i.type != "Identity"
-        and torch.equal(outputs[i.name], own) and (last.name + ".").startswith(i.name + ".")
+        if i.usable and i.type != "Identity" and outputs[i.name].shape == own.shape
+        and (here.startswith(i.name + ".") or i.name.startswith(here)) and torch.equal(outputs[i.name], own)
     ]  # fmt: skip
-    inner = [
-        i.name
-        for i in infos
-        if i.usable and i.name.startswith(last.name + ".") and outputs[i.name].shape == own.shape
-        and i.type != "Identity" and torch.equal(outputs[i.name], own)
-    ]  # fmt: skip
-    by_depth = sorted({*same, *inner}, key=lambda n: n.count("."))
+    by_depth = sorted(same, key=lambda n: n.count("."))
     return next((n for n in by_depth if any(c.isdigit() for c in n)), by_depth[0])

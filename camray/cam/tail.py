@@ -41,9 +41,8 @@ class Tail:
         }
         for name, calls in self.outputs.items():
             stubs[name] = self._stub(name, calls, rows)
-        inputs = (
-            self.inputs[rows] if self.needs_inputs else stand_in(self.inputs, len(rows), len(self.inputs))
-        )
+        batch = len(self.inputs)
+        inputs = self.inputs[rows] if self.needs_inputs else stand_in(self.inputs, len(rows), batch)
         with stubbed(self.model, stubs):
             return call(self.model, inputs)
 
@@ -151,7 +150,7 @@ def _record(
     def catch(name: str) -> Callable[..., Any]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             if name == layer.name:
-                result.append(pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, output))
+                result.append(_copy(output))
             elif not result:
                 for inner in [n for n in finished if n.startswith(name + ".")]:
                     del finished[inner]  # only the outermost need a stub

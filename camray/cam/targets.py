@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from camray.errors import UsageError
 
-SELECTS = ("predicted", "top", "label", "class", "above", "embedding", "given")
 SCORES = ("logit", "softmax", "margin", "rest", "vs")
 _WRITTEN = re.compile(r"(-?)(predicted|top|label|class|above)(?::([\d.,]+))?(?:@([a-z]+)(?::(\d+))?)?")
 

@@ -223,9 +223,9 @@ def _refuse_other_head(name: str, args: Mapping[str, Any]) -> None:
 def _refuse_uncached(name: str) -> None:
     """Look for weights that lie outside the hub in torch's cache, which has no switch."""
     cfg = timm.get_pretrained_cfg(name)
-    outside = cfg is not None and isinstance(cfg.url, str) and not cfg.hf_hub_id
-    if outside and not _in_torch_cache(cfg.url).is_file():
-        raise FileNotFoundError(cfg.url)
+    url = None if cfg is None or cfg.hf_hub_id else cfg.url
+    if isinstance(url, str) and not _in_torch_cache(url).is_file():
+        raise FileNotFoundError(url)
 
 
 def _in_torch_cache(url: str) -> Path:
