@@ -143,133 +143,168 @@ def _digest(text: str, size: int) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=size).hexdigest()
 
 
-# ── Arrow types ──────────────────────────────────────────────────────────────────────────────────
+# ── columns of a record ──────────────────────────────────────────────────────────────────────────
 
-_TOPK = pa.list_(pa.struct([("class_id", pa.int32()), ("label", pa.string()), ("score", pa.float32())]))
+_TEXT, _INT, _FLOAT, _BOOL, _BYTES = pa.string(), pa.int32(), pa.float32(), pa.bool_(), pa.large_binary()
+_TOPK = pa.list_(pa.struct([("class_id", _INT), ("label", _TEXT), ("score", _FLOAT)]))
 
 EDGES = ("x0", "y0", "x1", "y1")
-_BOXES = pa.list_(pa.struct([(edge, pa.float32()) for edge in EDGES]))
+_BOX = pa.list_(pa.struct([(edge, _FLOAT) for edge in EDGES]))
 
-_IDENTITY = [
-    ("index", pa.int32()),
-    ("member", pa.string()),
-    ("label", pa.string()),
-    ("label_class", pa.int32()),
-    ("status", pa.string()),
-    ("error_code", pa.string()),
-    ("error_stage", pa.string()),
-    ("error_message", pa.string()),
-    ("boxes", _BOXES),  # in shares of the upright image's sides, from decode on
-]
-_IMAGE = [
-    ("content_sha256", pa.string()),
-    ("width", pa.int32()),
-    ("height", pa.int32()),
-    ("format", pa.string()),
-    ("pixel_rule", pa.string()),  # how deep or medical pixels became 8 bits; null for 8-bit images
-    ("crop_x0", pa.float32()),
-    ("crop_y0", pa.float32()),
-    ("crop_x1", pa.float32()),
-    ("crop_y1", pa.float32()),
-    ("image_mean", pa.float32()),  # luminance of the model's view, 0..255
-    ("image_std", pa.float32()),
-    ("image_sharpness", pa.float32()),  # variance of its Laplacian
-    ("image_hash", pa.string()),  # 16 hex digits; views that look alike differ in few of the 64 bits
-]
-_PREDICTION = [
-    ("predicted_class", pa.int32()),
-    ("predicted_label", pa.string()),
-    ("confidence", pa.float32()),  # softmax of the predicted class, 0..1
-    ("margin", pa.float32()),  # softmax of the first minus the second class, 0..1
-    ("entropy", pa.float32()),  # of the softmax, divided by ln(classes): 0..1
-    ("topk", _TOPK),
-    ("correct", pa.bool_()),
-]
-_EXPLANATION = [
-    ("method", pa.string()),
-    ("target_layer", pa.string()),
-    ("target_kind", pa.string()),
-    ("target_class", pa.int32()),
-    ("target_label", pa.string()),
-    ("heatmap", pa.list_(pa.float32())),  # layer resolution, row-major, raw and signed
-    ("heat_h", pa.int32()),
-    ("heat_w", pa.int32()),
-    ("heat_max", pa.float32()),  # largest value of the raw map
-    ("heat_status", pa.string()),  # ok | dead (nothing positive) | nonfinite
-]
-_SIGNALS = [
-    ("heat_ring_mass", pa.float32()),
-    ("heat_corner_mass", pa.float32()),
-    ("heat_corner", pa.string()),
-    ("heat_entropy", pa.float32()),
-    ("heat_gini", pa.float32()),
-    ("heat_center_x", pa.float32()),
-    ("heat_center_y", pa.float32()),
-    ("heat_peak_x", pa.float32()),
-    ("heat_peak_y", pa.float32()),
-    ("heat_spread", pa.float32()),
-    ("heat_in_box", pa.float32()),
-    ("heat_in_mask", pa.float32()),
-    ("heat_in_padding", pa.float32()),  # on what is no image; 0 without padding
-    ("heat_peaks", pa.int32()),  # separate cells hotter than half of the hottest
-    ("heat_top2_cosine", pa.float32()),  # maps of the two best classes, 0..1; null unless target top:N
-]
-_CONFIRMATION = [  # what a second look with the suspicious region blurred away found
-    ("confirm_region", pa.string()),  # null: nothing suspicious; "border"
-    ("confirm_drop", pa.float32()),  # confidence lost with the region blurred; null: over the budget
-    ("confirm_flip", pa.bool_()),  # another class is predicted then
-]
-_OVERLAY = [
-    ("overlay_path", pa.string()),
-    ("overlay_offset", pa.int64()),
-    ("overlay_size", pa.int64()),
-]
 
-_BYTES = pa.large_binary()
-MEMBER = pa.struct([*_IDENTITY, ("boxes_in_pixels", pa.bool_()), ("mask", _BYTES), ("content", _BYTES)])
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a record, declared once: schemas, docs/format.md and the report follow from it.
+
+    A signal is computed by the function of its name in the module `signal` of `camray.explain`.
+    """
+
+    name: str
+    type: pa.DataType
+    doc: str
+    unit: str = ""  # unit or range
+    signal: str = ""
+    shown: int | None = None  # in the report beside an image, with so many decimals
+
+
+_RUN = (
+    Column("run_id", _TEXT, "the run that computed the row; `OUT/runs/<run_id>/run.json`"),
+    Column("shard", _TEXT, "path or URI; `<folder>#<group>` or `<list>#<group>` for loose files"),
+)
+_MEMBER = Column("member", _TEXT, "name in shard, folder or list; **null: the row is of the whole shard**")
+_INDEX = Column("index", _INT, "position among the shard's members, without gaps", "from 0")
+_KEY = Column("key", _TEXT, "WebDataset key: `member` up to the first dot of its base name")
+_STATUS = (
+    Column("status", _TEXT, "`ok`, `failed`, `skipped` (by its name not an image; never opened)"),
+    Column("error_code", _TEXT, "why it failed or was skipped, from the list below"),
+    Column("error_stage", _TEXT, "where: `read`, `decode`, `explain`, `sink`"),
+    Column("error_message", _TEXT, "why, in words"),
+)
+_LABEL = Column("label", _TEXT, "what the archive says: list, sidecar, column, class folder")
+_LABEL_CLASS = Column("label_class", _INT, "the class that the label names")
+_BOXES = Column("boxes", _BOX, "where the archive says the object is", "shares of the upright image's sides")
+_IMAGE = (
+    Column("content_sha256", _TEXT, "of the encoded bytes"),
+    Column("width", _INT, "of the upright image (EXIF orientation applied)", "pixels"),
+    Column("height", _INT, "of the upright image", "pixels"),
+    Column("format", _TEXT, "by content: JPEG, PNG, DICOM, …"),
+    Column(
+        "pixel_rule", _TEXT,
+        "how deep or medical values became 8 bits: `0..4095`, `0..1`, `0..255`, `min-max -5..3071`, "
+        "`window 40/400`, `voi lut`, each with `, inverted` for MONOCHROME1; null for 8-bit images",
+    ),
+    Column("crop_x0", _FLOAT, "left edge of the part of the upright image that became the input", "pixels"),
+    Column("crop_y0", _FLOAT, "its upper edge", "pixels"),
+    Column("crop_x1", _FLOAT, "its right edge", "pixels"),
+    Column("crop_y1", _FLOAT, "its lower edge", "pixels"),
+    Column("image_mean", _FLOAT, "luminance of the model's view: mean", "0..255"),
+    Column("image_std", _FLOAT, "luminance of the model's view: deviation", "0..255"),
+    Column("image_sharpness", _FLOAT, "variance of the view's Laplacian; low where it is blurry", "from 0"),
+    Column(
+        "image_hash", _TEXT,
+        "one bit for each of 8 x 8 neighbouring pairs of the view at 9 x 8 pixels; "
+        "equal for views that look alike", "16 hex digits",
+    ),
+)  # fmt: skip
+_PREDICTION = (
+    Column("predicted_class", _INT, "the highest logit"),
+    Column("predicted_label", _TEXT, "its name"),
+    Column("confidence", _FLOAT, "its softmax", "0..1"),
+    Column("margin", _FLOAT, "difference of the two highest softmax values", "0..1", shown=3),
+    Column("entropy", _FLOAT, "of the softmax, divided by ln(classes)", "0..1"),
+    Column("topk", _TOPK, "the k highest softmax values, descending", "0..1"),
+)
+_CORRECT = Column("correct", _BOOL, "`predicted_class = label_class`; null where no class is known")
+_MODEL = (
+    Column("model", _TEXT, "the model"),
+    Column("weights_sha256", _TEXT, "of its weights file (of the tensors, for weights from the hub)"),
+)
+_EXPLANATION = (
+    Column("method", _TEXT, "the class activation map"),
+    Column("target_layer", _TEXT, "where it was taken"),
+    Column("target_kind", _TEXT, "the rule: `predicted`, `label`, `class`, `top`, `above`, …"),
+    Column("target_class", _INT, "the class explained"),
+    Column("target_label", _TEXT, "its name"),
+    Column("heatmap", pa.list_(_FLOAT), "raw and signed, row-major, `heat_h` x `heat_w`"),
+    Column("heat_h", _INT, "layer resolution", "cells"),
+    Column("heat_w", _INT, "layer resolution", "cells"),
+    Column("heat_max", _FLOAT, "largest raw value"),
+    Column(
+        "heat_status", _TEXT,
+        "`ok`; `dead`: nothing positive, signals are null; `nonfinite`: NaN or infinity, heatmap is null; "
+        "`no_target`: no class reached the threshold",
+    ),
+)  # fmt: skip
+_SIGNALS = (
+    Column("heat_ring_mass", _FLOAT, "share of the heat on the outer eighth of the sides", "0..1", "signals"),
+    Column("heat_corner_mass", _FLOAT, "share in the hottest corner, 3/8 of the sides", "0..1", "signals"),
+    Column("heat_corner", _TEXT, "which corner: `top_left`, `bottom_right`, …", signal="signals"),
+    Column("heat_entropy", _FLOAT, "0 one cell .. 1 evenly spread", "0..1", "signals"),
+    Column("heat_gini", _FLOAT, "0 evenly spread .. 1 one cell", "0..1", "signals"),
+    Column("heat_center_x", _FLOAT, "centre of mass, x right", "0..1 of the input", "signals"),
+    Column("heat_center_y", _FLOAT, "centre of mass, y down", "0..1 of the input", "signals"),
+    Column("heat_peak_x", _FLOAT, "hottest cell, x right", "0..1 of the input", "signals"),
+    Column("heat_peak_y", _FLOAT, "hottest cell, y down", "0..1 of the input", "signals"),
+    Column("heat_spread", _FLOAT, "rms distance from the centre of mass", "sides of the input", "signals"),
+    Column(
+        "heat_in_box", _FLOAT,
+        "share of the heat inside the boxes (what several cover counts once); null without boxes. "
+        "What the crop leaves out is outside, padding too", "0..1",
+    ),
+    Column("heat_in_mask", _FLOAT, "share of the heat inside the mask; null without one", "0..1"),
+    Column("heat_in_padding", _FLOAT, "share of the heat on padding, no part of the image; else 0", "0..1"),
+    Column("heat_peaks", _INT, "cells hotter than neighbours and than half of the hottest", signal="signals"),
+    Column(
+        "heat_top2_cosine", _FLOAT,
+        "cosine of the positive heat of the two best classes, 0 disjoint .. 1 the same; null unless "
+        "`--target top:2` or more explains both", "0..1",
+    ),
+)  # fmt: skip
+_CONFIRMATION = (
+    Column(
+        "confirm_region", _TEXT,
+        "`border` where the heat lies so far out that a second look was due; else null. "
+        "Only in records of `camray audit`",
+    ),
+    Column(
+        "confirm_drop", _FLOAT,
+        "confidence lost with the hot part of the border blurred; null where no look was due, "
+        "or it was over the budget", "-1..1",
+    ),
+    Column("confirm_flip", _BOOL, "another class was predicted then"),
+)  # fmt: skip
+_OVERLAY = (
+    Column("overlay_path", _TEXT, "relative to OUT; null where none was drawn"),
+    Column("overlay_offset", pa.int64(), "always null; reserved"),
+    Column("overlay_size", pa.int64(), "always null; reserved"),
+)
+_IDENTITY = (_INDEX, _MEMBER, _LABEL, _LABEL_CLASS, *_STATUS, _BOXES)
+
+COLUMNS = (
+    *_RUN, _MEMBER, _INDEX, _KEY, *_STATUS, *_IMAGE, *_PREDICTION, _LABEL_CLASS, _LABEL, _CORRECT, _BOXES,
+    *_MODEL, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION, *_OVERLAY,
+)  # fmt: skip
+"""Every column of a record file, in its order."""
+
+
+def _struct(*parts: Column | tuple[str, pa.DataType]) -> pa.StructType:
+    return pa.struct([(part.name, part.type) if isinstance(part, Column) else part for part in parts])
+
+
+MEMBER = _struct(*_IDENTITY, ("boxes_in_pixels", _BOOL), ("mask", _BYTES), ("content", _BYTES))
 """One image between read and decode."""
 
-DECODED = pa.struct([*_IDENTITY, *_IMAGE, ("mask", _BYTES), ("pixels", _BYTES), ("content", _BYTES)])
+DECODED = _struct(*_IDENTITY, *_IMAGE, ("mask", _BYTES), ("pixels", _BYTES), ("content", _BYTES))
 """One image between decode and explain: pixels are uint8 (H, W, 3) of the model's input, mask uint8 (H, W),
 255 on the object; content is kept only where overlays are drawn on the original."""
 
-EXPLAINED = pa.struct(
-    [
-        *_IDENTITY,
-        *_IMAGE,
-        *_PREDICTION,
-        *_EXPLANATION,
-        *_SIGNALS,
-        *_CONFIRMATION,
-        ("overlay", pa.bool_()),
-        ("pixels", _BYTES),
-        ("content", _BYTES),
-    ]
-)
+EXPLAINED = _struct(
+    *_IDENTITY, *_IMAGE, *_PREDICTION, _CORRECT, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION,
+    ("overlay", _BOOL), ("pixels", _BYTES), ("content", _BYTES),
+)  # fmt: skip
 """One image between explain and sink; pixels or content only where an overlay is due."""
 
-RECORD_SCHEMA = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("shard", pa.string()),
-        ("member", pa.string()),
-        ("index", pa.int32()),
-        ("key", pa.string()),
-        *[f for f in _IDENTITY if f[0].startswith(("status", "error"))],
-        *_IMAGE,
-        *_PREDICTION[:-1],
-        ("label_class", pa.int32()),
-        ("label", pa.string()),
-        ("correct", pa.bool_()),
-        ("boxes", _BOXES),
-        ("model", pa.string()),
-        ("weights_sha256", pa.string()),
-        *_EXPLANATION,
-        *_SIGNALS,
-        *_CONFIRMATION,
-        *_OVERLAY,
-    ]
-)
+RECORD_SCHEMA = pa.schema(_struct(*COLUMNS))
 """The columns of a record file. The table adds `explainer`, the partition, which is in the path.
 A failed or skipped member has null scores. A row with a null `member` speaks of the whole shard."""
 

@@ -10,7 +10,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+
 from camray.options import SETTINGS, expected_of
+from camray.records import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,6 +41,7 @@ def settings_tables() -> str:
         lines.append(_ROW.format(*(cell.replace("|", "\\|") for cell in cells)))
     return "\n".join(lines)
 
+
 def methods() -> str:
     """Tell of every method: what it is, what it costs, its options; then the papers."""
     from camray.cam import METHODS
@@ -54,10 +58,25 @@ def methods() -> str:
     return "\n".join([*lines, "", "The papers:", "", *papers])
 
 
+def record_columns() -> str:
+    """Give the table of the columns of a record."""
+    rows = [f"| `{c.name}` | {_type_name(c.type)} | {c.unit} | {c.doc} |" for c in COLUMNS]
+    return "\n".join(["| column | type | unit, range | meaning |", "|---|---|---|---|", *rows])
+
+
+def _type_name(kind: pa.DataType) -> str:
+    if pa.types.is_list(kind):
+        return f"list of {_type_name(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        return f"({', '.join(field.name for field in kind)})"
+    return str(kind)
+
+
 # name of the block -> the page that holds it, and what gives its text
 BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/settings.md", settings_tables),
     "methods": ("docs/methods.md", methods),
+    "record columns": ("docs/format.md", record_columns),
 }
 
 

@@ -18,7 +18,7 @@ from camray.audit import plots
 from camray.audit.clusters import all_clusters
 from camray.audit.night import read_state, read_summaries
 from camray.audit.plots import small_map
-from camray.audit.report_rows import audit_rows, index_file, row_files, written_rows
+from camray.audit.report_rows import SHOWN, audit_rows, index_file, row_files, written_rows
 from camray.audit.verdicts import FLAGS, VERDICTS, title
 from camray.errors import ExitCode, UsageError
 from camray.ledger.out import open_out
@@ -80,7 +80,7 @@ def _first_page(
     config = {
         "run": night["run_id"], "explainer": night["explainer"], "verdicts": list(VERDICTS),
         "flags": list(FLAGS), "classes": what["class_names"], "out": "../",
-        "titles": {v: title(v) for v in VERDICTS},
+        "titles": {v: title(v) for v in VERDICTS}, "shown": SHOWN,
     }  # fmt: skip
     return pages.get_template("index.html.j2").render(
         night=night, before=before, nights=nights[-60:], what=what, rows=rows, verdicts=VERDICTS,

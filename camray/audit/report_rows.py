@@ -23,17 +23,19 @@ from camray.audit.verdicts import FLAGS, VERDICTS
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
 from camray.ledger.table import Table
+from camray.records import COLUMNS
 from camray.storage import Folder
 
 ROWS_A_FILE = 100
+SHOWN = {column.name: column.shown for column in COLUMNS if column.shown is not None}  # name -> decimals
 _JUDGED = ["shard", "index", "verdict", "flags", "audit_score", "heat_lift", "suggested_class", "reviewed"]
 _RECORD = [
     "run_id", "shard", "member", "index", "content_sha256", "status", "error_code", "error_stage",
-    "error_message", "width", "height", "predicted_class", "predicted_label", "confidence", "margin", "topk",
+    "error_message", "width", "height", "predicted_class", "predicted_label", "confidence", "topk",
     "label", "label_class", "correct", "heatmap", "heat_h", "heat_w", "heat_status", "heat_ring_mass",
     "heat_corner_mass", "heat_corner", "heat_entropy", "heat_peaks", "heat_in_box", "heat_in_mask",
     "heat_in_padding", "image_mean", "image_std", "image_sharpness", "confirm_region", "confirm_drop",
-    "confirm_flip", "overlay_path",
+    "confirm_flip", "overlay_path", *SHOWN,
 ]  # fmt: skip
 
 
@@ -96,7 +98,7 @@ def as_shown(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequen
         "run": record["run_id"], "sha256": record["content_sha256"], "verdict": judged["verdict"],
         "flags": judged["flags"], "score": _short(judged["audit_score"]), "reviewed": judged["reviewed"],
         "class": record["predicted_class"], "predicted": record["predicted_label"],
-        "confidence": _short(record["confidence"]), "margin": _short(record["margin"]),
+        "confidence": _short(record["confidence"]), **{name: _short(record[name]) for name in SHOWN},
         "label": record["label"] or _name(record["label_class"], names), "correct": record["correct"],
         "suggested": _name(suggested, names),
         "top": [[t["label"] or f"class {t['class_id']}", _short(t["score"])] for t in record["topk"] or []],
@@ -169,8 +171,8 @@ def _name(class_id: int | None, names: Sequence[str]) -> str | None:
     return names[class_id] if class_id < len(names) else f"class {class_id}"
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _short(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _heat(values: Sequence[float] | None) -> str | None:

@@ -1,20 +1,57 @@
 """Numbers that say where a heatmap looks, from the layer-resolution map alone.
 
-Flows in: maps (B, h, w), raw and signed. Flows out: one column per signal, NaN-free; a map without any
-positive value is `dead` and has null signals. All fractions are of the positive mass q = relu(map) / sum.
+Flows in: maps (B, h, w), raw and signed. Flows out: one column a signal, NaN-free; a map without any positive
+value is `dead` and has null signals. A column of `records.COLUMNS` with a `signal` is computed by the
+function of its name in that module of this folder: from `Heat` to a tensor (B,), or to a list of B words.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cached_property
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from camray.records import COLUMNS
+
 BORDER = 1 / 8  # ring width as a share of the side, so that thresholds carry over between grid sizes
 CORNER = 3 / 8  # corner window as a share of the side
 CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
+
+
+class Heat:
+    """Maps as shares of their positive heat, and what several signals ask of them.
+
+    `shares` (B, h, w) sum to 1 in each map; `x` (w,) and `y` (h,) are the centres of the cells, 0..1 of the
+    input, right and down. All float64.
+    """
+
+    def __init__(self, maps: Tensor) -> None:
+        q = maps.clamp(min=0).double()
+        self.shares = q / q.sum(dim=(1, 2), keepdim=True).clamp(min=1e-300)
+        h, w = q.shape[1:]
+        self.y = (torch.arange(h, device=q.device, dtype=q.dtype) + 0.5) / h
+        self.x = (torch.arange(w, device=q.device, dtype=q.dtype) + 0.5) / w
+
+    @cached_property
+    def peak(self) -> Tensor:
+        """Place of the hottest cell, row by row: (B,)."""
+        return self.shares.flatten(1).argmax(1)
+
+    @cached_property
+    def corners(self) -> Tensor:
+        """Mass in the four corner windows, in the order of `CORNERS`: (B, 4)."""
+        near, far = (0.0, CORNER), (1 - CORNER, 1.0)
+        return torch.stack([self.inside(*xs, *ys) for ys in (near, far) for xs in (near, far)], dim=1)
+
+    def inside(self, x0: float, x1: float, y0: float, y1: float) -> Tensor:
+        """Mass inside a window given in shares of the sides, cells counted by area: (B,)."""
+        across, down = _coverage(self.x, x0, x1), _coverage(self.y, y0, y1)
+        return torch.einsum("bhw,h,w->b", self.shares, down, across)
 
 
 def heat_status(maps: Tensor) -> list[str]:
@@ -27,44 +64,80 @@ def heat_status(maps: Tensor) -> list[str]:
     ]
 
 
-def heat_signals(maps: Tensor) -> dict[str, list[float | None] | list[str | None]]:
-    """Compute the signals of maps (B, h, w); x runs right and y down, both 0..1 over the input.
+def heat_signals(maps: Tensor) -> dict[str, list[Any]]:
+    """Compute every signal of maps (B, h, w): column -> B values, None where the map is not ok."""
+    heat, usable = Heat(maps), [status == "ok" for status in heat_status(maps)]
+    found: dict[str, list[Any]] = {}
+    for column in COLUMNS:
+        if column.signal:
+            values = getattr(import_module(f"camray.explain.{column.signal}"), column.name)(heat)
+            values = values.tolist() if isinstance(values, Tensor) else values
+            found[column.name] = [value if ok else None for value, ok in zip(values, usable, strict=True)]
+    return found
 
-    * heat_ring_mass, heat_corner_mass: share of the heat on the outer eighth, in the hottest corner window
-    * heat_entropy: -sum q ln q / ln n (1: spread evenly); heat_gini: 0 even .. 1 all in one cell
-    * heat_center, heat_peak: centre of mass and hottest cell; heat_spread: rms distance from the centre
-    * heat_peaks: cells hotter than their neighbours and than half of the hottest
-    """
-    q = maps.clamp(min=0).double()  # (B, h, w)
-    q = q / q.sum(dim=(1, 2), keepdim=True).clamp(min=1e-300)
-    h, w = q.shape[1:]
-    y = (torch.arange(h, device=q.device, dtype=q.dtype) + 0.5) / h
-    x = (torch.arange(w, device=q.device, dtype=q.dtype) + 0.5) / w
-    mass_x, mass_y = q.sum(1), q.sum(2)  # (B, w), (B, h)
-    center_x, center_y = mass_x @ x, mass_y @ y
-    variance = mass_x @ x**2 - center_x**2 + mass_y @ y**2 - center_y**2
-    corners = _corner_mass(q)  # (B, 4)
-    peak = q.flatten(1).argmax(1)
-    columns = {
-        "heat_ring_mass": 1 - _window(q, BORDER, 1 - BORDER, BORDER, 1 - BORDER),
-        "heat_corner_mass": corners.amax(1),
-        "heat_entropy": -(q * q.clamp(min=1e-300).log()).sum(dim=(1, 2)) / math.log(max(h * w, 2)),
-        "heat_gini": _gini(q.flatten(1)),
-        "heat_center_x": center_x,
-        "heat_center_y": center_y,
-        "heat_peak_x": x[peak % w],
-        "heat_peak_y": y[peak // w],
-        "heat_spread": variance.clamp(min=0).sqrt(),
-        "heat_peaks": _peaks(q),
-    }
-    dead = [status != "ok" for status in heat_status(maps)]
-    out: dict[str, list[float | None] | list[str | None]] = {
-        name: [None if d else v for v, d in zip(values.tolist(), dead, strict=True)]
-        for name, values in columns.items()
-    }
-    hottest = corners.argmax(1).tolist()
-    out["heat_corner"] = [None if d else CORNERS[c] for c, d in zip(hottest, dead, strict=True)]
-    return out
+
+def heat_ring_mass(heat: Heat) -> Tensor:
+    """Share of the heat on the outer eighth."""
+    return 1 - heat.inside(BORDER, 1 - BORDER, BORDER, 1 - BORDER)
+
+
+def heat_corner_mass(heat: Heat) -> Tensor:
+    """Share of the heat in the hottest corner window."""
+    return heat.corners.amax(1)
+
+
+def heat_corner(heat: Heat) -> list[str]:
+    """Name of the hottest corner window."""
+    return [CORNERS[corner] for corner in heat.corners.argmax(1).tolist()]
+
+
+def heat_entropy(heat: Heat) -> Tensor:
+    """-sum q ln q / ln n: 1 where the heat is spread evenly."""
+    q = heat.shares
+    return -(q * q.clamp(min=1e-300).log()).sum(dim=(1, 2)) / math.log(max(q[0].numel(), 2))
+
+
+def heat_gini(heat: Heat) -> Tensor:
+    """Gini index sum (2i - n - 1) v_(i) / n, v ascending: 0 even .. 1 all in one cell."""
+    values = heat.shares.flatten(1)
+    n = values.shape[1]
+    rank = torch.arange(1, n + 1, device=values.device, dtype=values.dtype)
+    return (values.sort(dim=1).values * (2 * rank - n - 1)).sum(1) / n
+
+
+def heat_center_x(heat: Heat) -> Tensor:
+    """Centre of mass, to the right."""
+    return heat.shares.sum(1) @ heat.x
+
+
+def heat_center_y(heat: Heat) -> Tensor:
+    """Centre of mass, downwards."""
+    return heat.shares.sum(2) @ heat.y
+
+
+def heat_peak_x(heat: Heat) -> Tensor:
+    """Hottest cell, to the right."""
+    return heat.x[heat.peak % len(heat.x)]
+
+
+def heat_peak_y(heat: Heat) -> Tensor:
+    """Hottest cell, downwards."""
+    return heat.y[heat.peak // len(heat.x)]
+
+
+def heat_spread(heat: Heat) -> Tensor:
+    """Root of the mean squared distance from the centre of mass."""
+    across, down = heat.shares.sum(1), heat.shares.sum(2)
+    variance = across @ heat.x**2 - heat_center_x(heat) ** 2 + down @ heat.y**2 - heat_center_y(heat) ** 2
+    return variance.clamp(min=0).sqrt()
+
+
+def heat_peaks(heat: Heat) -> Tensor:
+    """Count the cells that no neighbour exceeds and that exceed half of the hottest."""
+    q = heat.shares
+    highest = max_pool2d(q[:, None], 3, stride=1, padding=1)[:, 0]
+    top = q.amax(dim=(1, 2), keepdim=True)
+    return ((q == highest) & (q > 0.5 * top)).sum(dim=(1, 2))
 
 
 def top2_cosine(maps: Tensor) -> list[float | None]:
@@ -80,33 +153,8 @@ def top2_cosine(maps: Tensor) -> list[float | None]:
     return [c if math.isfinite(c) else None for c in cosines]
 
 
-def _coverage(cells: int, low: float, high: float, like: Tensor) -> Tensor:
+def _coverage(centres: Tensor, low: float, high: float) -> Tensor:
     """Share of each cell's length that lies in [low, high] of the side: (cells,)."""
-    edge = torch.arange(cells + 1, device=like.device, dtype=like.dtype) / cells
+    cells = len(centres)
+    edge = torch.arange(cells + 1, device=centres.device, dtype=centres.dtype) / cells
     return (edge[1:].clamp(max=high) - edge[:-1].clamp(min=low)).clamp(min=0) * cells
-
-
-def _window(q: Tensor, x0: float, x1: float, y0: float, y1: float) -> Tensor:
-    """Mass inside a window given in shares of the sides, cells counted by area: (B,)."""
-    _, h, w = q.shape
-    return torch.einsum("bhw,h,w->b", q, _coverage(h, y0, y1, q), _coverage(w, x0, x1, q))
-
-
-def _corner_mass(q: Tensor) -> Tensor:
-    """Mass in the four corner windows, in the order of `CORNERS`: (B, 4)."""
-    near, far = (0.0, CORNER), (1 - CORNER, 1.0)
-    return torch.stack([_window(q, *xs, *ys) for ys in (near, far) for xs in (near, far)], dim=1)
-
-
-def _peaks(q: Tensor) -> Tensor:
-    """Count the cells that no neighbour exceeds and that reach half of the hottest: (B,)."""
-    highest = max_pool2d(q[:, None], 3, stride=1, padding=1)[:, 0]
-    top = q.amax(dim=(1, 2), keepdim=True)
-    return ((q == highest) & (q > 0.5 * top)).sum(dim=(1, 2))
-
-
-def _gini(values: Tensor) -> Tensor:
-    """Gini index of non-negative rows that sum to 1: sum (2i - n - 1) v_(i) / n, v ascending: (B,)."""
-    n = values.shape[1]
-    rank = torch.arange(1, n + 1, device=values.device, dtype=values.dtype)
-    return (values.sort(dim=1).values * (2 * rank - n - 1)).sum(1) / n

@@ -10,11 +10,6 @@ from torch import Tensor
 
 from camray.explain.signals import heat_signals, heat_status, top2_cosine
 
-NAMES = {
-    "heat_ring_mass", "heat_corner_mass", "heat_corner", "heat_entropy", "heat_gini", "heat_center_x",
-    "heat_center_y", "heat_peak_x", "heat_peak_y", "heat_spread", "heat_peaks",
-}  # fmt: skip
-
 
 def signals(values: list[list[float]]) -> dict[str, float | str | None]:
     return {name: column[0] for name, column in heat_signals(torch.tensor([values])).items()}
@@ -133,7 +128,6 @@ def test_tiny_and_huge_heat_is_still_heat() -> None:
 def test_against_plain_loops(h: int, w: int, seed: int) -> None:
     maps = torch.randn(3, h, w, generator=torch.Generator().manual_seed(seed))
     found = heat_signals(maps)
-    assert set(found) == NAMES
     for i, one in enumerate(maps):
         if float(one.max()) <= 0:
             continue

@@ -285,7 +285,10 @@ function said(r) {
   (r.top || []).forEach(([label, score]) => add(`${(score * 100).toFixed(1)} %`, name(label, 80)));
   if (r.label !== undefined) add("label", name(r.label, 80));
   if (r.suggested !== undefined) add("suggested", name(r.suggested, 80));
-  if (r.margin !== undefined) add("margin", r.margin.toFixed(3));
+  for (const [column, decimals] of Object.entries(config.shown)) {
+    const value = r[column];
+    if (value !== undefined) add(words(column), typeof value === "number" ? value.toFixed(decimals) : name(String(value), 80));
+  }
   if (r.size) add("size", `${r.size[0]} × ${r.size[1]}`);
   add("shard", name(r.shard, 300));
   add("audit score", String(r.score));
