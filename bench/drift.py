@@ -21,11 +21,13 @@ from PIL import Image, ImageFilter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from camray.audit.archive_view import ArchiveView  # noqa: E402
+from camray.audit.counts import NightState  # noqa: E402
 from camray.audit.drift import Finding, compare_nights  # noqa: E402
-from camray.audit.judge import Audit  # noqa: E402
-from camray.audit.night_state import NightState  # noqa: E402
+from camray.audit.judge import batches, judge  # noqa: E402
+from camray.config import AuditConfig  # noqa: E402
 from camray.job.prepare import prepare  # noqa: E402
-from camray.upkeep.status import open_out  # noqa: E402
+from camray.ledger.out import open_out  # noqa: E402
 from demo import hans64  # noqa: E402
 from tests.audit.night_world import explain, settings_for  # noqa: E402
 
@@ -72,42 +74,42 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def judged(folder: Path, archive: Path) -> tuple[Audit, list[pa.RecordBatch]]:
-    """Explain and judge an archive; give the audit and its batches."""
+def explained(folder: Path, archive: Path) -> tuple[ArchiveView, list[pa.RecordBatch]]:
+    """Explain an archive; give its records, and what the whole of them tells."""
     settings = settings_for(archive, folder / "out", run__max_failed=1.0)
     explain(settings, "20261122T000000Z-0")
-    out, table = open_out(str(folder / "out"))
-    audit = Audit(out, table, prepare(settings).explainer.id, settings.audit)
-    batches = list(audit.batches())
-    for batch in batches:
-        audit.view.add(batch)
-    return audit, batches
+    _, table = open_out(str(folder / "out"))
+    explainer = prepare(settings).explainer
+    view, rows = ArchiveView(explainer.num_classes), list(batches(table, explainer.id))
+    for batch in rows:
+        view.add(batch)
+    return view, rows
 
 
-def state_of(audit: Audit, batches: list[pa.RecordBatch]) -> NightState:
+def state_of(view: ArchiveView, rows: list[pa.RecordBatch]) -> NightState:
     state = NightState()
-    for batch in batches:
-        state.add(batch, audit.judge(batch, set()).flags)
+    for batch in rows:
+        state.add(batch, judge(batch, view, AuditConfig(), {}).flags)
     return state
 
 
 def night_state(count: int, start: int, **changes: Any) -> NightState:
     with tempfile.TemporaryDirectory() as folder:
         archive = write_night(Path(folder) / "archive", start, count, **changes)
-        return state_of(*judged(Path(folder), archive))
+        return state_of(*explained(Path(folder), archive))
 
 
 def null_alarms(pool: int, count: int, nights: int) -> int:
     """Count the pairs of random halves that fire although nothing changed."""
     with tempfile.TemporaryDirectory() as folder:
         archive = write_night(Path(folder) / "archive", 20_000, pool, "test")
-        audit, batches = judged(Path(folder), archive)
-        rows = pa.Table.from_batches(batches).combine_chunks()
+        view, found = explained(Path(folder), archive)
+        rows = pa.Table.from_batches(found).combine_chunks()
         fired = 0
         for seed in range(nights):
             order = np.random.default_rng(seed).permutation(len(rows))
             halves = [
-                state_of(audit, rows.take(pa.array(part)).combine_chunks().to_batches())
+                state_of(view, rows.take(pa.array(part)).combine_chunks().to_batches())
                 for part in (order[:count], order[count : 2 * count])
             ]
             fired += any(f.level != "none" for f in compare_nights(*halves))

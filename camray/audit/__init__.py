@@ -2,3 +2,10 @@
 
 records ──judge──> verdicts ──night──> summary, gate ──report──> pages
 """
+
+EXPORTS = {  # a format of the queue for other tools -> the function that writes it
+    "csv": "camray.audit.export:csv_table",
+    "imagefolder": "camray.audit.export:imagefolder",  # of Hugging Face
+    "label-studio": "camray.audit.export:label_studio",
+    "duckdb": "camray.audit.export:duckdb_views",
+}

@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from camray.audit.columns import heat_shares, number, topk_scores
+from camray.audit.columns import Floats, heat_shares, number, topk_scores
 from camray.records import Status
 
-Floats = NDArray[np.float64]
 PRIOR = 20.0  # images: a class with few of its own is taken to look where all classes look
 FEW_LABELS = 5  # images of a label, below which nothing is said of it
 
@@ -25,39 +24,30 @@ class ArchiveView:
 
     def __init__(self, num_classes: int) -> None:
         self._sums: Floats | None = None  # (classes, cells)
-        self.counts = np.zeros(num_classes)
+        self._maps = np.zeros(num_classes)  # summed, of each class
         self._own_score, self._labelled = np.zeros(num_classes), np.zeros(num_classes)
-        self._contents: list[NDArray[np.uint64]] = []
-        self._looks: list[NDArray[np.uint64]] = []
-        self._twice: dict[str, NDArray[np.uint64]] = {}
-        self.grid = (0, 0)
+        self._contents, self._looks = _Repeats("content_sha256"), _Repeats("image_hash")
+        self._grid = (0, 0)
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take one batch into account."""
-        shares, grid = heat_shares(batch, self.grid)
-        self.grid = grid
+        shares, self._grid = heat_shares(batch, self._grid)
         classes = number(batch, "predicted_class")
-        usable = ~np.isnan(shares[:, 0]) & ~np.isnan(classes) if shares.size else np.zeros(len(classes), bool)
+        usable = ~np.isnan(shares[:, 0]) & ~np.isnan(classes)
         if usable.any():
             if self._sums is None:
-                self._sums = np.zeros((len(self.counts), shares.shape[1]))
+                self._sums = np.zeros((len(self._maps), shares.shape[1]))
             known = classes[usable].astype(int)
             np.add.at(self._sums, known, shares[usable])
-            np.add.at(self.counts, known, 1)
+            np.add.at(self._maps, known, 1)
         label = number(batch, "label_class")
         rows, ids, scores = topk_scores(batch)
         own = ids == np.nan_to_num(label, nan=-1)[rows]
         np.add.at(self._own_score, ids[own], scores[own])
-        np.add.at(self._labelled, label[~np.isnan(label) & _is_ok(batch)].astype(int), 1)
-        self._contents.append(_as_numbers(batch.column("content_sha256")))
-        self._looks.append(_as_numbers(batch.column("image_hash")))
-
-    def mean_maps(self) -> Floats:
-        """Where each class looks, shares that sum to 1, drawn towards all classes: (classes, cells)."""
-        assert self._sums is not None
-        pooled = self._sums.sum(0) / max(self.counts.sum(), 1)
-        maps: Floats = (self._sums + PRIOR * pooled) / (self.counts + PRIOR)[:, None]
-        return maps
+        ok = batch.column("status").to_numpy(zero_copy_only=False) == Status.OK
+        np.add.at(self._labelled, label[~np.isnan(label) & ok].astype(int), 1)
+        self._contents.add(batch)
+        self._looks.add(batch)
 
     def of(self, batch: pa.RecordBatch) -> dict[str, NDArray[Any]]:
         """Tell of each row: `lift`, `label_suspect`, `suggested_class` (-1: none), duplicates."""
@@ -66,20 +56,24 @@ class ArchiveView:
             "lift": self._lift(batch),
             "label_suspect": suggested >= 0,
             "suggested_class": suggested,
-            "exact_duplicate": self._seen_twice("_contents", _as_numbers(batch.column("content_sha256"))),
-            "near_duplicate": self._seen_twice("_looks", _as_numbers(batch.column("image_hash"))),
+            "exact_duplicate": self._contents.of(batch),
+            "near_duplicate": self._looks.of(batch),
         }
 
     def _lift(self, batch: pa.RecordBatch) -> Floats:
-        """Sum of q ln(mean map of the class / mean map of all): high where this class looks unlike others."""
+        """Sum of q ln(mean map of the class / mean map of all): high where this class looks unlike others.
+
+        The mean map of a class is drawn towards that of all classes.
+        """
         found = np.full(len(batch), np.nan)
         if self._sums is None:
             return found
-        shares, _ = heat_shares(batch, self.grid)
+        shares, _ = heat_shares(batch, self._grid)
         classes = number(batch, "predicted_class")
         usable = ~np.isnan(shares[:, 0]) & ~np.isnan(classes)
-        pooled = self._sums.sum(0) / max(self.counts.sum(), 1)
-        ratio = np.log((self.mean_maps() + 1e-9) / (pooled + 1e-9))
+        pooled = self._sums.sum(0) / max(self._maps.sum(), 1)
+        mean_maps = (self._sums + PRIOR * pooled) / (self._maps + PRIOR)[:, None]  # (classes, cells)
+        ratio = np.log((mean_maps + 1e-9) / (pooled + 1e-9))
         found[usable] = (shares[usable] * ratio[classes[usable].astype(int)]).sum(1)
         return found
 
@@ -97,23 +91,28 @@ class ArchiveView:
         sure = scores >= usual[ids]
         found, first = np.unique(rows[sure], return_index=True)  # the best come first
         best[found] = ids[sure][first]
-        label_known = ~np.isnan(label)
-        return np.where(label_known & (best >= 0) & (best != np.nan_to_num(label, nan=-1)), best, -1)
-
-    def _seen_twice(self, which: str, asked: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        if which not in self._twice:
-            parts = getattr(self, which)
-            values, counts = np.unique(np.concatenate(parts) if parts else asked[:0], return_counts=True)
-            self._twice[which] = values[(counts > 1) & (values > 0)]
-            setattr(self, which, [])
-        twice = self._twice[which]
-        return np.isin(asked, twice)
+        return np.where(~np.isnan(label) & (best >= 0) & (best != np.nan_to_num(label, nan=-1)), best, -1)
 
 
-def _is_ok(batch: pa.RecordBatch) -> NDArray[np.bool_]:
-    return np.asarray(batch.column("status").to_numpy(zero_copy_only=False) == Status.OK)
+class _Repeats:
+    """Which hashes of a column come more than once, told by their first 64 bits; missing ones never do."""
 
+    def __init__(self, column: str) -> None:
+        self._column = column
+        self._seen: list[NDArray[np.uint64]] = []
+        self._repeated: NDArray[np.uint64] | None = None
 
-def _as_numbers(digits: pa.Array) -> NDArray[np.uint64]:
-    """Read the first 16 of hex digits as a number; 0 where there are none."""
-    return np.array([int(d[:16], 16) if d else 0 for d in digits.to_pylist()], np.uint64)
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._seen.append(self._numbers(batch))
+
+    def of(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        if self._repeated is None:
+            values, counts = np.unique(
+                np.concatenate([*self._seen, np.array([], np.uint64)]), return_counts=True
+            )
+            self._repeated, self._seen = values[(counts > 1) & (values > 0)], []
+        return np.isin(self._numbers(batch), self._repeated)
+
+    def _numbers(self, batch: pa.RecordBatch) -> NDArray[np.uint64]:
+        digits = batch.column(self._column).to_pylist()
+        return np.array([int(d[:16], 16) if d else 0 for d in digits], np.uint64)

@@ -14,16 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from scipy.linalg import eigh
+from scipy.sparse.csgraph import laplacian
 from scipy.spatial.distance import cdist
 
-from camray.audit.columns import heat_shares, number
+from camray.audit.columns import Floats, heat_shares, number
 from camray.ledger.committed import PARTITION
 from camray.ledger.table import Table
-
-Floats = NDArray[np.float64]
 
 LARGEST = 500  # maps a class: the distances grow with the square
 FEWEST = 24  # maps, below which clusters mean nothing
@@ -37,23 +35,6 @@ class Cluster:
 
     size: int
     mean_map: Floats  # (cells,)
-
-
-def maps_of_classes(
-    table: Table, explainer: str, classes: Sequence[int]
-) -> tuple[dict[int, Floats], tuple[int, int]]:
-    """Read the first 500 maps of each class, shares of heat (maps, cells), and their grid."""
-    names = ["predicted_class", "heatmap", "heat_h", "heat_w"]
-    wanted = (ds.field(PARTITION) == explainer) & ds.field("predicted_class").isin(list(classes))
-    kept: dict[int, list[Floats]] = {c: [] for c in classes}
-    grid = (0, 0)
-    for batch in table.dataset().scanner(columns=names, filter=wanted, batch_size=16384).to_batches():
-        shares, grid = heat_shares(batch, grid)
-        predicted = number(batch, "predicted_class")
-        for c in {int(v) for v in pc.unique(batch.column("predicted_class")).to_pylist()}:
-            room = LARGEST - sum(map(len, kept[c]))
-            kept[c].append(shares[(predicted == c) & ~np.isnan(shares[:, 0])][: max(room, 0)])
-    return {c: np.concatenate(parts) for c, parts in kept.items() if parts}, grid
 
 
 def clusters_of(maps: Floats) -> list[Cluster]:
@@ -76,17 +57,23 @@ def spectrum(maps: Floats) -> tuple[Floats, Floats]:
     nearest = np.argsort(distance, axis=1, kind="stable")[:, :NEIGHBOURS]
     graph = np.zeros_like(distance)
     np.put_along_axis(graph, nearest, 1.0, axis=1)
-    graph = (graph + graph.T) / 2
-    scale = 1 / np.sqrt(graph.sum(1))
-    laplacian = np.eye(len(maps)) - scale[:, None] * graph * scale[None, :]
     last = min(MOST_CLUSTERS, len(maps) - 1)
-    values, vectors = eigh(laplacian, subset_by_index=(0, last))
+    values, vectors = eigh(laplacian((graph + graph.T) / 2, normed=True), subset_by_index=(0, last))
     return np.asarray(values), np.asarray(vectors)
 
 
-def all_clusters(
+def clusters_of_classes(
     table: Table, explainer: str, classes: Sequence[int]
 ) -> tuple[dict[int, list[Cluster]], tuple[int, int]]:
-    """Cluster several classes; give also the grid of the maps."""
-    maps, grid = maps_of_classes(table, explainer, classes)
-    return {c: clusters_of(own) for c, own in maps.items()}, grid
+    """Group the first 500 maps of each class; give also the grid of the maps."""
+    names = ["predicted_class", "heatmap", "heat_h", "heat_w"]
+    asked = (ds.field(PARTITION) == explainer) & ds.field("predicted_class").isin(list(classes))
+    kept: dict[int, list[Floats]] = {c: [] for c in classes}
+    grid = (0, 0)
+    for batch in table.dataset().scanner(columns=names, filter=asked, batch_size=16384).to_batches():
+        shares, grid = heat_shares(batch, grid)
+        predicted = number(batch, "predicted_class")
+        for c in {int(v) for v in pc.unique(batch.column("predicted_class")).to_pylist()}:
+            room = LARGEST - sum(map(len, kept[c]))
+            kept[c].append(shares[(predicted == c) & ~np.isnan(shares[:, 0])][: max(room, 0)])
+    return {c: clusters_of(np.concatenate(parts)) for c, parts in kept.items() if parts}, grid

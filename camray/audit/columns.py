@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,13 @@ NUMBERS = (
 def number(batch: pa.RecordBatch, name: str) -> Floats:
     """Read a numeric or boolean column as float64, null as NaN."""
     return np.asarray(batch.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False))
+
+
+def class_name(class_id: int | None, names: Sequence[str]) -> str | None:
+    """Give the name of a class, `class 7` where it has none; None of None."""
+    if class_id is None:
+        return None
+    return names[class_id] if class_id < len(names) else f"class {class_id}"
 
 
 def as_arrays(batch: pa.RecordBatch) -> dict[str, NDArray[Any]]:

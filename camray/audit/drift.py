@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import chi2, norm
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import chi2, chi2_contingency, false_discovery_control, norm
 
-from camray.audit.night_state import RATES, NightState
+from camray.audit.columns import Floats
+from camray.audit.counts import RATES, NightState
 
-Floats = NDArray[np.float64]
 Level = Literal["none", "moderate", "major"]
 
 FALSE_ALARMS = 0.02  # share of nights without drift that may fire
@@ -77,10 +77,10 @@ def level_of(findings: Sequence[Finding]) -> Level:
     return "major" if "major" in levels else "moderate" if "moderate" in levels else "none"
 
 
-def as_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Give plain dicts, what fired first."""
+def worst_first(findings: Sequence[Finding]) -> list[Finding]:
+    """Sort by level, family and name."""
     order = {"major": 0, "moderate": 1, "none": 2}
-    return [asdict(f) for f in sorted(findings, key=lambda f: (order[f.level], f.family, f.name))]
+    return sorted(findings, key=lambda f: (order[f.level], f.family, f.name))
 
 
 def psi(reference: Floats, current: Floats) -> tuple[float, int]:
@@ -99,16 +99,6 @@ def psi(reference: Floats, current: Floats) -> tuple[float, int]:
     return float(((c - r) * np.log(c / r)).sum()), bins
 
 
-def benjamini_hochberg(p_values: Sequence[float], rate: float) -> list[bool]:
-    """Tell which of several tests survive when at most `rate` of the discoveries may be false."""
-    order = np.argsort(p_values)
-    passed = np.asarray(p_values)[order] <= rate * np.arange(1, len(order) + 1) / len(order)
-    last = int(np.flatnonzero(passed).max()) if passed.any() else -1
-    survives = np.zeros(len(order), bool)
-    survives[order[: last + 1]] = True
-    return survives.tolist()
-
-
 def _psi(name: str, reference: Floats, current: Floats) -> Finding:
     value, bins = psi(reference, current)
     spread = 1 / reference.sum() + 1 / current.sum()
@@ -121,12 +111,9 @@ def _class_mix(reference: NightState, tonight: NightState) -> Finding:
     classes = sorted(reference.classes.keys() | tonight.classes.keys())
     r = np.array([reference.classes.get(c, 0) for c in classes], float)
     c = np.array([tonight.classes.get(c, 0) for c in classes], float)
-    divergence = _divergence(r / r.sum(), c / c.sum())
-    total = r + c
-    expected_r, expected_c = total * r.sum() / total.sum(), total * c.sum() / total.sum()
-    statistic = ((r - expected_r) ** 2 / expected_r + (c - expected_c) ** 2 / expected_c).sum()
-    p = float(chi2.sf(statistic, max(len(classes) - 1, 1)))
-    return Finding("classes", "predicted_class", "JS distance", math.sqrt(divergence), DISTANCE_MODERATE, p)
+    distance = _distance(r, c)
+    p = float(chi2_contingency([r, c], correction=False).pvalue)
+    return Finding("classes", "predicted_class", "JS distance", distance, DISTANCE_MODERATE, p)
 
 
 def _rate(name: str, reference: NightState, tonight: NightState) -> Finding:
@@ -145,18 +132,13 @@ def _mean_map(reference: NightState, tonight: NightState) -> Finding:
     if not reference.map_sums or not tonight.map_sums or reference.grid != tonight.grid:
         return Finding("heat", "mean_map", "JS divergence", 0.0, math.inf, 1.0)
     r, c = (np.sum(list(s.map_sums.values()), axis=0) for s in (reference, tonight))
-    return Finding("heat", "mean_map", "JS divergence", _divergence(r / r.sum(), c / c.sum()), 1.0, 1.0)
+    return Finding("heat", "mean_map", "JS divergence", _distance(r, c) ** 2, 1.0, 1.0)
 
 
-def _divergence(p: Floats, q: Floats) -> float:
-    """Jensen-Shannon divergence of two distributions, base 2: 0 equal .. 1 disjoint."""
-    middle = (p + q) / 2
-
-    def part(one: Floats) -> float:
-        some = one > 0
-        return float((one[some] * np.log2(one[some] / middle[some])).sum())
-
-    return max(0.0, (part(p) + part(q)) / 2)
+def _distance(p: Floats, q: Floats) -> float:
+    """Jensen-Shannon distance of two histograms: 0 equal .. 1 disjoint."""
+    with np.errstate(invalid="ignore"):  # of equal ones rounding can leave the root of less than nothing
+        return float(np.nan_to_num(jensenshannon(p, q, base=2)))
 
 
 _MAJOR = {"PSI": PSI_MAJOR, "JS distance": DISTANCE_MAJOR, "times": TIMES_MAJOR}
@@ -168,8 +150,9 @@ def _surviving(findings: Sequence[Finding]) -> list[bool]:
     size = {name: sum(f.family == name for f in findings) for name in families}
     corrected = [f.p * size[f.family] for f in findings]
     best = [min(p for p, f in zip(corrected, findings, strict=True) if f.family == name) for name in families]
-    kept = dict(zip(families, benjamini_hochberg(best, FALSE_ALARMS), strict=True))
-    return [kept[f.family] and p <= FALSE_ALARMS for p, f in zip(corrected, findings, strict=True)]
+    adjusted = dict(zip(families, false_discovery_control(np.minimum(best, 1)).tolist(), strict=True))
+    alarms = [adjusted[f.family] <= FALSE_ALARMS for f in findings]
+    return [alarm and p <= FALSE_ALARMS for alarm, p in zip(alarms, corrected, strict=True)]
 
 
 def _with_levels(findings: Sequence[Finding]) -> list[Finding]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from camray.audit.gate import parse_gate
-from camray.audit.night import audit_night, exit_code
+from camray.audit.night import audit_night
 from camray.audit.report import write_report
 from camray.audit.reviewed import check_reviews
 from camray.config import Config
@@ -42,8 +42,9 @@ def audit(config: Config, reporter: Reporter, reviewed: Sequence[str] = ()) -> O
     ran = explain(config, reporter)
     if ran.code not in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
         return Outcome(ran.code, ran.run_id, ran.out, ran.explainer, {}, "")
-    summary = audit_night(ran.out, ran.explainer, ran.run_id, config.audit, reviewed)
-    reporter.say(summary["message"].removeprefix("camray: "), **summary["rates"])
+    night = audit_night(ran.out, ran.explainer, ran.run_id, config.audit, reviewed)
+    reporter.say(night.message.removeprefix("camray: "), **night.rates)
     page = write_report(ran.out)
     reporter.say(f"report: {page}")
-    return Outcome(exit_code(summary) or ran.code, ran.run_id, ran.out, ran.explainer, summary, page)
+    code = night.exit_code or ran.code
+    return Outcome(code, ran.run_id, ran.out, ran.explainer, night.to_json(), page)

@@ -1,24 +1,25 @@
 """One night: judge the records, compare with the nights before, decide the gate, say it in a few files.
 
 runs/<run>/summary.json   counts, classes, drift, gate, settings: what the report and machines read
+runs/<run>/state.json     histograms and mean maps, for the nights to come
 runs/<run>/metrics.prom   the same numbers for Prometheus' textfile collector
 runs/<run>/message.txt    one paragraph for a chat
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from camray.audit.drift import as_rows, compare_nights, level_of
+from camray.audit.counts import ClassRow, NightState
+from camray.audit.drift import Finding, compare_nights, level_of, worst_first
 from camray.audit.gate import DRIFT_LEVELS, parse_gate
-from camray.audit.judge import Audit
-from camray.audit.night_state import NightState
+from camray.audit.judge import Past, judge_archive
 from camray.audit.reviewed import decisions, take_in
-from camray.audit.update import compare_models
+from camray.audit.update import ModelUpdate, compare_models
 from camray.config import AuditConfig
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger.out import open_out
@@ -26,12 +27,141 @@ from camray.ledger.runs import RUNS
 from camray.storage import Folder
 
 CONFIDENCE_DISTANCE, HEAT_COSINE = 0.01, 0.99  # a GPU in place of a CPU stays within both
+LISTED = 1000  # classes that a summary keeps
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """How many: explained in the archive and tonight, rows of tonight, and those that failed."""
+
+    archive: int
+    night: int
+    rows: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Tonight against one night before."""
+
+    against: str  # "last night" or "the baseline"
+    run_id: str
+    level: str
+    rows: Sequence[Finding]
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What changed since other nights, and the worst of it."""
+
+    level: str
+    comparisons: Sequence[Comparison]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What must not be, and what of it is so."""
+
+    conditions: Sequence[str]
+    fired: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """All that is said of a night: the content of its summary.json."""
+
+    run_id: str
+    explainer: str
+    written_at: str
+    previous: str | None
+    covers: Sequence[str]  # the runs whose rows are new
+    records_version: int | None
+    settings: AuditConfig
+    images: Images
+    rates: Mapping[str, float]
+    verdicts: Mapping[str, int]
+    archive_verdicts: Mapping[str, int]
+    archive_rates: Mapping[str, float]
+    errors: Mapping[str, int]  # by code
+    classes: Sequence[ClassRow]
+    archive_classes: Sequence[ClassRow]
+    drift: Drift
+    canary: Mapping[str, Any] | None  # how the same images fared; None where they were not looked at
+    decisions_taken_in: int
+    model_update: ModelUpdate | None
+    gate: Gate
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """5 where the gate fired."""
+        return ExitCode.GATE if self.gate.fired else ExitCode.DONE
+
+    @property
+    def shown_classes(self) -> Sequence[ClassRow]:
+        """The classes of the new images, or of the archive where nothing is new."""
+        return self.classes if self.images.rows else self.archive_classes
+
+    @property
+    def message(self) -> str:
+        """The night in one paragraph."""
+        images, rates, verdicts = self.images, self.rates, self.verdicts
+        if not images.rows:
+            return f"camray: nothing new; {images.archive:,} images in the archive."
+        said = (
+            f"camray: {images.night:,} new images explained, {images.failed:,} failed."
+            f" Right for the wrong reason: {verdicts.get('right_wrong_reason', 0):,} confirmed"
+            f" ({rates['confirmed_rate']:.2%} of all answers, right or wrong, hang on the border),"
+            f" {verdicts.get('right_wrong_reason_suspected', 0):,} suspected."
+        )
+        if self.classes and (first := self.classes[0]).confirmed:
+            name = printable(first.label or f"class {first.class_id}", 60)
+            said += f" Most of all in {name}: {first.confirmed:,} of {first.images:,}."
+        said += f" Wrong: {verdicts.get('wrong', 0):,}; label suspects: {verdicts.get('label_suspect', 0):,}."
+        said += f" Drift: {self.drift.level}."
+        if (canary := self.canary) and stack_changed(canary):
+            said += (
+                f" The stack is another one: of {canary['images']} images explained before,"
+                f" {canary['changed']} get another answer, and confidence moves by up to"
+                f" {canary['confidence_distance']:.3f}."
+            )
+        if update := self.model_update:
+            said += (
+                f" The model changed: {update.agreement:.1%} of {update.images:,} answers are as before,"
+                f" {update.repaired:,} are right now that were wrong, {update.broken:,} the other way."
+            )
+        return said + (f" Gate: {', '.join(self.gate.fired)}." if self.gate.fired else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain lists and numbers, and the message."""
+        return asdict(self) | {"message": self.message}
+
+    @staticmethod
+    def from_json(said: Mapping[str, Any]) -> Night:
+        """Read what `to_json` gave; what a summary of another version lacks is None."""
+        known: dict[str, Any] = {field.name: said.get(field.name) for field in fields(Night)}
+        settings = {
+            f.name: said["settings"][f.name] for f in fields(AuditConfig) if f.name in said["settings"]
+        }
+        comparisons = [
+            Comparison(**c | {"rows": [Finding(**row) for row in c["rows"]]})
+            for c in said["drift"].get("comparisons", [])
+        ]
+        update = known["model_update"]
+        known |= {name: [ClassRow(**row) for row in said[name]] for name in ("classes", "archive_classes")}
+        known |= {
+            "settings": AuditConfig(**settings),
+            "images": Images(**said["images"]),
+            "drift": Drift(said["drift"]["level"], comparisons),
+            "model_update": ModelUpdate(**update) if update else None,
+            "gate": Gate(**said["gate"]),
+        }
+        return Night(**known)
 
 
 def audit_night(
     place: str, explainer: str, run_id: str, settings: AuditConfig, reviewed: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Audit the records of one explainer and write the files of the night; give the summary.
+) -> Night:
+    """Audit the records of one explainer and write the files of the night.
 
     `reviewed` names files of decisions that the report saved.
 
@@ -40,59 +170,73 @@ def audit_night(
     """
     conditions = parse_gate(settings.fail_on)
     out, table = open_out(place)
-    nights = read_summaries(out)
-    before = [s for s in nights if s["explainer"] == explainer]
-    seen = {run for s in before for run in s["covers"]}
+    nights = read_nights(out)
+    before = [night for night in nights if night.explainer == explainer]
     taken = take_in(out, reviewed)
-    audit = Audit(out, table, explainer, settings)
-    audit.reviewed = decisions(out, explainer)
-    audit.run(seen, run_id)
-    night = audit.night
-    rates = night.rates()
-    summary: dict[str, Any] = {
-        "run_id": run_id,
-        "explainer": explainer,
-        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "previous": before[-1]["run_id"] if before else None,
-        "covers": sorted(audit.covered - seen),
-        "records_version": table.delta.version() if table.delta else None,
-        "settings": dataclasses.asdict(settings),
-        "images": {"archive": audit.all.ok, "night": night.ok, "rows": night.rows, "failed": night.failed},
-        "rates": rates,
-        "verdicts": dict(audit.verdicts),
-        "archive_verdicts": dict(audit.all_verdicts),
-        "archive_rates": audit.all.rates(),
-        "errors": dict(audit.errors),
-        "classes": night.ranked(audit.class_names)[:1000],
-        "archive_classes": audit.all.ranked(audit.class_names)[:1000],
-        "drift": _drift(out, audit.state, before, settings.baseline),
-        "canary": _canary(out, run_id),
-        "decisions_taken_in": taken,
-        "model_update": None,
-    }
+    past = Past(frozenset(run for n in before for run in n.covers), decisions(out, explainer))
+    what = json.loads(out.read(f"explainers/{explainer}.json"))
+    names = what["class_names"]
+    tally = judge_archive(out, table, explainer, int(what["num_classes"]), settings, past, run_id)
+    rates, drift = tally.night.rates(), _drift(out, tally.state, before, settings.baseline)
+    update = None
     if nights and not before:  # a new model or setting: what did it change?
-        summary["model_update"] = compare_models(table, nights[-1]["explainer"], explainer, audit.class_names)
-    fired = [c.text for c in conditions if night.rows and c.fires(rates, summary["drift"]["level"])]
-    summary["gate"] = {"conditions": [c.text for c in conditions], "fired": fired}
-    summary["message"] = message(summary)
-    out.write(f"{RUNS}/{run_id}/state.json", json.dumps(audit.state.to_json()).encode())
-    _write(out, run_id, summary)
-    return summary
+        update = compare_models(table, nights[-1].explainer, explainer, names)
+    fired = [c.text for c in conditions if tally.night.rows and c.fires(rates, drift.level)]
+    night = Night(
+        run_id=run_id,
+        explainer=explainer,
+        written_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        previous=before[-1].run_id if before else None,
+        covers=sorted(tally.covered),
+        records_version=table.delta.version() if table.delta else None,
+        settings=settings,
+        images=Images(tally.archive.ok, tally.night.ok, tally.night.rows, tally.night.failed),
+        rates=rates,
+        verdicts=dict(tally.verdicts),
+        archive_verdicts=dict(tally.archive_verdicts),
+        archive_rates=tally.archive.rates(),
+        errors=dict(tally.errors),
+        classes=tally.night.ranked(names)[:LISTED],
+        archive_classes=tally.archive.ranked(names)[:LISTED],
+        drift=drift,
+        canary=_read(out, run_id, "canary"),
+        decisions_taken_in=taken,
+        model_update=update,
+        gate=Gate([c.text for c in conditions], fired),
+    )
+    _write(out, night, tally.state)
+    return night
+
+
+def read_nights(out: Folder) -> list[Night]:
+    """Read the summary of every night, oldest first."""
+    names = [e.path for e in out.entries(RUNS) if e.path.endswith("/summary.json")]
+    return [Night.from_json(json.loads(out.read(f"{RUNS}/{name}"))) for name in names]
+
+
+def latest_nights(out: Folder) -> list[Night]:
+    """Read the nights of the explainer that was audited last, oldest first.
+
+    Raises:
+        UsageError: OUT holds no audit.
+    """
+    nights = read_nights(out)
+    if not nights:
+        raise UsageError("OUT", f"{out.uri} holds no audit", "camray audit ARCHIVE OUT --model NAME")
+    return [night for night in nights if night.explainer == nights[-1].explainer]
 
 
 def read_state(out: Folder, run_id: str) -> dict[str, Any] | None:
     """Read the sums of a night: histograms and mean maps. None where there are none."""
-    path = f"{RUNS}/{run_id}/state.json"
+    return _read(out, run_id, "state")
+
+
+def _read(out: Folder, run_id: str, name: str) -> dict[str, Any] | None:
+    path = f"{RUNS}/{run_id}/{name}.json"
     return json.loads(out.read(path)) if out.exists(path) else None
 
 
-def _canary(out: Folder, run_id: str) -> dict[str, Any] | None:
-    """Read how the same images fared tonight; None where they were not looked at."""
-    path = f"{RUNS}/{run_id}/canary.json"
-    return json.loads(out.read(path)) if out.exists(path) else None
-
-
-def stack_changed(canary: dict[str, Any] | None) -> bool:
+def stack_changed(canary: Mapping[str, Any] | None) -> bool:
     """Tell whether the same images fare differently: more than rounding on another device explains."""
     if not canary or not canary["images"]:
         return False
@@ -100,85 +244,34 @@ def stack_changed(canary: dict[str, Any] | None) -> bool:
     return bool(canary["changed"] or far)
 
 
-def _drift(
-    out: Folder, tonight: NightState, before: Sequence[dict[str, Any]], baseline: str | None
-) -> dict[str, Any]:
+def _drift(out: Folder, tonight: NightState, before: Sequence[Night], baseline: str | None) -> Drift:
     """Compare with the last night that had new images, and with the pinned one."""
-    nights = [s["run_id"] for s in before if s["images"]["night"]]
-    asked = {"last night": nights[-1] if nights else None, "the baseline": baseline}
+    nights = [night.run_id for night in before if night.images.night]
     comparisons = []
-    for against, run_id in asked.items():
+    for against, run_id in (("last night", nights[-1] if nights else None), ("the baseline", baseline)):
         state = read_state(out, run_id) if run_id else None
-        if state is None and against == "the baseline" and run_id:
-            raise UsageError(
-                "audit.baseline", f"{printable(run_id)} is no audited run", "see `camray status OUT`"
-            )
-        if state is not None:
+        if run_id and state is not None:
             found = compare_nights(NightState.from_json(state), tonight)
-            comparisons.append(
-                {"against": against, "run_id": run_id, "level": level_of(found), "rows": as_rows(found)}
-            )
-    worst = max((c["level"] for c in comparisons), key=DRIFT_LEVELS.index, default="none")
-    return {"level": worst, "comparisons": comparisons}
+            comparisons.append(Comparison(against, run_id, level_of(found), worst_first(found)))
+        elif run_id and against == "the baseline":
+            said = f"{printable(run_id)} is no audited run"
+            raise UsageError("audit.baseline", said, "see `camray status OUT`")
+    return Drift(max((c.level for c in comparisons), key=DRIFT_LEVELS.index, default="none"), comparisons)
 
 
-def exit_code(summary: dict[str, Any]) -> ExitCode:
-    """Give 5 where the gate fired."""
-    return ExitCode.GATE if summary["gate"]["fired"] else ExitCode.DONE
+def _write(out: Folder, night: Night, state: NightState) -> None:
+    """Write the files of a night; the summary last: it says that the night is done."""
+    folder, summary = f"{RUNS}/{night.run_id}", json.dumps(night.to_json(), indent=1)
+    out.write(f"{folder}/state.json", json.dumps(state.to_json()).encode())
+    out.write(f"{folder}/metrics.prom", _metrics(night).encode())
+    out.write(f"{folder}/message.txt", f"{night.message}\n".encode())
+    out.write(f"{folder}/summary.json", summary.encode())
 
 
-def read_summaries(out: Folder) -> list[dict[str, Any]]:
-    """Read the summary of every night, oldest first."""
-    names = [e.path for e in out.entries(RUNS) if e.path.endswith("/summary.json")]
-    return [json.loads(out.read(f"{RUNS}/{name}")) for name in names]
-
-
-def message(summary: dict[str, Any]) -> str:
-    """Say the night in one paragraph."""
-    images, rates, verdicts = summary["images"], summary["rates"], summary["verdicts"]
-    if not images["rows"]:
-        return f"camray: nothing new; {images['archive']:,} images in the archive."
-    said = f"camray: {images['night']:,} new images explained, {images['failed']:,} failed."
-    confirmed = verdicts.get("right_wrong_reason", 0)
-    said += (
-        f" Right for the wrong reason: {confirmed:,} confirmed ({rates['confirmed_rate']:.2%} of all answers,"
-        f" right or wrong, hang on the border),"
-    )
-    said += f" {verdicts.get('right_wrong_reason_suspected', 0):,} suspected."
-    first = summary["classes"][0] if summary["classes"] else None
-    if first and first["confirmed"]:
-        name = printable(first["label"] or f"class {first['class_id']}", 60)
-        said += f" Most of all in {name}: {first['confirmed']:,} of {first['images']:,}."
-    said += f" Wrong: {verdicts.get('wrong', 0):,}; label suspects: {verdicts.get('label_suspect', 0):,}."
-    said += f" Drift: {summary['drift']['level']}."
-    if stack_changed(canary := summary["canary"]):
-        said += (
-            f" The stack is another one: of {canary['images']} images explained before, {canary['changed']}"
-            f" get another answer, and confidence moves by up to {canary['confidence_distance']:.3f}."
-        )
-    if update := summary["model_update"]:
-        said += (
-            f" The model changed: {update['agreement']:.1%} of {update['images']:,} answers are as before,"
-        )
-        said += f" {update['repaired']:,} are right now that were wrong, {update['broken']:,} the other way."
-    if summary["gate"]["fired"]:
-        said += f" Gate: {', '.join(summary['gate']['fired'])}."
-    return said
-
-
-def _write(out: Folder, run_id: str, summary: dict[str, Any]) -> None:
-    folder = f"{RUNS}/{run_id}"
-    out.write(f"{folder}/metrics.prom", _metrics(summary).encode())
-    out.write(f"{folder}/message.txt", (summary["message"] + "\n").encode())
-    out.write(
-        f"{folder}/summary.json", json.dumps(summary, indent=1).encode()
-    )  # last: it says the night is done
-
-
-def _metrics(summary: dict[str, Any]) -> str:
+def _metrics(night: Night) -> str:
     """Write the numbers as gauges of Prometheus."""
-    label = f'{{explainer="{summary["explainer"]}"}}'
-    gauges = {f"camray_audit_{name}": value for name, value in summary["rates"].items()}
-    gauges |= {f"camray_audit_images_{name}": value for name, value in summary["images"].items()}
-    gauges["camray_audit_gate_fired"] = len(summary["gate"]["fired"])
+    label = f'{{explainer="{night.explainer}"}}'
+    gauges = {f"camray_audit_{name}": value for name, value in night.rates.items()}
+    gauges |= {f"camray_audit_images_{name}": value for name, value in asdict(night.images).items()}
+    gauges["camray_audit_gate_fired"] = len(night.gate.fired)
     return "".join(f"# TYPE {name} gauge\n{name}{label} {value}\n" for name, value in gauges.items())

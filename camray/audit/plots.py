@@ -10,14 +10,17 @@ from typing import Any
 
 from markupsafe import Markup
 
+from camray.audit.clusters import Cluster
+from camray.audit.night import Night
 from camray.audit.verdicts import VERDICTS
 
 _RATES = ("confirmed_rate", "suspected_rate", "wrong_rate", "failed_rate")
 WIDTH, HEIGHT = 640, 160
 
 
-def bars(counts: Mapping[str, int]) -> list[dict[str, Any]]:
+def bars(night: Night) -> list[dict[str, Any]]:
     """Give each verdict's count and its width in percent of the largest but `ok`."""
+    counts = night.verdicts if night.images.rows else night.archive_verdicts
     largest = max([n for verdict, n in counts.items() if verdict != "ok"] or [1])
     return [
         {"verdict": verdict, "count": counts.get(verdict, 0),
@@ -26,19 +29,15 @@ def bars(counts: Mapping[str, int]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def history(nights: Sequence[Mapping[str, Any]]) -> Markup:
+def history(nights: Sequence[Night]) -> Markup:
     """Draw the rates of the nights as lines; one night is a row of dots."""
-    shown = [n for n in nights if n["images"]["rows"]]
-    top = max([n["rates"][rate] for n in shown for rate in _RATES] or [0.0]) or 0.01
+    shown = [night.rates for night in nights if night.images.rows]
+    top = max([rates[name] for rates in shown for name in _RATES] or [0.0]) or 0.01
     lines = []
-    for which, rate in enumerate(_RATES):
-        points = [
-            (
-                10 + (WIDTH - 20) * (i / max(len(shown) - 1, 1)),
-                10 + (HEIGHT - 20) * (1 - n["rates"][rate] / top),
-            )
-            for i, n in enumerate(shown)
-        ]
+    for which, name in enumerate(_RATES):
+        across = [10 + (WIDTH - 20) * (i / max(len(shown) - 1, 1)) for i in range(len(shown))]
+        down = [10 + (HEIGHT - 20) * (1 - rates[name] / top) for rates in shown]
+        points = list(zip(across, down, strict=True))
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
         lines.append(f'<g class="line line-{which}"><polyline points="{path}" fill="none"/>{dots}</g>')
@@ -49,13 +48,21 @@ def history(nights: Sequence[Mapping[str, Any]]) -> Markup:
     )
 
 
-def mean_maps(night: Mapping[str, Any], state: Mapping[str, Any] | None) -> dict[int, Markup]:
+def mean_maps(night: Night, state: Mapping[str, Any] | None) -> dict[int, Markup]:
     """Draw where each of the first 200 classes looked, one small picture a class."""
     if state is None:
         return {}
-    maps = {row["class_id"]: state["mean_maps"].get(str(row["class_id"])) for row in night["classes"][:200]}
+    maps = {row.class_id: state["mean_maps"].get(str(row.class_id)) for row in night.classes[:200]}
     text = "where the class looks on average"
     return {c: small_map(map_, state["grid"], text) for c, map_ in maps.items() if map_}
+
+
+def cluster_maps(clusters: Mapping[int, Sequence[Cluster]], grid: Sequence[int]) -> dict[int, list[Markup]]:
+    """Draw the mean map of each group of heatmaps, by class."""
+    return {
+        c: [small_map(g.mean_map.tolist(), grid, f"{g.size} maps that look alike") for g in groups]
+        for c, groups in clusters.items()
+    }
 
 
 def small_map(values: Sequence[float], grid: Sequence[int], text: str) -> Markup:

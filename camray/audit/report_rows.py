@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from camray.audit.columns import class_name
 from camray.audit.judge import AUDIT
 from camray.audit.verdicts import FLAGS, VERDICTS
 from camray.ledger import log
@@ -29,14 +30,13 @@ from camray.storage import Folder
 ROWS_A_FILE = 100
 SHOWN = {column.name: column.shown for column in COLUMNS if column.shown is not None}  # name -> decimals
 _JUDGED = ["shard", "index", "verdict", "flags", "audit_score", "heat_lift", "suggested_class", "reviewed"]
-_RECORD = [
-    "run_id", "shard", "member", "index", "content_sha256", "status", "error_code", "error_stage",
-    "error_message", "width", "height", "predicted_class", "predicted_label", "confidence", "topk",
-    "label", "label_class", "correct", "heatmap", "heat_h", "heat_w", "heat_status", "heat_ring_mass",
-    "heat_corner_mass", "heat_corner", "heat_entropy", "heat_peaks", "heat_in_box", "heat_in_mask",
-    "heat_in_padding", "image_mean", "image_std", "image_sharpness", "confirm_region", "confirm_drop",
+_RECORD = sorted({
+    "run_id", "shard", "member", "index", "content_sha256", "error_code", "error_stage", "error_message",
+    "width", "height", "predicted_class", "predicted_label", "confidence", "margin", "topk", "label",
+    "label_class", "correct", "heatmap", "heat_h", "heat_w", "heat_ring_mass", "heat_corner_mass",
+    "heat_corner", "heat_in_padding", "image_mean", "image_std", "image_sharpness", "confirm_drop",
     "confirm_flip", "overlay_path", *SHOWN,
-]  # fmt: skip
+})  # fmt: skip
 
 
 def audit_rows(out: Folder, explainer: str, limit: int) -> pa.Table:
@@ -99,8 +99,8 @@ def as_shown(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequen
         "flags": judged["flags"], "score": _short(judged["audit_score"]), "reviewed": judged["reviewed"],
         "class": record["predicted_class"], "predicted": record["predicted_label"],
         "confidence": _short(record["confidence"]), **{name: _short(record[name]) for name in SHOWN},
-        "label": record["label"] or _name(record["label_class"], names), "correct": record["correct"],
-        "suggested": _name(suggested, names),
+        "label": record["label"] or class_name(record["label_class"], names), "correct": record["correct"],
+        "suggested": class_name(suggested, names),
         "top": [[t["label"] or f"class {t['class_id']}", _short(t["score"])] for t in record["topk"] or []],
         "size": [record["width"], record["height"]] if record["width"] else None,
         "picture": record["overlay_path"], "grid": [record["heat_h"], record["heat_w"]],
@@ -111,64 +111,54 @@ def as_shown(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequen
 
 def reasons(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Say why a row was flagged, in sentences with its numbers."""
-    flags, said = set(judged["flags"]), []
-    if "failed" in flags:
-        said.append(
-            f"{record['error_stage']}: {record['error_code']}. {record['error_message'] or ''}".strip()
-        )
-    if "border_heat" in flags:
-        corner = str(record["heat_corner"] or "").replace("_", " ")
-        said.append(
-            f"{record['heat_ring_mass']:.0%} of the heat lies on the outer eighth of the image, "
-            f"{record['heat_corner_mass']:.0%} in the {corner} corner."
-        )
-        said.append(_second_look(record))
-    if "unusual_place" in flags:
-        said.append(f"The class looks where others do not look (lift {judged['heat_lift']:.2f} nats).")
-    if "wrong" in flags:
-        label = record["label"] or _name(record["label_class"], names)
-        said.append(
-            f"The label is {label}, the model says {record['predicted_label']} ({record['confidence']:.1%})."
-        )
-    if "label_suspect" in flags:
-        said.append(
-            f"Of its own {_name(judged['suggested_class'], names)} images the model is less sure on average: "
-            "the label may be wrong."
-        )
-    said += [text.format(**record) for flag, text in _SAID.items() if flag in flags]
-    return said
-
-
-_SAID = {
-    "dead_map": "The heatmap has no positive value.",
-    "nonfinite_map": "The heatmap is not finite.",
-    "no_target": "There was no class to explain.",
-    "off_object": "Most of the heat lies outside the annotated object.",
-    "padding_heat": "{heat_in_padding:.0%} of the heat lies on padding, where there is no image.",
-    "low_margin": "The two best classes are {margin:.3f} apart.",
-    "dark": "The image is dark (mean luminance {image_mean:.0f} of 255).",
-    "bright": "The image is bright (mean luminance {image_mean:.0f} of 255).",
-    "flat": "The image is nearly one colour (standard deviation {image_std:.1f}).",
-    "blurry": "The image is blurry (variance of the Laplacian {image_sharpness:.0f}).",
-    "odd_shape": "The image has an unusual shape: {width} x {height} pixels.",
-    "exact_duplicate": "The same file is in the archive more than once.",
-    "near_duplicate": "Another image of the archive looks the same at 9 x 8 pixels.",
-}
+    values = dict(record) | {
+        "label": record["label"] or class_name(record["label_class"], names),
+        "error_message": record["error_message"] or "",
+        "heat_corner": str(record["heat_corner"] or "").replace("_", " "),
+        "suggested": class_name(judged["suggested_class"], names),
+        "lift": judged["heat_lift"],
+        "second_look": _second_look(record),
+    }
+    flags = set(judged["flags"])
+    return [text.format(**values).strip() for flag, text in _REASONS if flag in flags]
 
 
 def _second_look(record: Mapping[str, Any]) -> str:
-    if record["confirm_drop"] is None:
+    before, drop = record["confidence"], record["confirm_drop"]
+    if drop is None:
         return "No second look: it was over the budget."
-    left = record["confidence"] - record["confirm_drop"]
     then = ", and another class wins" if record["confirm_flip"] else ""
-    before = record["confidence"]
-    return f"With the hot border blurred the confidence goes from {before:.2f} to {left:.2f}{then}."
+    return f"With the hot border blurred the confidence goes from {before:.2f} to {before - drop:.2f}{then}."
 
 
-def _name(class_id: int | None, names: Sequence[str]) -> str | None:
-    if class_id is None:
-        return None
-    return names[class_id] if class_id < len(names) else f"class {class_id}"
+_REASONS = (  # flag, sentence; in this order
+    ("failed", "{error_stage}: {error_code}. {error_message}"),
+    (
+        "border_heat",
+        "{heat_ring_mass:.0%} of the heat lies on the outer eighth of the image, "
+        "{heat_corner_mass:.0%} in the {heat_corner} corner.",
+    ),
+    ("border_heat", "{second_look}"),
+    ("unusual_place", "The class looks where others do not look (lift {lift:.2f} nats)."),
+    ("wrong", "The label is {label}, the model says {predicted_label} ({confidence:.1%})."),
+    (
+        "label_suspect",
+        "Of its own {suggested} images the model is less sure on average: the label may be wrong.",
+    ),
+    ("dead_map", "The heatmap has no positive value."),
+    ("nonfinite_map", "The heatmap is not finite."),
+    ("no_target", "There was no class to explain."),
+    ("off_object", "Most of the heat lies outside the annotated object."),
+    ("padding_heat", "{heat_in_padding:.0%} of the heat lies on padding, where there is no image."),
+    ("low_margin", "The two best classes are {margin:.3f} apart."),
+    ("dark", "The image is dark (mean luminance {image_mean:.0f} of 255)."),
+    ("bright", "The image is bright (mean luminance {image_mean:.0f} of 255)."),
+    ("flat", "The image is nearly one colour (standard deviation {image_std:.1f})."),
+    ("blurry", "The image is blurry (variance of the Laplacian {image_sharpness:.0f})."),
+    ("odd_shape", "The image has an unusual shape: {width} x {height} pixels."),
+    ("exact_duplicate", "The same file is in the archive more than once."),
+    ("near_duplicate", "Another image of the archive looks the same at 9 x 8 pixels."),
+)
 
 
 def _short(value: Any) -> Any:

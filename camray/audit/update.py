@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-from numpy.typing import NDArray
 
-from camray.audit.columns import heat_shares, number
+from camray.audit.columns import Floats, class_name, heat_shares, number
 from camray.ledger.committed import PARTITION
 from camray.ledger.table import Table
-
-Floats = NDArray[np.float64]
 
 LARGEST = 100_000  # images compared; the first that come
 SHOWN = 30
@@ -27,7 +25,22 @@ _SAME = ["shard", "index", "content_sha256", "target_class"]
 _SAID = ["member", "predicted_class", "confidence", "correct", "heatmap", "heat_h", "heat_w"]
 
 
-def compare_models(table: Table, before: str, now: str, names: Sequence[str]) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class ModelUpdate:
+    """How the answers of two explainers differ on the same images."""
+
+    before: str  # the other explainer
+    images: int
+    agreement: float  # share of the images with the same answer
+    repaired: int  # right now, wrong before
+    broken: int
+    confidence_shift: float  # on average
+    heat_cosine: float | None  # median; None where no pair of maps can be compared
+    flips: Sequence[dict[str, Any]]  # was, now, images: the most frequent first
+    largest: Sequence[dict[str, Any]]  # member, was, now, shift, heat_cosine: other answers first
+
+
+def compare_models(table: Table, before: str, now: str, names: Sequence[str]) -> ModelUpdate | None:
     """Compare two explainers on the images both have, of the same content; None where there are none."""
     old, new = _rows(table, before), _rows(table, now)
     keys = ["shard", "index", "content_sha256"]
@@ -46,24 +59,24 @@ def compare_models(table: Table, before: str, now: str, names: Sequence[str]) ->
     order = np.lexsort((-np.abs(shift), was == is_))[:SHOWN]
     members = two.column("member").to_pylist()
     usable = alike[~np.isnan(alike)]
-    return {
-        "before": before,
-        "images": len(both),
-        "agreement": float((was == is_).mean()),
-        "repaired": int(((number(one, "correct") == 0) & (number(two, "correct") == 1)).sum()),
-        "broken": int(((number(one, "correct") == 1) & (number(two, "correct") == 0)).sum()),
-        "confidence_shift": float(shift.mean()),
-        "heat_cosine": float(np.median(usable)) if len(usable) else None,
-        "flips": [
-            {"was": _name(a, names), "now": _name(b, names), "images": n}
+    return ModelUpdate(
+        before=before,
+        images=len(both),
+        agreement=float((was == is_).mean()),
+        repaired=int(((number(one, "correct") == 0) & (number(two, "correct") == 1)).sum()),
+        broken=int(((number(one, "correct") == 1) & (number(two, "correct") == 0)).sum()),
+        confidence_shift=float(shift.mean()),
+        heat_cosine=float(np.median(usable)) if len(usable) else None,
+        flips=[
+            {"was": class_name(a, names), "now": class_name(b, names), "images": n}
             for (a, b), n in flips.most_common(SHOWN)
         ],
-        "largest": [
-            {"member": members[i], "was": _name(int(was[i]), names), "now": _name(int(is_[i]), names),
+        largest=[
+            {"member": members[i], "was": class_name(was[i], names), "now": class_name(is_[i], names),
              "shift": float(shift[i]), "heat_cosine": None if np.isnan(alike[i]) else float(alike[i])}
             for i in order.tolist() if was[i] != is_[i] or abs(shift[i]) > 0.05
         ],
-    }  # fmt: skip
+    )  # fmt: skip
 
 
 def _rows(table: Table, explainer: str) -> pa.Table:
@@ -85,7 +98,3 @@ def _cosines(one: pa.RecordBatch, two: pa.RecordBatch) -> Floats:
         return np.full(len(one), np.nan)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.asarray((a * b).sum(1) / np.where(lengths > 0, lengths, np.nan))
-
-
-def _name(class_id: int, names: Sequence[str]) -> str:
-    return names[class_id] if class_id < len(names) else f"class {class_id}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from camray.audit import EXPORTS
 from camray.cli.arguments import verb
 from camray.config import Setting
 from camray.errors import ExitCode, UsageError
 
 _OUT = Setting("", "OUT", name="out")
-_FORMATS = "csv, imagefolder (Hugging Face), label-studio, duckdb"
 
 
 @verb(_OUT)
@@ -30,7 +30,7 @@ def verify(args: argparse.Namespace) -> ExitCode:
 
 @verb(
     _OUT,
-    Setting(f"write the queue for another tool: {_FORMATS}", "--export FORMAT"),
+    Setting(f"write the queue for another tool: {', '.join(EXPORTS)}", "--export FORMAT"),
     Setting("where --export writes; a new folder", "--to FOLDER"),
     Setting("label-studio: what stands before a picture's path", "--prefix URL"),
     Setting("rows of the queue to keep", "--limit N", kind=int, default=100_000),

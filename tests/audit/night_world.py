@@ -56,8 +56,8 @@ def night(
     """One night: explain, audit; gives the summary, with `done`: images explained."""
     chosen = settings_for(archive, out, model, **settings)
     done = explain(chosen, run_id)
-    summary = audit_night(str(out), prepare(chosen).explainer.id, run_id, chosen.audit)
-    return summary | {"done": done}
+    found = audit_night(str(out), prepare(chosen).explainer.id, run_id, chosen.audit)
+    return found.to_json() | {"done": done}
 
 
 def write_archive(folder: Path, samples: Iterable[hans64.Sample], per_shard: int = 120) -> Path:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from scipy import stats
 
-from camray.audit.drift import benjamini_hochberg, compare_nights, level_of, psi
-from camray.audit.night_state import EDGES, RATES, NightState
+from camray.audit.counts import EDGES, RATES, NightState
+from camray.audit.drift import compare_nights, level_of, psi
 from camray.audit.verdicts import FLAGS
 from tests.audit.report_world import records
 
@@ -79,21 +81,26 @@ def test_psi_by_hand() -> None:
     assert psi(reference, current) == (pytest.approx(((c - r) * np.log(c / r)).sum()), 2)
 
 
-def test_benjamini_hochberg_as_scipy_does_it() -> None:
-    rng = np.random.default_rng(1)
-    for _ in range(20):
-        p = rng.random(12) ** 4
-        expected = stats.false_discovery_control(p) <= 0.05
-        assert benjamini_hochberg(p.tolist(), 0.05) == expected.tolist()
-
-
-def test_states_add_up_and_survive_a_file() -> None:
-    one, two = state(1), state(2, 100)
-    both = NightState.from_json(json.loads(json.dumps((one + two).to_json())))
-    assert both.counts == {n: one.counts[n] + two.counts[n] for n in ("rows", "ok", "labelled", *RATES)}
-    assert both.classes == {c: one.classes[c] + two.classes[c] for c in one.classes}
+def test_a_state_survives_a_file_and_a_night_like_it_does_not_drift() -> None:
+    one = state(1)
+    again = NightState.from_json(json.loads(json.dumps(one.to_json())))
+    assert set(again.counts) == {"rows", "ok", "labelled", *RATES}
+    assert (again.counts, again.classes, again.grid) == (one.counts, one.classes, one.grid)
     for name in EDGES:
-        assert (both.histograms[name] == one.histograms[name] + two.histograms[name]).all()
-    for c, total in both.map_sums.items():
-        assert np.allclose(total, one.map_sums[c] + two.map_sums[c], atol=1e-3)
-    assert compare_nights(both, both)[-1].value == pytest.approx(0, abs=1e-6)
+        assert (again.histograms[name] == one.histograms[name]).all()
+    for c, total in one.map_sums.items():
+        assert np.allclose(again.map_sums[c], total, atol=1e-3)
+    # The same mix three times over: rounding must not leave the root of less than nothing.
+    thrice = replace(one, classes={c: 3 * n for c, n in one.classes.items()})
+    found = {f.name: f for f in compare_nights(one, thrice)}
+    assert found["predicted_class"].value == pytest.approx(0, abs=1e-7)
+    assert found["mean_map"].value == pytest.approx(0, abs=1e-12)
+
+
+def test_the_mix_of_classes_by_hand() -> None:
+    """Jensen-Shannon distance, base 2, of (1, 0) and (1/2, 1/2): the entropies are 0, 1 and h(1/4)."""
+    one, two = replace(state(1), classes={0: 40}), replace(state(2), classes={0: 40, 1: 40})
+    (mix,) = [f for f in compare_nights(one, two) if f.name == "predicted_class"]
+    h = -0.25 * math.log2(0.25) - 0.75 * math.log2(0.75)
+    assert mix.value == pytest.approx(math.sqrt(h - 0.5))
+    assert mix.p == pytest.approx(stats.chi2.sf(30, 1))  # 120 (40 * 40 - 0 * 40)^2 / (40 * 80 * 80 * 40)

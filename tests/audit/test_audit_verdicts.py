@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from camray.audit.archive_view import PRIOR, ArchiveView
-from camray.audit.classes import wilson
 from camray.audit.columns import NUMBERS, WORDS
+from camray.audit.counts import wilson
 from camray.audit.gate import parse_gate
 from camray.audit.verdicts import FLAGS, VERDICTS, as_lists, audit_scores, decide, find_flags
 from camray.config import AuditConfig

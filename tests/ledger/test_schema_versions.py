@@ -86,9 +86,9 @@ def test_an_earlier_table_can_be_audited_and_reported(out: Folder) -> None:
     """Signals that were not kept then say nothing; what was kept still counts."""
     old_out(out)
     out.write("runs/r1/run.json", b"{}")
-    summary = audit_night(out.uri, E1, "r1", AuditConfig())
-    assert summary["images"]["archive"] == 3
-    assert summary["rates"]["confirmed_rate"] == 0
+    night = audit_night(out.uri, E1, "r1", AuditConfig())
+    assert night.images.archive == 3
+    assert night.rates["confirmed_rate"] == 0
     assert main(["report", out.uri]) == 0
     assert out.exists("report/index.html")
 
