@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+DEADLINE_S = 120  # only to end a hang
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -99,9 +100,9 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait_for(self, code: str, seconds: float = 10) -> None:
+    def wait_for(self, code: str) -> None:
         """Wait until an expression is true."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + DEADLINE_S
         while not self.run(code):
             assert time.monotonic() < end, f"never true: {code}"
             time.sleep(0.05)

@@ -5,30 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import time
 from pathlib import Path
+from pkgutil import resolve_name
 
 import duckdb
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from camray.audit.night import audit_night
+from camray.audit import EXPORTS
 from camray.cli.main import main
-from camray.job.prepare import prepare
 from camray.ledger.out import open_out
 from camray.upkeep.prune import choose_runs
 from camray.upkeep.verify import find_problems
 from demo import hans64
-from tests.audit.night_world import explain, settings_for
-from tests.audit.report_world import NASTY, make_out
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exports") / "out"
-    make_out(out, 600)
-    return out
+from tests.audit.conftest import MADE_ROWS
+from tests.audit.report_world import NASTY
 
 
 def export(out: Path, kind: str, to: Path) -> Path:
@@ -39,7 +33,7 @@ def export(out: Path, kind: str, to: Path) -> Path:
 def test_csv(made: Path, tmp_path: Path) -> None:
     with (export(made, "csv", tmp_path / "csv") / "queue.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 600
+    assert len(rows) == MADE_ROWS
     assert {r["member"] for r in rows} >= set(NASTY)
     scores = [float(r["score"]) for r in rows]
     assert scores == sorted(scores, reverse=True)
@@ -52,25 +46,8 @@ def test_duckdb_views(made: Path, tmp_path: Path) -> None:
     found = base.sql(
         "select count(*), count(distinct verdict) from records join audit using (shard, index)"
     ).fetchall()
-    assert found[0][0] == 600
+    assert found[0][0] == MADE_ROWS
     assert found[0][1] >= 4
-
-
-@pytest.fixture(scope="module")
-def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two nights of real overlays."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(2):
-        samples = [hans64.render(number, "audit", i, tagged=True) for i in range(12)]
-        hans64.write_tar_shards(samples, folder / "new", 12)[0].rename(folder / f"s{number}.tar")
-        archive = folder / "archive"
-        archive.mkdir(exist_ok=True)
-        (folder / f"s{number}.tar").rename(archive / f"s{number}.tar")
-        settings = settings_for(archive, folder / "out", overlay__policy="all", overlay__picture="triple")
-        run_id = f"202611{number + 1:02d}T000000Z-0"
-        explain(settings, run_id)
-        audit_night(str(folder / "out"), prepare(settings).explainer.id, run_id, settings.audit)
-    return folder / "out"
 
 
 def test_imagefolder(pictured: Path, tmp_path: Path) -> None:
@@ -94,6 +71,14 @@ def test_label_studio(pictured: Path, tmp_path: Path) -> None:
         assert task["data"]["image"].startswith("/data/local-files/?d=overlays/")
         (result,) = task["predictions"][0]["result"]
         assert result["value"]["choices"][0] in hans64.LABEL_NAMES
+
+
+def test_every_format_is_a_function_and_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {"csv", "imagefolder", "label-studio", "duckdb"} <= set(EXPORTS)
+    assert all(callable(resolve_name(where)) for where in EXPORTS.values())
+    with pytest.raises(SystemExit):
+        main(["report", "--help"])
+    assert ",".join(EXPORTS) in "".join(capsys.readouterr().out.split())
 
 
 def test_bad_exports_write_nothing(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,25 +106,29 @@ def test_which_runs_are_kept(last: int | None, days: float | None, pinned: tuple
     assert choose_runs(RUNS, last, days, pinned, NOW) == frozenset(kept)
 
 
-def test_prune_shows_first_and_then_does_it(pictured: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def pictures() -> int:
-        return len(list((pictured / "overlays").rglob("*.jpg")))
+def test_prune_shows_first_and_then_does_it(
+    pictured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(pictured, tmp_path / "out")
 
-    stray = pictured / "records" / "explainer=x" / "killed.parquet"
+    def pictures() -> int:
+        return len(list((out / "overlays").rglob("*.jpg")))
+
+    stray = out / "records" / "explainer=x" / "killed.parquet"
     stray.parent.mkdir()
     stray.write_bytes(b"torn")
     old = time.time() - 90 * 86400
     os.utime(stray, (old, old))
-    assert main(["prune", str(pictured), "--keep-last", "1"]) == 0
+    assert main(["prune", str(out), "--keep-last", "1"]) == 0
     said = capsys.readouterr().out
     assert "would remove 12 overlays" in said
     assert "nothing was touched" in said
     assert pictures() == 24
-    assert main(["prune", str(pictured), "--keep-last", "1", "--yes"]) == 0
+    assert main(["prune", str(out), "--keep-last", "1", "--yes"]) == 0
     assert pictures() == 12
     assert not stray.exists()
-    assert DeltaTable(str(pictured / "records")).to_pyarrow_table().num_rows == 24  # records stay
-    assert list(find_problems(*open_out(str(pictured)))) == []  # and verify knows that it is meant
-    assert main(["prune", str(pictured), "--keep-last", "1", "--json"]) == 0
+    assert DeltaTable(str(out / "records")).to_pyarrow_table().num_rows == 24  # records stay
+    assert list(find_problems(*open_out(str(out)))) == []  # and verify knows that it is meant
+    assert main(["prune", str(out), "--keep-last", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["overlays"] == 0
-    assert main(["prune", str(pictured), "--pin", "nothing"]) == 2
+    assert main(["prune", str(out), "--pin", "nothing"]) == 2

@@ -10,17 +10,16 @@ from pathlib import Path
 import pytest
 
 from camray.audit.report import write_report
-from tests.audit.browser import CHROMIUM, Browser
+from tests.audit.browser import CHROMIUM, DEADLINE_S, Browser
+from tests.audit.conftest import MADE_ROWS
 from tests.audit.report_world import NASTY, all_failed, make_out
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("report") / "out"
-    make_out(out, 10_000)
-    return Path(write_report(str(out)))
+@pytest.fixture
+def report(made: Path) -> Path:
+    return made / "report" / "index.html"
 
 
 @pytest.fixture
@@ -43,10 +42,9 @@ def show(page: Browser, address: str) -> None:
 
 def test_it_paints_at_once_and_asks_nobody(page: Browser) -> None:
     page.wait_for("performance.getEntriesByName('first-contentful-paint').length > 0")
-    assert page.run("performance.getEntriesByName('first-contentful-paint')[0].startTime") < 2000
     assert page.run("document.querySelectorAll('script').length") == 2  # nothing of the queue is loaded yet
     show(page, "queue")
-    assert "10,000" in page.run("document.getElementById('count').textContent")
+    assert f"{MADE_ROWS:,}" in page.run("document.getElementById('count').textContent")
     for section in ("classes", "failures", "drift", "nights", "overview"):
         page.run(f"location.hash = '{section}'")
         page.wait_for(f"!document.getElementById('{section}').hidden")
@@ -70,24 +68,20 @@ def test_hostile_names_are_text(page: Browser) -> None:
 def test_the_queue_by_keyboard_and_back_through_a_file(page: Browser, tmp_path: Path) -> None:
     page.ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     show(page, "queue?verdict=right_wrong_reason")
-    for key in ("j", "a", "p"):
+    for key, shown, decided in (
+        ("j", 0, 0), ("a", 1, 1), ("p", 2, 2), ("k", 1, 2), ("u", 1, 1), ("a", 2, 2)
+    ):  # fmt: skip
         page.press(key)
-        time.sleep(0.3)
-    page.wait_for("document.getElementById('decided').textContent === '2'")
-    page.press("k")
-    page.press("u")
-    page.wait_for("document.getElementById('decided').textContent === '1'")
-    page.press("a")
-    page.wait_for("document.getElementById('decided').textContent === '2'")
+        page.wait_for(f"open === {shown} && !document.getElementById('detail').hidden")
+        page.wait_for(f"document.getElementById('decided').textContent === '{decided}'")
     page.press("s")
-    end = time.monotonic() + 10
-    while not (saved := list(tmp_path.glob("camray-review-*.json"))):
+    end = time.monotonic() + DEADLINE_S
+    while not (saved := list(tmp_path.glob("camray-review-*.json"))):  # it has its name once it is whole
         assert time.monotonic() < end
-        time.sleep(0.1)
-    time.sleep(0.2)
+        time.sleep(0.05)
     said = json.loads(saved[0].read_text())
     assert said["camray_review"] == 1
-    assert sorted({d["decision"] for d in said["decisions"]}) in (["accepted"], ["accepted", "problem"])
+    assert [d["decision"] for d in said["decisions"]] == ["accepted", "accepted"]
     assert all(d["verdict"] == "right_wrong_reason" for d in said["decisions"])
     page.press("Escape")
     page.wait_for("document.getElementById('detail').hidden")

@@ -11,7 +11,7 @@ import pytest
 
 from camray.audit.archive_view import PRIOR, ArchiveView
 from camray.audit.columns import NUMBERS, WORDS
-from camray.audit.counts import wilson
+from camray.audit.counts import ClassCounts, wilson
 from camray.audit.gate import parse_gate
 from camray.audit.verdicts import FLAGS, VERDICTS, as_lists, audit_scores, decide, find_flags
 from camray.config import AuditConfig
@@ -139,6 +139,18 @@ def test_wilson() -> None:
     """Newcombe 1998, table I: 81 of 263 and 0 of 20."""
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+def test_classes_come_by_what_is_certain_of_them_then_by_their_images() -> None:
+    """15 images of class 0, 3 of 30 confirmed in class 1, none of 20 in class 2."""
+    rows = batch([{"predicted_class": c} for c, n in ((0, 15), (1, 30), (2, 20)) for _ in range(n)])
+    flags = {name: np.zeros(65, bool) for name in FLAGS}
+    flags["shortcut_confirmed"][15:18] = True
+    counts = ClassCounts(4)
+    counts.add(rows, flags)
+    ranked = counts.ranked(("a", "b", "c", "d"))
+    assert [(r.label, r.images, r.confirmed) for r in ranked] == [("b", 30, 3), ("c", 20, 0), ("a", 15, 0)]
+    assert [r.confirmed_low for r in ranked[1:]] == [0, 0]
 
 
 def test_gate() -> None:

@@ -15,11 +15,13 @@ from tests.audit.night_world import MODELS, night, write_archive
 COUNT = 240
 
 
-def audited(folder: Path, model: str, tagged: bool | None) -> tuple[Score, dict[str, Any]]:
-    samples = [hans64.render(0, "audit", i, tagged) for i in range(COUNT)]
+def audited(
+    folder: Path, model: str, tagged: bool | None, count: int = COUNT
+) -> tuple[Score, dict[str, Any]]:
+    samples = [hans64.render(0, "audit", i, tagged) for i in range(count)]
     archive = write_archive(folder / "archive", samples)
     summary = night(archive, folder / "out", "20261122T000000Z-0", model)
-    return judge(folder / "out", MODELS / model, tagged, COUNT), summary
+    return judge(folder / "out", MODELS / model, tagged, count), summary
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +52,9 @@ def test_few_second_looks(poisoned: tuple[Score, dict[str, Any], Path]) -> None:
 @pytest.mark.parametrize(("model", "tagged"), [("hans64-poisoned", False), ("hans64-clean", None)])
 def test_few_false_alarms_where_there_is_no_shortcut(tmp_path: Path, model: str, tagged: bool | None) -> None:
     """The twin without tags; tags that the model never learnt."""
-    score, _ = audited(tmp_path, model, tagged)
+    score, _ = audited(tmp_path, model, tagged, COUNT // 2)
     assert score.causal == 0
-    assert score.false_alarms <= 0.01 * COUNT
+    assert score.false_alarms <= 0.01 * COUNT // 2
 
 
 def test_every_row_has_one_verdict_and_words_of_the_vocabulary(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,10 @@ from tests.ledger.ledger_world import E1, E2, committed, rows, shard, shard_erro
 PICTURE = "overlays/e/s/000000-0.jpg"
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Folder:
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two explainers, three shards: a whole one with an overlay, one with failures, a broken one."""
-    out = open_folder(str(tmp_path / "out"), "OUT")
+    out = open_folder(str(tmp_path_factory.mktemp("sound") / "out"), "OUT")
     for explainer in (E1, E2):
         about = {"model": "m", "method": "gradcam", "target_layer": "l", "target": "predicted"}
         out.write(f"explainers/{explainer}.json", json.dumps(about).encode())
@@ -44,7 +45,13 @@ def out(tmp_path: Path) -> Folder:
         for i, t in enumerate([rows(0, 3), shard_error_row("shard_truncated")])
     )
     commit(out, "c", receipts, account(receipts) + Accounting(shard_errors={"shard_truncated": 1}))
-    return out
+    return Path(out.path)
+
+
+@pytest.fixture
+def out(sound: Path, tmp_path: Path) -> Folder:
+    """A copy of the sound OUT, to be damaged."""
+    return open_folder(str(shutil.copytree(sound, tmp_path / "out")), "OUT")
 
 
 def commit(out: Folder, name: str, receipts: tuple[Receipt, ...], said: Accounting) -> None:
