@@ -42,13 +42,13 @@ def parse_gate(text: str) -> tuple[Condition, ...]:
 
 
 def _condition(text: str) -> Condition:
-    if (match := _DRIFT.fullmatch(text)) and match[1] in DRIFT_LEVELS[1:]:
-        return Condition("drift", DRIFT_LEVELS.index(match[1]), text)
-    match = _RATE.fullmatch(text)
-    if match is None or match[1] not in RATES:
+    drift, rate = _DRIFT.fullmatch(text), _RATE.fullmatch(text)
+    if drift and drift[1] in DRIFT_LEVELS[1:]:
+        return Condition("drift", DRIFT_LEVELS.index(drift[1]), text)
+    if rate is None or rate[1] not in RATES:
         known = f"RATE>SHARE with {', '.join(RATES)}; or drift=moderate, drift=major"
         raise UsageError("--fail-on", f"{printable(text)!r} is no condition", f"give {known}")
-    limit = float(match[2]) / (100 if match[3] else 1)
+    limit = float(rate[2]) / (100 if rate[3] else 1)
     if limit > 1:
         raise UsageError("--fail-on", f"{printable(text)!r}: a share above 1", "give 0.005 or 0.5%")
-    return Condition(match[1], limit, text)
+    return Condition(rate[1], limit, text)

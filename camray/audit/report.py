@@ -1,21 +1,22 @@
 """`camray report OUT`: a folder of static pages to work through a night with, opened from disk or a bucket.
 
 Flows in: the audit table, the records, the summaries of the nights. Flows out: OUT/report. The pages ask
-nothing of any server; pictures are the overlays that OUT already holds.
+nothing of any server; pictures are the overlays that OUT already holds, and SVG of numbers alone, in which no
+text of the archive is.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from camray.audit.clusters import clusters_of_classes
+from camray.audit.clusters import Cluster, clusters_of_classes
 from camray.audit.night import Night, latest_nights, read_state
-from camray.audit.plots import bars, cluster_maps, history, mean_maps
 from camray.audit.report_rows import SHOWN, audit_rows, index_file, row_files, written_rows
 from camray.audit.verdicts import FLAGS, VERDICTS, title
 from camray.errors import ExitCode
@@ -26,6 +27,8 @@ REPORT = "report"
 LARGEST = 100_000  # rows of the queue that are kept
 CLUSTERED = 24  # classes whose heatmaps are grouped
 NIGHTS = 60  # in the history
+_RATES = ("confirmed_rate", "suspected_rate", "wrong_rate", "failed_rate")  # drawn in it
+WIDTH, HEIGHT = 640, 160
 
 
 def write_report(place: str, limit: int = LARGEST) -> str:
@@ -87,3 +90,65 @@ def _first_page(nights: Sequence[Night], what: dict[str, Any], rows: int, drawn:
 def _for_script(value: Any) -> str:
     """Give JSON that cannot end the script element it stands in."""
     return json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def bars(night: Night) -> list[dict[str, Any]]:
+    """Give each verdict's count and its width in percent of the largest but `ok`."""
+    counts = night.verdicts if night.images.rows else night.archive_verdicts
+    largest = max([n for verdict, n in counts.items() if verdict != "ok"] or [1])
+    return [
+        {"verdict": verdict, "count": counts.get(verdict, 0),
+         "width": min(100.0, 100 * counts.get(verdict, 0) / largest)}
+        for verdict in VERDICTS
+    ]  # fmt: skip
+
+
+def history(nights: Sequence[Night]) -> Markup:
+    """Draw the rates of the nights as lines; one night is a row of dots."""
+    shown = [night.rates for night in nights if night.images.rows]
+    top = max([rates[name] for rates in shown for name in _RATES] or [0.0]) or 0.01
+    lines = []
+    for which, name in enumerate(_RATES):
+        across = [10 + (WIDTH - 20) * (i / max(len(shown) - 1, 1)) for i in range(len(shown))]
+        down = [10 + (HEIGHT - 20) * (1 - rates[name] / top) for rates in shown]
+        points = list(zip(across, down, strict=True))
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
+        lines.append(f'<g class="line line-{which}"><polyline points="{path}" fill="none"/>{dots}</g>')
+    frame = f'<line class="axis" x1="0" x2="{WIDTH}" y1="{HEIGHT - 10}" y2="{HEIGHT - 10}"/>'
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="rates of the last {len(shown)} nights; '
+        f'the largest is {top:.2%}">{frame}{"".join(lines)}</svg>'
+    )
+
+
+def mean_maps(night: Night, state: Mapping[str, Any] | None) -> dict[int, Markup]:
+    """Draw where each of the first 200 classes looked, one small picture a class."""
+    if state is None:
+        return {}
+    maps = {row.class_id: state["mean_maps"].get(str(row.class_id)) for row in night.classes[:200]}
+    text = "where the class looks on average"
+    return {c: small_map(map_, state["grid"], text) for c, map_ in maps.items() if map_}
+
+
+def cluster_maps(clusters: Mapping[int, Sequence[Cluster]], grid: Sequence[int]) -> dict[int, list[Markup]]:
+    """Draw the mean map of each group of heatmaps, by class."""
+    return {
+        c: [small_map(g.mean_map.tolist(), grid, f"{g.size} maps that look alike") for g in groups]
+        for c, groups in clusters.items()
+    }
+
+
+def small_map(values: Sequence[float], grid: Sequence[int], text: str) -> Markup:
+    """Draw one map of a grid (h, w), row by row; `text` is ours and says what it is."""
+    height, width = grid
+    top = max(*values, 1e-9)
+    cells = "".join(
+        f'<rect x="{i % width}" y="{i // width}" width="1.02" height="1.02" '
+        f'fill-opacity="{value / top:.2f}"/>'
+        for i, value in enumerate(values)
+        if value > 0.01 * top
+    )
+    return Markup(
+        f'<svg class="mean-map" viewBox="0 0 {width} {height}" role="img" aria-label="{text}">{cells}</svg>'
+    )

@@ -7,7 +7,7 @@ an image and verdict the latest decision. An image whose content changed, or ano
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,10 @@ from camray.storage import Folder
 
 QA, INBOX = "qa", "qa-inbox"
 DECISIONS = ("accepted", "problem")
-QA_SCHEMA = pa.schema(
-    [
-        ("explainer", pa.string()),
-        ("shard", pa.string()),
-        ("member", pa.string()),
-        ("index", pa.int32()),
-        ("content_sha256", pa.string()),
-        ("verdict", pa.string()),
-        ("decision", pa.string()),
-        ("decided_at", pa.string()),
-    ]
-)
+_COLUMNS = (
+    "explainer", "shard", "member", "index", "content_sha256", "verdict", "decision", "decided_at",
+)  # fmt: skip
+QA_SCHEMA = pa.schema([(name, pa.int32() if name == "index" else pa.string()) for name in _COLUMNS])
 LARGEST_FILE = 256 * 2**20
 Key = tuple[str, int, str | None, str]  # shard, index, content, verdict
 
@@ -43,12 +35,11 @@ def take_in(out: Folder, files: Sequence[str] = ()) -> int:
         UsageError: a file that is no review.
     """
     contents = {name: _read(name) for name in files}
-    contents |= {
-        e.path: out.read(f"{INBOX}/{e.path}") for e in out.entries(INBOX) if e.path.endswith(".json")
-    }
-    rows = [row for name, content in contents.items() for row in _decisions(name, content)]
+    inbox = [e.path for e in out.entries(INBOX) if e.path.endswith(".json")]
+    contents |= {path: out.read(f"{INBOX}/{path}") for path in inbox}
+    rows = {tuple(row.values()): row for name, content in contents.items() for row in _rows_of(name, content)}
     known = {tuple(row.values()) for row in _table_rows(out)}
-    fresh = [row for row in {tuple(r.values()): r for r in rows}.values() if tuple(row.values()) not in known]
+    fresh = [row for key, row in rows.items() if key not in known]
     if fresh:
         table = pa.Table.from_pylist(fresh, QA_SCHEMA)
         write_deltalake(out.child_uri(QA), table, mode="append", name="camray qa")
@@ -62,7 +53,7 @@ def check_reviews(files: Sequence[str]) -> None:
         UsageError: with the name of the file.
     """
     for name in files:
-        list(_decisions(name, _read(name)))
+        _rows_of(name, _read(name))
 
 
 def decisions(out: Folder, explainer: str) -> dict[Key, str]:
@@ -75,9 +66,7 @@ def decisions(out: Folder, explainer: str) -> dict[Key, str]:
 def _table_rows(out: Folder) -> list[dict[str, Any]]:
     if not log.exists(out, QA):
         return []
-    table = log.dataset(out, QA, log.opened(out, QA)).to_table(columns=QA_SCHEMA.names)
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
+    return list(log.dataset(out, QA, log.opened(out, QA)).to_table(columns=QA_SCHEMA.names).to_pylist())
 
 
 def _read(name: str) -> bytes:
@@ -85,24 +74,24 @@ def _read(name: str) -> bytes:
         with Path(name).open("rb") as file:
             return file.read(LARGEST_FILE)
     except OSError as error:
-        raise UsageError(
-            "--reviewed", printable(f"{name}: {error.strerror}"), "give the saved file"
-        ) from None
+        said = printable(f"{name}: {error.strerror}")
+        raise UsageError("--reviewed", said, "give the saved file") from None
 
 
-def _decisions(name: str, content: bytes) -> Iterator[dict[str, Any]]:
-    fix = "give a file that the report saved"
+def _rows_of(name: str, content: bytes) -> list[dict[str, Any]]:
+    """Read the decisions of a file, the columns of the table alone."""
     try:
-        said = json.loads(content)
-        listed = said["decisions"] if said["camray_review"] == 1 else None
+        review = json.loads(content)
+        rows = review["decisions"] if review["camray_review"] == 1 else None
     except (ValueError, KeyError, TypeError, RecursionError):
-        listed = None
-    if not isinstance(listed, list):
+        rows = None
+    fix = "give a file that the report saved"
+    if not isinstance(rows, list):
         raise UsageError("--reviewed", printable(f"{name} is no review of camray"), fix)
-    for number, row in enumerate(listed):
+    for number, row in enumerate(rows):
         if not _is_decision(row):
             raise UsageError("--reviewed", printable(f"{name}: decision {number} cannot be read"), fix)
-        yield {f.name: row.get(f.name) for f in QA_SCHEMA}
+    return [{column: row.get(column) for column in QA_SCHEMA.names} for row in rows]
 
 
 def _is_decision(row: Any) -> bool:

@@ -21,8 +21,8 @@ from camray.ledger.table import Table
 
 LARGEST = 100_000  # images compared; the first that come
 SHOWN = 30
-_SAME = ["shard", "index", "content_sha256", "target_class"]
-_SAID = ["member", "predicted_class", "confidence", "correct", "heatmap", "heat_h", "heat_w"]
+_IMAGE = ["shard", "index", "content_sha256"]
+_ANSWER = ["member", "predicted_class", "confidence", "correct", "heatmap", "heat_h", "heat_w"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,12 @@ class ModelUpdate:
 
 def compare_models(table: Table, before: str, now: str, names: Sequence[str]) -> ModelUpdate | None:
     """Compare two explainers on the images both have, of the same content; None where there are none."""
-    old, new = _rows(table, before), _rows(table, now)
-    keys = ["shard", "index", "content_sha256"]
-    places = [
-        t.select(keys).append_column(name, pa.array(np.arange(len(t))))
-        for t, name in ((old, "o"), (new, "n"))
-    ]
-    both = places[0].join(places[1], keys, join_type="inner").sort_by("n")
+    rows = {"old": _rows(table, before), "new": _rows(table, now)}
+    old, new = (t.select(_IMAGE).append_column(n, pa.array(np.arange(len(t)))) for n, t in rows.items())
+    both = old.join(new, _IMAGE, join_type="inner").sort_by("new")
     if not len(both):
         return None
-    one, two = (_batch(t.take(both.column(name))) for t, name in ((old, "o"), (new, "n")))
+    one, two = (t.take(both.column(n)).combine_chunks().to_batches()[0] for n, t in rows.items())
     was, is_ = (number(b, "predicted_class").astype(int) for b in (one, two))
     shift = number(two, "confidence") - number(one, "confidence")
     alike = _cosines(one, two)
@@ -81,13 +77,9 @@ def compare_models(table: Table, before: str, now: str, names: Sequence[str]) ->
 
 def _rows(table: Table, explainer: str) -> pa.Table:
     """Read explained images, one row each: of several targets the predicted one."""
-    wanted = (ds.field(PARTITION) == explainer) & (ds.field("status") == "ok")
-    wanted &= ds.field("target_class") == ds.field("predicted_class")
-    return table.dataset().scanner(columns=[*_SAME, *_SAID], filter=wanted).head(LARGEST)
-
-
-def _batch(rows: pa.Table) -> pa.RecordBatch:
-    return rows.combine_chunks().to_batches()[0]
+    asked = (ds.field(PARTITION) == explainer) & (ds.field("status") == "ok")
+    asked &= ds.field("target_class") == ds.field("predicted_class")
+    return table.dataset().scanner(columns=[*_IMAGE, *_ANSWER], filter=asked).head(LARGEST)
 
 
 def _cosines(one: pa.RecordBatch, two: pa.RecordBatch) -> Floats:

@@ -125,8 +125,5 @@ def audit_scores(verdicts: NDArray[np.str_], rows: Columns, flags: Marks) -> NDA
 def as_lists(flags: Marks) -> list[list[str]]:
     """Give the flags of each row as sorted words."""
     names = sorted(flags)
-    table = np.stack([flags[name] for name in names], axis=1)
-    found: list[list[str]] = [[] for _ in range(len(table))]
-    for row, column in zip(*np.nonzero(table), strict=True):
-        found[row].append(names[column])
-    return found
+    rows = np.stack([flags[name] for name in names], axis=1).tolist()
+    return [[name for name, holds in zip(names, row, strict=True) if holds] for row in rows]

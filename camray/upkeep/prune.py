@@ -26,9 +26,9 @@ from camray.ledger.out import open_out
 from camray.ledger.runs import RUNS
 from camray.ledger.table import Table
 from camray.storage import Entry, Folder
-from camray.upkeep.pruned import PRUNED, pruned_runs
 
 GRACE_HOURS = 24
+PRUNED = "overlays/pruned.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class Removal:
     overlay_bytes: int
     files: tuple[str, ...]  # of the records table, no longer or never committed
     pruned_runs: frozenset[str]
+
+
+def pruned_runs(out: Folder) -> frozenset[str]:
+    """Give the runs whose overlays were pruned; their records still name the pictures."""
+    return frozenset(json.loads(out.read(PRUNED))) if out.exists(PRUNED) else frozenset()
 
 
 def choose_runs(
@@ -104,13 +109,9 @@ def remove(out: Folder, table: Table, removal: Removal, kept: frozenset[str], no
 
 
 def print_prune(
-    place: str,
-    keep_last: int | None,
-    keep_within_days: float | None,
-    pinned: Sequence[str],
-    do_it: bool,
+    place: str, keep_last: int | None, keep_within_days: float | None, pinned: Sequence[str], do_it: bool,
     as_json: bool,
-) -> ExitCode:
+) -> ExitCode:  # fmt: skip
     """Say what can go, and take it away where that was asked for."""
     out, table = open_out(place)
     now = time.time()
@@ -140,10 +141,8 @@ def print_prune(
 
 def _named_overlays(table: Table) -> Iterator[tuple[str, str]]:
     """Yield (overlay path, run) of every record that names one."""
-    rows = table.dataset().scanner(
-        columns=["overlay_path", "run_id"], filter=ds.field("overlay_path").is_valid()
-    )
-    for batch in rows.to_batches():
+    columns, named = ["overlay_path", "run_id"], ds.field("overlay_path").is_valid()
+    for batch in table.dataset().scanner(columns=columns, filter=named).to_batches():
         yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
 
 
@@ -162,7 +161,4 @@ def _age_hours(entry: Entry, now: float) -> float:
 
 
 def _vacuum(table: DeltaTable, hours: float, *, dry_run: bool) -> list[str]:
-    found: list[str] = table.vacuum(
-        retention_hours=int(hours), dry_run=dry_run, enforce_retention_duration=False, full=True
-    )
-    return found
+    return list(table.vacuum(int(hours), dry_run, enforce_retention_duration=False, full=True))

@@ -50,8 +50,7 @@ def _describe(out: Folder, explainer: str) -> str:
         what = json.loads(out.read(f"explainers/{explainer}.json"))
     except (OSError, ValueError):
         return "its description is missing: see `camray verify`"
-    said = f"{what['model']}, {what['method']} at {what['target_layer']}, target {what['target']}"
-    return printable(said)
+    return printable(f"{what['model']}, {what['method']} at {what['target_layer']}, target {what['target']}")
 
 
 def _methods(out: Folder, panel: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from camray.ledger.committed import RecordFile, checksum
 from camray.ledger.table import RECORDS, Kind, Table
 from camray.records import Status
 from camray.storage import Folder
-from camray.upkeep.pruned import pruned_runs
+from camray.upkeep.prune import pruned_runs
 from camray.upkeep.status import committed_shards, open_either
 
 _COLUMNS = ["run_id", "member", "index", "status", "error_code", "target_class"]
@@ -86,20 +86,16 @@ def print_verify(place: str, as_json: bool) -> ExitCode:
 
 
 def _check_shard(
-    out: Folder,
-    said: dict[str, Any],
-    files: list[RecordFile],
-    overlays: dict[str, int],
-    pruned: frozenset[str],
-    columns: Set[str],
-) -> Iterator[str]:
+    out: Folder, said: dict[str, Any], files: list[RecordFile], overlays: dict[str, int],
+    pruned: frozenset[str], columns: Set[str],
+) -> Iterator[str]:  # fmt: skip
     """Compare what the commit said of a shard with what its files hold."""
     where = f"shard {said['uri']}"
     members: dict[int, tuple[str, str | None]] = {}
     seen: Counter[tuple[int, int | None]] = Counter()
     for file in files:
         try:
-            rows = _read(out, file, columns)
+            rows = _intact(out, file, RECORDS, columns).select(_COLUMNS).to_pylist()
         except Exception as error:  # noqa: BLE001 - damage makes readers raise whatever they like
             yield f"{where}: {file.path}: {printable(str(error), 160)}"
             return
@@ -114,11 +110,8 @@ def _check_shard(
         yield f"{where}: {repeated} members have more than one row for the same class"
     counts = Counter(status for status, _ in members.values())
     failed = Counter(code for status, code in members.values() if status == Status.FAILED)
-    expected = {
-        Status.OK: said["ok"],
-        Status.SKIPPED: said["skipped"],
-        Status.FAILED: sum(said["failed"].values()),
-    }
+    refused = sum(said["failed"].values())
+    expected = {Status.OK: said["ok"], Status.SKIPPED: said["skipped"], Status.FAILED: refused}
     for status, count in expected.items():
         if counts[status] != count:
             yield f"{where}: {counts[status]} rows are {status}, the commit says {count}"
@@ -146,12 +139,6 @@ def _check_row(
         yield f"{where}: heatmap of {row['member']} has {len(row['heatmap'])} values"
 
 
-def _read(out: Folder, file: RecordFile, columns: Set[str]) -> list[dict[str, Any]]:
-    table = _intact(out, file, RECORDS, columns)
-    rows: list[dict[str, Any]] = table.select(_COLUMNS).to_pylist()
-    return rows
-
-
 def _intact(out: Folder, file: RecordFile, kind: Kind, columns: Set[str]) -> pa.Table:
     """Read a whole file of a table; its bytes, columns and rows must be as committed."""
     data = out.read(f"{kind.folder}/{file.path}")
@@ -172,7 +159,5 @@ def _intact(out: Folder, file: RecordFile, kind: Kind, columns: Set[str]) -> pa.
 
 def _overlays(out: Folder, explainer: str) -> dict[str, int]:
     """List the overlays of one explainer: path relative to OUT -> bytes."""
-    sizes: dict[str, int] = defaultdict(int)
-    for entry in out.entries(f"overlays/{explainer}"):
-        sizes[f"overlays/{explainer}/{entry.path}"] = entry.size_bytes
-    return sizes
+    folder = f"overlays/{explainer}"
+    return {f"{folder}/{entry.path}": entry.size_bytes for entry in out.entries(folder)}

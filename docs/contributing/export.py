@@ -1,6 +1,6 @@
 # file: camray/audit/jsonl.py
-# line: camray/audit/__init__.py:     "jsonl": "camray.audit.jsonl:jsonl",
-# after:     "duckdb": "camray.audit.export:duckdb_views",
+# line: camray/audit/__init__.py: "jsonl": "camray.audit.jsonl:jsonl",
+# after: "duckdb": "camray.audit.export:duckdb_views",
 """The queue as JSON Lines: `camray report OUT --export jsonl --to FOLDER`.
 
 Flows in: the rows of the queue. Flows out: queue.jsonl, one image a line, without its heatmap.

@@ -1,6 +1,6 @@
 # file: camray/explain/symmetry.py
-# line: camray/records.py:     Column("heat_symmetry", _FLOAT, "alike left and right", "0..1", "symmetry", 2),
-# after:     Column("heat_gini", _FLOAT, "0 evenly spread .. 1 one cell", "0..1", "signals"),
+# line: camray/records.py: Column("heat_symmetry", _FLOAT, "cosine with its mirror", "0..1", "symmetry", 2),
+# after: Column("heat_gini", _FLOAT, "0 evenly spread .. 1 one cell", "0..1", "signals"),
 """Whether a heatmap looks at both halves alike.
 
 Flows in: `Heat`. Flows out: one number a map. Record, docs/format.md (`make docs`) and report have it too.
