@@ -159,7 +159,7 @@ def main() -> None:
     copies = Copies.of(model, x)
     for copy in (copies.head, copies.whole):
         copy.requires_grad_(True)
-    batch = Batch([str(i) for i in range(len(x))], x)
+    batch = Batch(x)
     settings = Settings(chunk=4)  # as an actor on a CPU does
     own = partial(score_batch, model, batch, layer, list(PEERS), copies=copies, settings=settings)
     theirs = partial(peers, model, layer.name, copies, x)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -72,11 +73,29 @@ def _type_name(kind: pa.DataType) -> str:
     return str(kind)
 
 
+def metrics() -> str:
+    """Tell of every metric: its formula, range, good direction, price, and how it misleads."""
+    from camray.measure.catalogue import METRICS
+    from camray.measure.localisation import INSIDE
+    from camray.measure.scores import Settings
+
+    lines = ["| metric | group | formula | range | | F | how it misleads |", "|---|---|---|---|---|---|---|"]
+    for name, metric in METRICS.items():
+        low, high = ("∞" if end == math.inf else f"{end:g}" for end in metric.range)
+        arrow = {"high": "↑", "low": "↓", None: ""}[metric.direction]
+        price = metric.cost(Settings()) or ""
+        weakness = metric.weakness.removeprefix(f"{INSIDE}; ").rstrip(".")
+        facts = (metric.group, metric.formula, f"{low} .. {high}", arrow, price, weakness)
+        lines.append(f"| `{name}` | {' | '.join(map(str, facts))} |")
+    return "\n".join(lines)
+
+
 # name of the block -> the page that holds it, and what gives its text
 BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/settings.md", settings_tables),
     "methods": ("docs/methods.md", methods),
     "record columns": ("docs/format.md", record_columns),
+    "metrics": ("docs/comparison.md", metrics),
 }
 
 

@@ -78,7 +78,7 @@ def _compare(config: Config, reporter: Reporter) -> Outcome:
 
 def _report(ready: Prepared, code: ExitCode) -> str:
     """Write summary and page of everything measured on the sample; give the place of the page."""
-    from camray.compare.report import write_report
+    from camray.compare.page import write_page
 
     panels = [p for p in read_panels(ready.out) if p.sample == ready.sample.id]
     first = ready.panels[0][0].explainer
@@ -94,7 +94,7 @@ def _report(ready: Prepared, code: ExitCode) -> str:
         "ended": "complete" if code == ExitCode.DONE else code.meaning,
         "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
     }
-    return write_report(ready.out, ready.sample, panels, facts)
+    return write_page(ready.out, ready.sample, panels, facts)
 
 
 def _measure(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> ExitCode:

@@ -1,23 +1,44 @@
-"""The page of a comparison: one HTML file that works from disk and asks for nothing outside itself.
+"""What a comparison found: a summary, and one HTML file that works from disk and asks for nothing outside.
 
-Flows in: the tree of a comparison (OUT/comparisons/<sample>/summary.json) and pictures. Flows out: HTML text.
+Flows in: the committed rows of one sample. Flows out: OUT/comparisons/<sample>/summary.json and index.html,
+made anew from the scores table whenever a comparison ends.
 """
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from camray.compare import charts
+from camray.compare.panel import SCORES, Panel
+from camray.compare.results import named
+from camray.compare.sample import Sample
+from camray.compare.summary import summarise
+from camray.config import OverlayConfig
+from camray.explain.overlays import encode_jpeg, overlay_on_input
+from camray.ledger.table import Table
+from camray.storage import Folder
 
 Tree = Mapping[str, Any]
 GREY = 9  # the colour of controls; methods have 0..8
 _FRONT = "road"  # set against cost
+_SIDE = 160  # pixels of a picture on the page
+_PICTURED = [
+    "panel", "shard", "index", "member", "method", "target_label", "target_class", "confidence",
+    "picture", "heatmap", "heat_h", "heat_w",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,19 +134,12 @@ def _rank_plot(tree: Tree, colours: Mapping[str, int]) -> Markup:
 def _front(tree: Tree, colours: Mapping[str, int]) -> Markup:
     points, apart = {}, _one_of_each(tree)
     for line in tree["lines"]:
-        cost = tree["cost"].get(line["method"])
-        if (
-            line["method"] in apart
-            and line["metric"] == _FRONT
-            and cost is not None
-            and line["low"] is not None
-        ):
-            points[line["method"]] = (max(cost["work"], 0.01), (line["mean"], line["low"], line["high"]))
-    return (
-        Markup(charts.scatter(points, colours, "arithmetic, in forwards of the model", "ROAD"))
-        if points
-        else Markup("")
-    )
+        method, cost = line["method"], tree["cost"].get(line["method"])
+        if method in apart and line["metric"] == _FRONT and cost is not None and line["low"] is not None:
+            points[method] = (max(cost["work"], 0.01), (line["mean"], line["low"], line["high"]))
+    if not points:
+        return Markup("")
+    return Markup(charts.scatter(points, colours, "arithmetic, in forwards of the model", "ROAD"))
 
 
 def _curves(tree: Tree, colours: Mapping[str, int]) -> list[Markup]:
@@ -138,3 +152,73 @@ def _curves(tree: Tree, colours: Mapping[str, int]) -> list[Markup]:
         for m, text in told.items()
         if tree["curves"].get(m)
     ]
+
+
+def write_page(out: Folder, sample: Sample, panels: Sequence[Panel], facts: Mapping[str, str]) -> str:
+    """Write summary and page anew and give the place of the page, "" where no image was measured."""
+    dataset = Table(out, SCORES).dataset()
+    ours = pc.field("panel").isin([p.id for p in panels])
+    columns = [n for n in dataset.schema.names if n != "picture"]
+    rows = dataset.to_table(columns=columns, filter=ours)
+    if rows["method"].null_count == rows.num_rows:
+        return ""
+    subjects = subjects_of(panels)
+    costs = {
+        p.id: json.loads(out.read(f"costs/{p.id}.json")) for p in panels if out.exists(f"costs/{p.id}.json")
+    }
+    tree = summarise(rows, subjects, costs)
+    strips = _strips(_pictured(dataset, ours, sample), subjects)
+    folder = f"comparisons/{sample.id}"
+    out.write_all(
+        {
+            f"{folder}/summary.json": json.dumps({"facts": dict(facts), **tree}, indent=1).encode(),
+            f"{folder}/index.html": render(tree, facts, strips).encode(),
+        }
+    )
+    return f"{out.uri}/{folder}/index.html"
+
+
+def subjects_of(panels: Sequence[Panel]) -> dict[str, str]:
+    """Say what tells the panels apart beside their methods: model, layer, target, baseline; "" if nothing."""
+    about = [
+        (p.explainer.model, p.explainer.target_layer, f"target {p.explainer.target}", p.settings["baseline"])
+        for p in panels
+    ]
+    differ = [i for i in range(4) if len({facts[i] for facts in about}) > 1]
+    return {p.id: " ".join(facts[i] for i in differ) for p, facts in zip(panels, about, strict=True)}
+
+
+def _pictured(dataset: Any, ours: pc.Expression, sample: Sample) -> pa.Table:
+    """Read the maps of the images that the page shows."""
+    indices = sorted({i for own in sample.pictured.values() for i in own})
+    wanted = ours & (pc.field("metric") == "map") & pc.field("index").isin(indices)
+    return dataset.to_table(columns=_PICTURED, filter=wanted)
+
+
+def _strips(rows: pa.Table, subjects: Mapping[str, str]) -> list[Strip]:
+    """Draw every pictured image under every method."""
+    by_image: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows.to_pylist():
+        by_image.setdefault((row["shard"], row["index"]), []).append(row)
+    strips = []
+    for _, own in sorted(by_image.items()):
+        picture = next((row["picture"] for row in own if row["picture"]), None)
+        if picture is None:
+            continue  # the same index of another shard
+        view = np.asarray(Image.open(io.BytesIO(picture)))
+        first = own[0]
+        said = first["target_label"] or f"class {first['target_class']}"
+        drawn = {named(row["method"], subjects[row["panel"]]): _drawn(view, row) for row in own}
+        strips.append(Strip(f"{said} {first['confidence']:.0%} · {first['member']}", _uri(view), drawn))
+    return strips
+
+
+def _drawn(view: np.ndarray[Any, np.dtype[np.uint8]], row: Mapping[str, Any]) -> str:
+    heat = np.array(row["heatmap"], np.float32).reshape(row["heat_h"], row["heat_w"])
+    return _uri(overlay_on_input(view, heat, OverlayConfig())) if np.isfinite(heat).all() else ""
+
+
+def _uri(image: np.ndarray[Any, np.dtype[np.uint8]]) -> str:
+    small = Image.fromarray(image).resize((_SIDE, _SIDE * image.shape[0] // image.shape[1]))
+    jpeg = encode_jpeg(np.asarray(small, np.uint8), 82)
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

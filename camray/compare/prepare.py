@@ -6,21 +6,21 @@ first; those that no panel of OUT holds yet make a new one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from camray.archive.listing import Listing, list_archive
+from camray.archive.listing import list_archive
 from camray.archive.selection import image_indices, select
 from camray.compare.panel import SCORES, Panel
 from camray.compare.sample import FIELDS, Sample, draw, explained_images, freeze, read_sample, sample_id
-from camray.config import Config
+from camray.config import ArchiveConfig, Config, Explainer
 from camray.errors import EmptyArchiveError, UsageError
-from camray.job.prepare import check_out, top_folders
-from camray.ledger.intake import Grouping, group_files, recall
+from camray.job.prepare import check_out, chosen_shards, grouped, top_folders
+from camray.ledger.intake import Grouping
 from camray.ledger.plan import Plan, make_plan
 from camray.ledger.table import Table
-from camray.measure.catalogue import CONTROLS
+from camray.measure.registry import CONTROLS
 from camray.records import Shard
 from camray.storage import Folder
 
@@ -65,21 +65,26 @@ def prepare(config: Config) -> Prepared:
     )
     listing = list_archive(config.archive)
     if not listing.shards and not listing.files:
-        raise EmptyArchiveError(f"ARCHIVE: {config.archive.path} holds no image. Fix: check the path")
+        raise _nothing(config)
     from camray.compare.trial import resolve  # torch: late, so that bad options are told at once
 
     explainer, model = resolve(config, methods, top_folders(listing))
-    grouping = None
-    shards = list(listing.shards)
-    if listing.files:
-        grouping = group_files(listing.root, listing.files, recall(out, listing.root), lambda _: False)
-        shards += [group.shard(grouping.root) for group in grouping.groups]
+    grouping = grouped(out, listing, lambda _: False)
+    shards = chosen_shards(listing, listing, grouping)
     asked = _asked_sample(config)
-    sample = read_sample(out, sample_id(asked)) or _drawn(config, out, explainer, listing, shards, asked)
+    sample = read_sample(out, sample_id(asked)) or _by_records(config, out, explainer, shards, asked)
+    if sample is None:
+        chosen = select(listing, replace(config.archive, sample=asked["count"]))
+        drawn = chosen_shards(chosen, listing, grouping)
+        places = [(shard.key, i) for shard in drawn for i in _images(shard, config.archive)]
+        if not places:
+            raise _nothing(config)
+        sample = freeze(asked, (), 0, places, shards)
     cut = sample.shards(shards)
     table = Table(out, SCORES)
     table.check_columns()
-    base = Panel(explainer, (), _metric_settings(config, explainer.activation), sample.id, sample.pictured)
+    settings = {"baseline": config.compare.baseline, "activation": explainer.activation}
+    base = Panel(explainer, (), settings, sample.id, sample.pictured)
     panels = _panels(out, base, methods)
     plans = tuple((p, make_plan(out, p.id, cut, table.shards(p.id), CHUNK, SCORES)) for p in panels)
     return Prepared(config, out, grouping, sample, tuple(cut), model, table, plans)
@@ -111,47 +116,33 @@ def _asked_sample(config: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _drawn(
-    config: Config,
-    out: Folder,
-    explainer: Any,
-    listing: Listing,
-    shards: Sequence[Shard],
-    asked: dict[str, Any],
-) -> Sample:
-    """Draw a sample: stratified where the model's records are there, else from the listing alone."""
+def _by_records(
+    config: Config, out: Folder, explainer: Explainer, shards: Sequence[Shard], asked: dict[str, Any]
+) -> Sample | None:
+    """Draw a stratified sample where the model's records are there, else None."""
     fields = config.compare.stratify
-    wanted = FIELDS[::2] if fields is None else fields  # predicted_class, confidence
-    if wanted:
-        images = explained_images(out, Table(out), explainer, shards, wanted)
-        if images.num_rows:
-            places = draw(images, asked["count"], wanted, asked["seed"])
-            return freeze(asked, wanted, images.num_rows, places, shards)
-        if fields is not None:
-            raise UsageError(
-                "--stratify", "OUT holds no records of this model and archive",
-                "run `camray explain` into the same OUT first, or leave --stratify out",
-            )  # fmt: skip
-    chosen = select(listing, replace(config.archive, sample=asked["count"]))
-    picked = {f.path for f in chosen.files}
-    partly = {s.key: s.selection for s in chosen.shards}
-    places = []
-    for shard in shards:
-        if shard.format == "files":
-            indices = [i for i, f in enumerate(shard.files) if f.path in picked]
-        elif shard.key in partly:
-            own = partly[shard.key]
-            indices = list(image_indices(shard, config.archive)) if own is None else list(own)
-        else:
-            continue
-        places += [(shard.key, i) for i in indices]
-    if not places:
-        raise EmptyArchiveError(f"ARCHIVE: {config.archive.path} holds no image. Fix: check the path")
-    return freeze(asked, (), 0, places, shards)
+    used = FIELDS[::2] if fields is None else fields  # predicted_class, confidence
+    images = explained_images(out, Table(out), explainer, shards, used) if used else None
+    if images is not None and images.num_rows:
+        places = draw(images, asked["count"], used, asked["seed"])
+        return freeze(asked, used, images.num_rows, places, shards)
+    if fields:
+        raise UsageError(
+            "--stratify", "OUT holds no records of this model and archive",
+            "run `camray explain` into the same OUT first, or leave --stratify out",
+        )  # fmt: skip
+    return None
 
 
-def _metric_settings(config: Config, activation: str) -> dict[str, Any]:
-    return {"baseline": config.compare.baseline, "activation": activation}
+def _images(shard: Shard, archive: ArchiveConfig) -> Iterable[int]:
+    """Give the indices of the images of a shard that was cut down, or was not."""
+    if shard.selection is not None:
+        return shard.selection
+    return range(len(shard.files)) if shard.format == "files" else image_indices(shard, archive)
+
+
+def _nothing(config: Config) -> EmptyArchiveError:
+    return EmptyArchiveError(f"ARCHIVE: {config.archive.path} holds no image. Fix: check the path")
 
 
 def _panels(out: Folder, base: Panel, methods: Sequence[str]) -> list[Panel]:

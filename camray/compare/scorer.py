@@ -21,9 +21,9 @@ from camray.compare.panel import SCORED, Panel
 from camray.errors import ErrorCode, ImageError, printable
 from camray.explain.explainer import BatchExplainer, failure
 from camray.explain.overlays import encode_jpeg
-from camray.measure.boxes import BoxAccuracy
-from camray.measure.rows import Row as ScoreRow
-from camray.measure.rows import map_of
+from camray.explain.regions import share_of_input
+from camray.measure.catalogue import METRICS
+from camray.measure.registry import ScoreStatus
 from camray.measure.scores import Batch, Copies, Scores, Settings, score_batch
 from camray.models.outputs import class_scores
 from camray.models.preprocessing import to_input
@@ -95,7 +95,7 @@ class BatchScorer:
             self._copies = Copies.of(core.module, x, self.settings.seed)
         size = (views.shape[1], views.shape[2])
         batch = Batch(
-            [str(i) for i in range(len(items))], x,
+            x,
             labels=torch.tensor([-1 if i["label_class"] is None else i["label_class"] for i in items]),
             regions=_regions(items, size),
             boxes=[boxes_on_input(item, size) for item in items],
@@ -122,20 +122,31 @@ class BatchScorer:
 
     def _rows(self, scores: Scores) -> list[list[Row]]:
         """Give the rows of each image: its maps first, then its values."""
-        predicted = self._predictions(scores.logits)
-        made: list[list[Row]] = [[] for _ in predicted]
-        for i, j, map_row in _map_rows(scores):
-            made[i].append(map_row | {"method": scores.maps.keys[j][0]})
-        place = {key: j for j, key in enumerate(scores.maps.keys)}
-        for row in scores.rows:
-            i, j = int(row.image), place[row.method, row.layer]
-            made[i].append(_value_row(row) | _behind(row, scores, i, j))
         about = self.panel.explainer
-        for own, said, class_id in zip(made, predicted, _classes(scores), strict=True):
-            target = {"target_class": class_id, "target_label": about.label_of(class_id)}
-            for one in own:
-                one.update(said | target)
+        made = []
+        classes = scores.classes.tolist()
+        for i, predicted in enumerate(self._predictions(scores.logits)):
+            target = {"target_class": classes[i], "target_label": about.label_of(classes[i])}
+            own = [*_map_rows(scores, i), *self._value_rows(scores, i)]
+            made.append([one | predicted | target for one in own])
         return made
+
+    def _value_rows(self, scores: Scores, i: int) -> Iterator[Row]:
+        """Give the values of one image, with what is behind them: the curve, or the hits of the boxes."""
+        hits = scores.hits[i]
+        for j, (method, _) in enumerate(scores.maps.keys):
+            for name, values in scores.values.items():
+                state = scores.states[name][i, j]
+                row: Row = {
+                    "method": method, "metric": name, "score_status": str(state),
+                    "value": float(values[i, j]) if state == ScoreStatus.OK else None,
+                    "forwards": METRICS[name].cost(self.settings),
+                }  # fmt: skip
+                if name in scores.curves:
+                    row["curve"] = scores.curves[name][i, j].tolist()
+                if name == "box_iou" and hits is not None:
+                    row["hits"] = np.packbits(hits[j]).tobytes()
+                yield row
 
     def _predictions(self, logits: Tensor) -> list[Row]:
         p = class_scores(logits.double(), self.panel.explainer.activation)
@@ -146,41 +157,14 @@ class BatchScorer:
         ]
 
 
-def _map_rows(scores: Scores) -> Iterator[tuple[int, int, Row]]:
-    """Give (image, method, row) of every map, at the resolution of the layer."""
-    signed = scores.maps.signed.float().cpu()  # (B, M, h, w)
-    for i, own in enumerate(signed):
-        for j, one in enumerate(own):
-            status = map_of(scores.maps, i, j)
-            yield i, j, {
-                "metric": "map", "score_status": str(status), "forwards": 0,
-                "heatmap": one.flatten().tolist(), "heat_h": one.shape[0], "heat_w": one.shape[1],
-            }  # fmt: skip
-
-
-def _value_row(row: ScoreRow) -> Row:
-    return {
-        "method": row.method, "metric": row.metric, "value": row.value,
-        "score_status": str(row.status), "forwards": row.forwards,
-    }  # fmt: skip
-
-
-def _behind(row: ScoreRow, scores: Scores, i: int, j: int) -> Row:
-    """Give what a value was made of: the curve, or the hits of the boxes."""
-    if row.metric in scores.curves:
-        return {"curve": scores.curves[row.metric][i, j].tolist()}
-    accuracy = scores.boxes[i].get((row.method, row.layer)) if row.metric == "box_iou" else None
-    return {"hits": _bits(accuracy)} if accuracy is not None else {}
-
-
-def _bits(accuracy: BoxAccuracy) -> bytes:
-    return np.packbits(accuracy.any_part.astype(bool)).tobytes()
-
-
-def _classes(scores: Scores) -> list[int]:
-    """Name the class explained in each image."""
-    chosen = {int(row.image): row.target_class for row in scores.rows}
-    return [chosen[i] for i in range(len(chosen))]
+def _map_rows(scores: Scores, i: int) -> Iterator[Row]:
+    """Give every map of one image, at the resolution of the layer."""
+    for j, (method, _) in enumerate(scores.maps.keys):
+        heat = scores.maps.signed[i, j].float().cpu()  # (h, w)
+        yield {
+            "method": method, "metric": "map", "score_status": str(scores.maps.states[i, j]), "forwards": 0,
+            "heatmap": heat.flatten().tolist(), "heat_h": heat.shape[0], "heat_w": heat.shape[1],
+        }  # fmt: skip
 
 
 def _regions(items: Sequence[Row], size: tuple[int, int]) -> Tensor | None:
@@ -199,15 +183,12 @@ def _regions(items: Sequence[Row], size: tuple[int, int]) -> Tensor | None:
 
 def boxes_on_input(item: Row, size: tuple[int, int]) -> Tensor:
     """Place boxes on the model's input (height, width): (n, 4), cut at its edges, none outside."""
-    made = []
-    for box in item["boxes"] or []:
-        edges = []
-        for edge, (axis, side) in zip(EDGES, (("x", 1), ("y", 0)) * 2, strict=True):
-            low, high = item[f"crop_{axis}0"], item[f"crop_{axis}1"]
-            length = item["width" if axis == "x" else "height"]
-            edges.append(min(max((box[edge] * length - low) / (high - low), 0.0), 1.0) * size[side])
-        if edges[2] > edges[0] and edges[3] > edges[1]:
-            made.append(edges)
+    sides = {"x": size[1], "y": size[0]}
+    places = [
+        [share_of_input(box[edge], item, edge[0]) * sides[edge[0]] for edge in EDGES]
+        for box in item["boxes"] or []
+    ]
+    made = [(x0, y0, x1, y1) for x0, y0, x1, y1 in places if x1 > x0 and y1 > y0]
     return torch.tensor(made, dtype=torch.float64).reshape(-1, 4)
 
 

@@ -56,8 +56,8 @@ def is_padded(row: Mapping[str, Any]) -> bool:
 
 def box_cover(boxes: Sequence[Mapping[str, float]], where: Mapping[str, Any], shape: tuple[int, ...]) -> Grid:
     """Give the share of each cell that any box covers; `where` holds the size and the crop of the image."""
-    xs = [[_on_input(box[edge], where, "x") for edge in ("x0", "x1")] for box in boxes]
-    ys = [[_on_input(box[edge], where, "y") for edge in ("y0", "y1")] for box in boxes]
+    xs = [[share_of_input(box[edge], where, "x") for edge in ("x0", "x1")] for box in boxes]
+    ys = [[share_of_input(box[edge], where, "y") for edge in ("y0", "y1")] for box in boxes]
     columns, rows = np.unique(xs), np.unique(ys)  # the boxes' edges cut the input into pieces
     pieces = np.zeros((max(len(rows) - 1, 0), max(len(columns) - 1, 0)))
     for (x0, x1), (y0, y1) in zip(xs, ys, strict=True):
@@ -72,7 +72,7 @@ def mask_cover(mask: NDArray[np.uint8], shape: tuple[int, ...]) -> Grid:
     return _shares(mask / 255.0, rows, columns, shape)
 
 
-def _on_input(share: float, where: Mapping[str, Any], axis: str) -> float:
+def share_of_input(share: float, where: Mapping[str, Any], axis: str) -> float:
     """Turn a share of the image's side into a share of the input's side, cut at its edges."""
     low, high = where[f"crop_{axis}0"], where[f"crop_{axis}1"]
     place = (share * where["width" if axis == "x" else "height"] - low) / (high - low)

@@ -6,7 +6,7 @@ Config ──prepare──> Prepared      Everything that can be refused is refu
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,12 +61,8 @@ def prepare(config: Config) -> Prepared:
     table.check_columns()
     committed = table.shards(explainer.id)
     chosen = select(listing, config.archive)
-    shards = list(chosen.shards)
-    grouping = None
-    if listing.files:
-        known = recall(out, listing.root)
-        grouping = group_files(listing.root, listing.files, known, committed.holds)
-        shards += _chosen_groups(grouping, listing, chosen)
+    grouping = grouped(out, listing, committed.holds)
+    shards = chosen_shards(chosen, listing, grouping)
     plan = make_plan(out, explainer.id, shards, committed, config.run.chunk_size)
     return Prepared(config, out, listing, explainer, model, table, grouping, plan)
 
@@ -146,20 +142,25 @@ def _is_writable(folder: Path) -> bool:
         return False
 
 
-def _chosen_groups(grouping: Grouping, listing: Listing, chosen: Listing) -> list[Shard]:
-    """Turn groups into shards; where only some files are asked for, as a selection from the group."""
+def grouped(out: Folder, listing: Listing, is_committed: Callable[[Shard], bool]) -> Grouping | None:
+    """Group the loose images into shards, as OUT remembers them; None where there are none."""
+    if not listing.files:
+        return None
+    return group_files(listing.root, listing.files, recall(out, listing.root), is_committed)
+
+
+def chosen_shards(chosen: Listing, listing: Listing, grouping: Grouping | None) -> list[Shard]:
+    """Give the chosen shards, then the groups; where only some files are asked for, as a selection."""
     everything = len(chosen.files) == len(listing.files)
     wanted = {f.path for f in chosen.files}
-    shards = []
-    for group in grouping.groups:
-        shard = group.shard(grouping.root)
-        if everything:
-            shards.append(shard)
-            continue
+    shards = list(chosen.shards)
+    for group in grouping.groups if grouping is not None else ():
+        shard = group.shard(listing.root)
         indices = tuple(i for i, f in enumerate(group.files) if f.path in wanted)
-        if indices:
-            whole = len(indices) == len(group.files)
-            shards.append(shard if whole else replace(shard, selection=indices))
+        if everything or len(indices) == len(group.files):
+            shards.append(shard)
+        elif indices:
+            shards.append(replace(shard, selection=indices))
     return shards
 
 

@@ -1,42 +1,92 @@
 """The maps under test, in the forms that metrics read.
 
 Flows in: a model, images, layers, methods, and for each image the class to explain and another one.
-Flows out: `MapSet`, from one shared forward; maps of no use are marked and blank, never left out.
+Flows out: `Maps`, from one shared forward; maps of no use are marked and blank, never left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from camray.cam import TargetLayer, explain, parse_method
 from camray.cam.finish import finish, resize
 from camray.measure.agreement import to_grid
+from camray.measure.registry import ScoreStatus
 
 Key = tuple[str, str]  # method as written, layer
 
 
 @dataclass(frozen=True)
-class MapSet:
-    """M maps of each image. The grid is the coarsest resolution among them, so that cells compare."""
+class Maps:
+    """M maps of each image; every form is made when a metric first reads it.
+
+    The grid is the coarsest resolution among them, so that cells compare.
+    """
 
     keys: tuple[Key, ...]
-    heat: Tensor  # (B, M, H, W) in [0, 1] at the size of the image, as a reader sees it
-    mass: Tensor  # (B, M, H, W) >= 0, the positive part enlarged, its lowest value kept
-    shown: Tensor  # (B, M, h, w) >= 0, the positive part on the grid
-    signed: Tensor  # (B, M, h, w), the raw map on the grid
-    other: Tensor  # (B, M, h, w), that of the other class
-    dead: Tensor  # (B, M) bool: nothing positive, or the same everywhere
+    raw: tuple[Tensor, ...]  # of each key (B, h, w), signed, as the method gives it; blank if not finite
+    raw_other: tuple[Tensor, ...]  # those of the other class
     nonfinite: Tensor  # (B, M) bool
+    size: tuple[int, int]  # of the image
+
+    @cached_property
+    def positive(self) -> list[Tensor]:
+        """The positive parts, (B, h, w) each."""
+        return [m.relu() for m in self.raw]
+
+    @cached_property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the coarsest map."""
+        return min(((m.shape[1], m.shape[2]) for m in self.raw), key=lambda s: s[0] * s[1])
 
     @property
     def cell(self) -> float:
         """The longer side of a cell of the grid, in pixels of the image."""
-        (H, W), (h, w) = self.heat.shape[2:], self.shown.shape[2:]
-        return max(H / h, W / w)
+        return max(self.size[0] / self.grid[0], self.size[1] / self.grid[1])
+
+    @cached_property
+    def heat(self) -> Tensor:
+        """(B, M, H, W) in [0, 1] at the size of the image, as a reader sees it."""
+        return torch.stack([finish(m, self.size) for m in self.raw], 1)
+
+    @cached_property
+    def mass(self) -> Tensor:
+        """(B, M, H, W) >= 0, the positive part enlarged, its lowest value kept."""
+        heights = [m.amax((1, 2), keepdim=True).clamp(min=torch.finfo(m.dtype).tiny) for m in self.positive]
+        pairs = zip(self.positive, heights, strict=True)
+        return torch.stack([resize(m / top, self.size) for m, top in pairs], 1)
+
+    @cached_property
+    def shown(self) -> Tensor:
+        """(B, M, h, w) >= 0, the positive part on the grid."""
+        return self._gridded(self.positive)
+
+    @cached_property
+    def signed(self) -> Tensor:
+        """(B, M, h, w), the raw map on the grid."""
+        return self._gridded(self.raw)
+
+    @cached_property
+    def other(self) -> Tensor:
+        """(B, M, h, w), that of the other class."""
+        return self._gridded(self.raw_other)
+
+    def _gridded(self, maps: Sequence[Tensor]) -> Tensor:
+        return torch.stack([to_grid(m, self.grid) for m in maps], 1)
+
+    @cached_property
+    def states(self) -> NDArray[np.str_]:
+        """Whether each map is of use, (B, M): ok, nonfinite, or dead (nothing positive, or flat)."""
+        dead = torch.stack([m.amax((1, 2)) <= m.amin((1, 2)) for m in self.positive], 1)
+        states = np.where(dead.cpu(), ScoreStatus.DEAD, ScoreStatus.OK)
+        return np.where(self.nonfinite.cpu(), ScoreStatus.NONFINITE, states)
 
 
 def make_maps(
@@ -46,33 +96,17 @@ def make_maps(
     methods: Sequence[str],
     classes: Tensor,
     chunk: int = 64,
-) -> MapSet:
+) -> Maps:
     """Explain images (B, C, H, W) for two classes each, (B, 2)."""
     aimed = any(parse_method(m).entry.per_class for m in methods)
     targets = classes if aimed else "predicted"  # a class means nothing to the others
     found = explain(model, images, layers, methods, targets, chunk=chunk)
     place = {m: i for i, m in enumerate(methods)}
     keys = tuple(sorted(found.maps, key=lambda key: place[key[0]]))
-    raw = [_of_class(found.maps[key], key, 0) for key in keys]
-    other = [_blank_nonfinite(_of_class(found.maps[key], key, 1)) for key in keys]
-    nonfinite = torch.stack([~m.isfinite().all(2).all(1) for m in raw], 1)
-    raw = [_blank_nonfinite(m) for m in raw]
-    positive = [m.relu() for m in raw]
-    dead = torch.stack([m.amax((1, 2)) <= m.amin((1, 2)) for m in positive], 1)
-    size = (images.shape[2], images.shape[3])
-    sizes = [(m.shape[1], m.shape[2]) for m in raw]
-    grid = min(sizes, key=lambda s: s[0] * s[1])
-    heights = [m.amax((1, 2), keepdim=True).clamp(min=torch.finfo(m.dtype).tiny) for m in positive]
-    return MapSet(
-        keys,
-        torch.stack([finish(m, size) for m in raw], 1),
-        torch.stack([resize(m / top, size) for m, top in zip(positive, heights, strict=True)], 1),
-        torch.stack([to_grid(m, grid) for m in positive], 1),
-        torch.stack([to_grid(m, grid) for m in raw], 1),
-        torch.stack([to_grid(m, grid) for m in other], 1),
-        dead & ~nonfinite,
-        nonfinite,
-    )
+    raw, other = ([_of_class(found.maps[key], key, column) for key in keys] for column in (0, 1))
+    finite = torch.stack([m.isfinite().all(2).all(1) for m in raw], 1)
+    blank, blank_other = (tuple(_blank_nonfinite(m) for m in maps) for maps in (raw, other))
+    return Maps(keys, blank, blank_other, ~finite, (images.shape[2], images.shape[3]))
 
 
 def _of_class(maps: Tensor, key: Key, column: int) -> Tensor:

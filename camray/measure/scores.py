@@ -1,34 +1,33 @@
 """All metrics of one batch: what an actor calls.
 
-Flows in: a model, images with ids, perhaps regions or boxes; layers, methods, a target. Flows out:
-`Scores`: long rows (image, method, metric, value, status), rows of pairs of methods, and counts that add
-up over an archive. Rows of an image depend on neither its batch nor the other methods.
+Flows in: a model, images, perhaps regions or boxes; layers, methods, a target. Flows out: `Scores`: values
+and states by metric, (images, maps). Those of an image depend on neither its batch nor the other methods.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from camray.cam import TargetLayer, TargetRule, parse_method
 from camray.cam.split import as_found, call, model_precision
 from camray.cam.targets import choose
 from camray.errors import UsageError
-from camray.measure.boxes import BoxAccuracy, box_iou
-from camray.measure.catalogue import CONTROLS
-from camray.measure.faithfulness import Baseline, masking_metrics, removal_metrics
-from camray.measure.localisation import box_regions, region_metrics
-from camray.measure.maps import Key, MapSet, make_maps
-from camray.measure.pixel_precision import PixelCounts
-from camray.measure.removal import Activation, Judge, class_probability
-from camray.measure.robustness import max_sensitivity
-from camray.measure.rows import PairRow, Row, map_status, pair_rows, score_rows
-from camray.measure.sanity import complexity_rise, head_of, map_correlation, randomised
-from camray.measure.sparsity import entropy, gini
+from camray.measure.catalogue import METRICS
+from camray.measure.faithfulness import Baseline, Curves, masked_probability, removal_curves
+from camray.measure.localisation import box_regions, hits_of
+from camray.measure.maps import Maps, make_maps
+from camray.measure.registry import CONTROLS, Metric, ScoreStatus
+from camray.measure.removal import Activation, Judge, Ranking, class_probability
+from camray.measure.sanity import head_of, randomised
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,6 @@ class Batch:
     the regions. An image without a mark has no box, or an empty region.
     """
 
-    ids: Sequence[str]
     images: Tensor  # (B, C, H, W)
     labels: Tensor | None = None  # (B,)
     regions: Tensor | None = None  # (B, H, W) bool
@@ -76,25 +74,104 @@ class Copies:
 
 
 @dataclass(frozen=True)
+class Exam:
+    """What metrics may read; whatever costs something is made when a metric first asks for it."""
+
+    model: nn.Module
+    batch: Batch
+    classes: Tensor  # (B,), explained; -1 where there is none
+    original: Tensor  # (B,), the probability of the class on the unaltered images
+    maps: Maps
+    maps_of: Callable[[nn.Module, Tensor], Maps]  # a model, images -> maps of the same classes
+    copies: Copies | None
+    settings: Settings
+
+    def has(self, metric: Metric) -> bool:
+        """Tell whether there is what a metric needs."""
+        return {
+            "": True, "noise": self.settings.samples > 0, "copies": self.copies is not None,
+            "box": self.batch.boxes is not None, "region": self.regions is not None,
+        }[metric.needs]  # fmt: skip
+
+    @property
+    def _judge(self) -> Judge:
+        return Judge(self.model, self.classes, self.settings.activation, self.settings.chunk)
+
+    @cached_property
+    def curves(self) -> Curves:
+        """The probability of the class while pixels go."""
+        s, x = self.settings, self.batch.images
+        with model_precision(x.device.type, s.autocast):
+            return removal_curves(
+                self._judge, x, self.maps.heat, self.original, s.steps, s.fractions, s.baseline, s.seed
+            )
+
+    @cached_property
+    def masked(self) -> Tensor:
+        """The probability of the class on images times their maps, (B, M)."""
+        with model_precision(self.batch.images.device.type, self.settings.autocast):
+            return masked_probability(self._judge, self.batch.images, self.maps.heat)
+
+    @cached_property
+    def regions(self) -> Tensor | None:
+        """What the archive marks, (B, H, W) bool; boxes stand for missing regions."""
+        regions, boxes = self.batch.regions, self.batch.boxes
+        if regions is None and boxes is not None:
+            regions = box_regions(boxes, self.maps.size)
+        return None if regions is None else regions.to(self.batch.images.device)
+
+    @cached_property
+    def mass_ranking(self) -> Ranking:
+        """The order of the pixels of each map's mass."""
+        return Ranking.of(self.maps.mass)
+
+    @cached_property
+    def head(self) -> Maps:
+        """Maps of the copy whose last layer has forgotten."""
+        return self.maps_of(self._copies.head, self.batch.images)
+
+    @cached_property
+    def whole(self) -> Maps:
+        """Maps of the copy that has forgotten everything."""
+        return self.maps_of(self._copies.whole, self.batch.images)
+
+    @property
+    def _copies(self) -> Copies:
+        if self.copies is None:
+            raise ValueError("a metric that reads copies of the model must say that it needs them")
+        return self.copies
+
+    def shown_of(self, images: Tensor) -> Tensor:
+        """Give the positive parts of the maps of other images for the same classes, (B, M, h, w)."""
+        return self.maps_of(self.model, images).shown
+
+    @cached_property
+    def states(self) -> NDArray[np.str_]:
+        """Whether values of a map count, (B, M)."""
+        states = np.where(~self.original.isfinite().cpu()[:, None], ScoreStatus.NONFINITE, self.maps.states)
+        return np.where((self.classes < 0).cpu()[:, None], ScoreStatus.NO_TARGET, states)
+
+    def score(self, metric: Metric) -> tuple[Floats, NDArray[np.str_]]:
+        """Compute a metric, (B, M): values, nan where there is none, and states, which say why."""
+        values = np.asarray(metric.of(self).double().cpu())
+        absent = ScoreStatus.NO_REGION if metric.needs in ("region", "box") else ScoreStatus.UNDEFINED
+        good = self.states == ScoreStatus.OK
+        states = np.where(good & ~np.isfinite(values), absent, self.states)
+        return np.where(states == ScoreStatus.OK, values, np.nan), states
+
+
+@dataclass(frozen=True)
 class Scores:
     """What a batch gave. `forwards` counts the altered images really run, after sharing."""
 
-    rows: tuple[Row, ...]
-    pairs: tuple[PairRow, ...]
-    boxes: tuple[Mapping[Key, BoxAccuracy], ...]  # of each image, if it has a box; a useless map hits nothing
-    pixels: Mapping[Key, PixelCounts]  # of images with a region
-    maps: MapSet
-    curves: Mapping[str, Tensor]  # insertion, deletion: (B, M, S + 1)
+    maps: Maps
     logits: Tensor  # (B, outputs) of the unaltered images
+    classes: Tensor  # (B,), explained; -1 where there is none
+    values: Mapping[str, Floats]  # by metric (B, M), nan where there is none
+    states: Mapping[str, NDArray[np.str_]]  # by metric (B, M): a `ScoreStatus`
+    curves: Mapping[str, Tensor]  # insertion, deletion: (B, M, S + 1)
+    hits: Sequence[NDArray[np.bool_] | None]  # of each image with a box: (M, overlaps, cuts), of any part
     forwards: int
-
-    def box_accuracy(self) -> dict[Key, BoxAccuracy]:
-        """Add up the boxes of all images, by method."""
-        total: dict[Key, BoxAccuracy] = {}
-        for image in self.boxes:
-            for key, one in image.items():
-                total[key] = total[key] + one if key in total else one
-        return total
 
 
 def score_batch(
@@ -127,61 +204,18 @@ def score_batch(
         original = class_probability(logits, classes, settings.activation)
         explain = partial(make_maps, layers=places, methods=methods, chunk=settings.chunk)
         maps = explain(model, x, classes=torch.stack([classes, _other_class(logits, classes)], 1))
-        judge = Judge(model, classes, settings.activation, settings.chunk)
-        with model_precision(x.device.type, settings.autocast):
-            values, curves, forwards = _altered(judge, x, maps, original, settings)
         again = partial(explain, classes=classes[:, None])
-        values |= _read_off(maps) | _explained_again(model, x, maps, again, copies, settings)
-    marks, boxes, pixels = _marked(batch, maps)
-    status = map_status(maps, classes, original)
-    rows = tuple(score_rows(batch.ids, maps.keys, classes, values | marks, status, _forwards(settings)))
-    pairs = tuple(pair_rows(batch.ids, maps, status))
-    return Scores(rows, pairs, boxes, pixels, maps, curves, logits, forwards)
-
-
-def _altered(
-    judge: Judge, x: Tensor, maps: MapSet, original: Tensor, settings: Settings
-) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    """Metrics that look at the class in altered images, their curves, and how many of these were run."""
-    found = removal_metrics(
-        judge, x, maps.heat, original,
-        settings.steps, settings.fractions, settings.baseline, settings.seed,
+        exam = Exam(model, batch, classes, original, maps, again, copies, settings)
+        scored = {name: exam.score(metric) for name, metric in METRICS.items() if exam.has(metric)}
+    boxes = [torch.zeros(0, 4)] * len(x) if batch.boxes is None else batch.boxes
+    return Scores(
+        maps, logits, classes,
+        {name: values for name, (values, _) in scored.items()},
+        {name: states for name, (_, states) in scored.items()},
+        {"insertion": exam.curves.insertion, "deletion": exam.curves.deletion},
+        hits_of(maps.heat, boxes),
+        exam.curves.forwards + exam.masked.numel(),
     )  # fmt: skip
-    masked = masking_metrics(judge, x, maps.heat, original)
-    curves = {"insertion": found.insertion, "deletion": found.deletion}
-    return {**found.values, **masked}, curves, found.forwards + len(x) * len(maps.keys)
-
-
-def _read_off(maps: MapSet) -> dict[str, Tensor]:
-    """Metrics of the maps alone."""
-    return {
-        "class_sensitivity": map_correlation(maps.signed, maps.other),
-        "gini": gini(maps.shown),
-        "entropy": entropy(maps.shown),
-    }
-
-
-def _explained_again(
-    model: nn.Module,
-    x: Tensor,
-    maps: MapSet,
-    again: Callable[[nn.Module, Tensor], MapSet],
-    copies: Copies | None,
-    settings: Settings,
-) -> dict[str, Tensor]:
-    """Metrics that compare with maps of moved images, or of models that have forgotten."""
-    found = {}
-    if settings.samples:
-        found["max_sensitivity"] = max_sensitivity(
-            x, maps.shown, lambda images: again(model, images).shown,
-            settings.samples, settings.radius, settings.seed,
-        )  # fmt: skip
-    if copies is not None:
-        head, whole = again(copies.head, x), again(copies.whole, x)
-        found["mprt_head"] = map_correlation(maps.signed, head.signed)
-        found["mprt_all"] = map_correlation(maps.signed, whole.signed)
-        found["complexity_rise"] = complexity_rise(maps.heat, whole.heat)
-    return found
 
 
 def check_target(target: str, methods: Sequence[str]) -> TargetRule:
@@ -205,43 +239,3 @@ def _other_class(logits: Tensor, classes: Tensor) -> Tensor:
         return 1 - classes.clamp(min=0)
     least = logits.argmin(1)
     return torch.where(least == classes, logits.argmax(1), least)
-
-
-def _marked(
-    batch: Batch, maps: MapSet
-) -> tuple[dict[str, Tensor], tuple[dict[Key, BoxAccuracy], ...], dict[Key, PixelCounts]]:
-    """Compare with what the archive marks: values (B, M), boxes of each image, pixels of the batch."""
-    regions, boxes = batch.regions, batch.boxes
-    size = (maps.heat.shape[2], maps.heat.shape[3])
-    if regions is None and boxes is not None:
-        regions = box_regions(boxes, size)
-    values: dict[str, Tensor] = {}
-    accuracy: tuple[dict[Key, BoxAccuracy], ...] = tuple({} for _ in batch.ids)
-    pixels: dict[Key, PixelCounts] = {}
-    if regions is not None:
-        values = region_metrics(maps.mass, regions, maps.cell)
-        counts = PixelCounts.of(maps.heat, regions)
-        values["pxap"] = counts.average_precision()
-        marked = regions.flatten(1).any(1).cpu()
-        for j, key in enumerate(maps.keys):
-            pixels[key] = PixelCounts(counts.inside[marked, j].sum(0), counts.outside[marked, j].sum(0))
-    if boxes is not None:
-        heat = maps.heat.double().cpu().numpy()
-        values["box_iou"] = torch.full(heat.shape[:2], torch.nan, dtype=torch.float64)
-        for i, own in enumerate(boxes):
-            true = own.double().cpu().reshape(-1, 4).numpy()
-            for j, key in enumerate(maps.keys if len(true) else ()):
-                values["box_iou"][i, j] = box_iou(heat[i, j], true)
-                accuracy[i][key] = BoxAccuracy.of(heat[i, j], true)
-    return values, accuracy, pixels
-
-
-def _forwards(settings: Settings) -> dict[str, int]:
-    """Altered images that one map needs for each metric; those that are free are left out."""
-    road, copies = len(settings.fractions), dict.fromkeys(("mprt_head", "mprt_all", "complexity_rise"), 1)
-    return {
-        "insertion": settings.steps, "deletion": settings.steps,  # the end, all baseline, included
-        "road": 2 * road, "road_morf": road, "road_lerf": road,
-        "average_drop": 1, "increase": 1, "average_gain": 1,
-        "max_sensitivity": settings.samples, **copies,
-    }  # fmt: skip

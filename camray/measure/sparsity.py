@@ -11,7 +11,15 @@ import math
 import torch
 from torch import Tensor
 
+from camray.measure.registry import metric
 
+
+@metric(
+    "gini", group="shape", range=(0, 1), reads=("maps.shown",),
+    doc="0: even; towards 1: all in one cell.",
+    weakness="Neither end is better.",
+    formula="Σ (2i - n - 1) v_i / (n Σ v), v the n cells in rising order",
+)  # fmt: skip
 def gini(maps: Tensor) -> Tensor:
     """Gini index: sum (2 i - n - 1) v_(i) / (n sum v), v ascending; 0 even .. 1 - 1/n all in one cell: (...).
 
@@ -23,6 +31,12 @@ def gini(maps: Tensor) -> Tensor:
     return (v * weight).sum(-1) / (n * v.sum(-1))
 
 
+@metric(
+    "entropy", group="shape", range=(0, 1), reads=("maps.shown",),
+    doc="0: all in one cell; 1: even heat.",
+    weakness="Neither end is better.",
+    formula="-Σ q ln q / ln n, q the shares of the n cells",
+)  # fmt: skip
 def entropy(maps: Tensor) -> Tensor:
     """Entropy -sum q ln q / ln n of the share q of each cell; 0 all in one cell .. 1 even: (...).
 

@@ -24,7 +24,8 @@ from camray.compare.prepare import read_panels
 from camray.compare.scorer import BatchScorer
 from camray.errors import ExitCode, UsageError
 from camray.flow.progress import Reporter
-from camray.measure.catalogue import CONTROLS, METRICS
+from camray.measure.catalogue import METRICS
+from camray.measure.registry import CONTROLS
 from camray.models.load import load_model
 from camray.options import load
 from camray.storage import open_folder
@@ -193,8 +194,8 @@ def test_a_panel_added_later_measures_no_controls_again(
     views = np.stack([hans64.render(0, "audit", i).image for i in range(2)])
     nothing = {"label_class": None, "boxes": None, "mask": None, "width": 64, "height": 64}
     crop = {"crop_x0": 0.0, "crop_y0": 0.0, "crop_x1": 64.0, "crop_y1": 64.0}
-    rows = added.score([nothing | crop] * 2, views).rows
-    assert {row.method for row in rows} == {"eigencam"}
+    maps = added.score([nothing | crop] * 2, views).maps
+    assert [method for method, _ in maps.keys] == ["eigencam"]
 
 
 @pytest.mark.slow

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
+
+from camray.measure.catalogue import METRICS
+from camray.measure.faithfulness import masked_probability, removal_curves
+from camray.measure.removal import Judge, Ranking
+from camray.measure.scores import Scores
 
 
 class Looker(nn.Module):
@@ -47,3 +56,47 @@ def tie_free(*shape: int, seed: int = 0) -> Tensor:
 
 def images(count: int, side: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+class Row(NamedTuple):
+    """One value of one image and map; None where there is none."""
+
+    image: str
+    method: str
+    layer: str
+    target_class: int
+    metric: str
+    value: float | None
+    status: str
+
+
+def rows(scores: Scores, ids: Sequence[str]) -> list[Row]:
+    """Every value of a batch, written out."""
+    return [
+        Row(
+            image, *scores.maps.keys[j], int(scores.classes[i]), name,
+            float(values[i, j]) if scores.states[name][i, j] == "ok" else None, scores.states[name][i, j],
+        )
+        for name, values in scores.values.items()
+        for i, image in enumerate(ids)
+        for j in range(len(scores.maps.keys))
+    ]  # fmt: skip
+
+
+def removal_metrics(*about: Any, **more: Any) -> SimpleNamespace:
+    """The metrics of pixels taken away, from the arguments of `removal_curves`."""
+    exam = SimpleNamespace(curves=removal_curves(*about, **more))
+    names = ("insertion", "deletion", "road", "road_morf", "road_lerf")
+    return SimpleNamespace(values={name: METRICS[name].of(exam) for name in names})
+
+
+def masking_metrics(judge: Judge, images: Tensor, heat: Tensor, original: Tensor) -> dict[str, Tensor]:
+    exam = SimpleNamespace(original=original, masked=masked_probability(judge, images, heat))
+    return {name: METRICS[name].of(exam) for name in ("average_drop", "increase", "average_gain")}
+
+
+def region_metrics(heat: Tensor, regions: Tensor, tolerance: float) -> dict[str, Tensor]:
+    maps = SimpleNamespace(mass=heat, cell=tolerance)
+    exam = SimpleNamespace(maps=maps, regions=regions, mass_ranking=Ranking.of(heat))
+    names = ("energy_pointing", "enrichment", "pointing", "rank_accuracy")
+    return {name: METRICS[name].of(exam) for name in names}

@@ -15,10 +15,17 @@ from torch import Tensor
 from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 
 from camray.measure import faithfulness
-from camray.measure.faithfulness import area, masking_metrics, removal_metrics
+from camray.measure.faithfulness import area
 from camray.measure.imputation import blur
 from camray.measure.removal import Judge, class_probability
-from tests.measure.measure_toys import Looker, Small, images, tie_free
+from tests.measure.measure_toys import (
+    Looker,
+    Small,
+    images,
+    masking_metrics,
+    removal_metrics,
+    tie_free,
+)
 
 SIDE = 16
 

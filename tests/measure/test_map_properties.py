@@ -10,8 +10,14 @@ from scipy import stats
 from torch import nn
 
 from camray.measure.agreement import pair_agreement, rank_correlation, to_grid
-from camray.measure.robustness import max_sensitivity
-from camray.measure.sanity import complexity, complexity_rise, head_of, map_correlation, randomised
+from camray.measure.sanity import (
+    complexity,
+    complexity_rise,
+    head_of,
+    map_correlation,
+    max_sensitivity,
+    randomised,
+)
 from camray.measure.sparsity import entropy, gini
 from tests.measure.measure_toys import Small, images, tie_free
 

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from camray.cam import TargetLayer, find_target_layer
 from camray.errors import UsageError
-from camray.measure.catalogue import CONTROLS, METRICS, ScoreStatus
+from camray.measure.agreement import pair_agreement
+from camray.measure.catalogue import METRICS
 from camray.measure.cost import count_passes, measure_cost
 from camray.measure.maps import make_maps
+from camray.measure.registry import CONTROLS, ScoreStatus
 from camray.measure.scores import Batch, Copies, Scores, Settings, score_batch
-from tests.measure.measure_toys import Small, images
+from tests.measure.measure_toys import Small, images, rows
 
 METHODS = ["gradcam", "hirescam", "layercam", "eigencam"]
+METHOD_OF = {name: j for j, name in enumerate([*METHODS, *CONTROLS])}
 FAST = Settings(steps=4, fractions=(0.3,), samples=1)
 SIDE = 32
 Table = dict[tuple[str, str, str], tuple[float | None, str]]
@@ -28,37 +31,41 @@ def model_and_layer(seed: int = 0) -> tuple[nn.Module, TargetLayer]:
 
 def batch(count: int = 4, marked: bool = True) -> Batch:
     boxes = [torch.tensor([[4.0, 4, 20, 24]])] * (count - 1) + [torch.zeros(0, 4)]
-    return Batch([f"i{i}" for i in range(count)], images(count, SIDE), boxes=boxes if marked else None)
+    return Batch(images(count, SIDE), boxes=boxes if marked else None)
 
 
-def table(scores: Scores) -> Table:
-    return {(r.image, r.method, r.metric): (r.value, r.status) for r in scores.rows}
+IDS = ["i0", "i1", "i2", "i3"]
+
+
+def table(scores: Scores, ids: list[str] | None = None) -> Table:
+    made = rows(scores, ids or IDS[: len(scores.classes)])
+    return {(r.image, r.method, r.metric): (r.value, r.status) for r in made}
 
 
 def test_every_image_method_and_metric_has_a_row() -> None:
     model, layer = model_and_layer()
     x = batch()
     scores = score_batch(model, x, layer, METHODS, copies=Copies.of(model, x.images), settings=FAST)
-    assert len(scores.rows) == 4 * 7 * len(METRICS)
-    assert {r.method for r in scores.rows} == {*METHODS, *CONTROLS}  # controls are always there
-    assert {r.metric for r in scores.rows} == set(METRICS)
-    for row in scores.rows:
-        assert (row.value is not None) == (row.status is ScoreStatus.OK), row
+    found = rows(scores, IDS)
+    assert len(found) == 4 * 7 * len(METRICS)
+    assert {r.method for r in found} == {*METHODS, *CONTROLS}  # controls are always there
+    assert {r.metric for r in found} == set(METRICS)
+    for row in found:
         assert row.value is None or math.isfinite(row.value)
+        assert math.isnan(scores.values[row.metric][int(row.image[1]), METHOD_OF[row.method]]) == (
+            row.status != ScoreStatus.OK
+        ), row
         needs = METRICS[row.metric].needs
-        assert (row.status is ScoreStatus.NO_REGION) == (row.image == "i3" and needs in ("region", "box"))
-    assert len(scores.pairs) == 4 * 21 * 4
-    assert all(a.images == 3 for a in scores.box_accuracy().values())
-    assert scores.pixels["gradcam", "maps"].inside.sum() == 3 * 16 * 20
+        assert (row.status == ScoreStatus.NO_REGION) == (row.image == "i3" and needs in ("region", "box"))
+    assert [None if hits is None else len(hits) for hits in scores.hits] == [7, 7, 7, None]
 
 
 def test_without_marks_and_copies_their_metrics_have_no_rows() -> None:
     model, layer = model_and_layer()
     found = score_batch(model, batch(marked=False), layer, ["gradcam"], settings=replace(FAST, samples=0))
     left_out = {n for n, m in METRICS.items() if m.needs} | {"max_sensitivity"}
-    assert {r.metric for r in found.rows} == set(METRICS) - left_out
-    assert not found.box_accuracy()
-    assert not found.pixels
+    assert set(found.values) == set(METRICS) - left_out
+    assert found.hits == [None] * 4
 
 
 def close(one: Table, other: Table) -> None:
@@ -74,10 +81,11 @@ def test_rows_depend_on_neither_batch_nor_order_nor_other_methods() -> None:
     x = batch()
     copies = Copies.of(model, x.images)
 
-    def run(rows: list[int], methods: list[str] = METHODS) -> Table:
+    def run(places: list[int], methods: list[str] = METHODS) -> Table:
         assert x.boxes is not None
-        part = Batch([x.ids[i] for i in rows], x.images[rows], boxes=[x.boxes[i] for i in rows])
-        return table(score_batch(model, part, layer, methods, copies=copies, settings=FAST))
+        part = Batch(x.images[places], boxes=[x.boxes[i] for i in places])
+        scores = score_batch(model, part, layer, methods, copies=copies, settings=FAST)
+        return table(scores, [IDS[i] for i in places])
 
     whole = run([0, 1, 2, 3])
     close(whole, run([2, 3]) | run([1]) | run([0]))
@@ -93,10 +101,8 @@ def test_the_same_map_by_two_names_costs_nothing_more() -> None:
     one = score_batch(model, x, layer, ["gradcam"], settings=FAST)
     two = score_batch(model, x, layer, ["gradcam", "hirescam"], settings=FAST)
     assert two.forwards - one.forwards <= 4 * (1 + 1)  # the product with the map, and a rounding or so
-    distance = [
-        p.value for p in two.pairs if (p.method, p.other, p.metric) == ("gradcam", "hirescam", "distance")
-    ]
-    assert max(v for v in distance if v is not None) < 1e-3
+    assert [method for method, _ in two.maps.keys[:2]] == ["gradcam", "hirescam"]
+    assert pair_agreement(two.maps.shown)["distance"][:, 0, 1].max() < 1e-3
 
 
 class Strange(nn.Module):
@@ -138,17 +144,18 @@ def test_an_image_without_its_target_is_a_row_too() -> None:
     model, layer = model_and_layer()
     x = replace(batch(3, marked=False), labels=torch.tensor([1, -1, 2]))
     found = score_batch(model, x, layer, ["gradcam"], target="label", settings=FAST)
-    states = {image: Counter(r.status for r in found.rows if r.image == image) for image in x.ids}
+    made = rows(found, IDS[:3])
+    states = {image: Counter(r.status for r in made if r.image == image) for image in IDS[:3]}
     assert set(states["i1"]) == {ScoreStatus.NO_TARGET}
     assert ScoreStatus.NO_TARGET not in states["i0"]
-    assert {r.target_class for r in found.rows if r.image == "i2"} == {2}
+    assert {r.target_class for r in made if r.image == "i2"} == {2}
 
 
 def test_two_layers_are_two_lines_each() -> None:
     model, layer = model_and_layer()
     first = find_target_layer(model, (3, SIDE, SIDE), "first")
     found = score_batch(model, batch(2, False), [first, layer], ["gradcam"], settings=FAST)
-    assert {(r.method, r.layer) for r in found.rows if r.method == "gradcam"} == {
+    assert {key for key in found.maps.keys if key[0] == "gradcam"} == {
         ("gradcam", "first"),
         ("gradcam", "maps"),
     }
@@ -215,11 +222,12 @@ def test_tokens_and_a_single_logit(name: str) -> None:
     torch.manual_seed(0)
     model = OneLogit().eval() if name == "one logit" else timm.create_model(name, num_classes=4).eval()
     side = SIDE if name == "one logit" else model.default_cfg["input_size"][1]
-    x = Batch(["a", "b"], images(2, side))
+    x = Batch(images(2, side))
     layer = find_target_layer(model, (3, side, side), "maps" if name == "one logit" else None)
     found = score_batch(model, x, layer, ["gradcam"], copies=Copies.of(model, x.images), settings=FAST)
-    assert len(found.rows) == 2 * 4 * sum(m.needs not in ("region", "box") for m in METRICS.values())
-    assert {r.status for r in found.rows if r.metric == "road" and r.method == "center"} == {ScoreStatus.OK}
+    assert set(found.values) == {n for n, m in METRICS.items() if m.needs not in ("region", "box")}
+    center = [method for method, _ in found.maps.keys].index("center")
+    assert set(found.states["road"][:, center]) == {ScoreStatus.OK}
 
 
 def test_altered_images_may_run_in_half_precision() -> None:

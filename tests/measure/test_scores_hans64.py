@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from camray.cam import find_target_layer
+from camray.measure.agreement import pair_agreement
+from camray.measure.localisation import max_box_acc_v2
 from camray.measure.scores import Batch, Copies, Scores, score_batch
-from camray.measure.tests_of_difference import kendall_w, win_rate
+from camray.measure.statistics import kendall_w, win_rate
 from demo import hans64, train
 
 COUNT = 24
@@ -31,17 +33,15 @@ def found() -> Scores:
     layer = find_target_layer(model, (3, 64, 64))
     boxes = [torch.tensor([s.box], dtype=torch.float32) for s in samples]
     regions = torch.stack([torch.from_numpy(s.mask) for s in samples])
-    batch = Batch([s.key for s in samples], x, regions=regions, boxes=boxes)
+    batch = Batch(x, regions=regions, boxes=boxes)
     return score_batch(model, batch, layer, METHODS, copies=Copies.of(model, x))
 
 
 @pytest.fixture(scope="module")
 def values(found: Scores) -> Values:
     """metric -> method -> one value an image, nan where there is none."""
-    out: Values = {}
-    for row in found.rows:
-        out.setdefault(row.metric, {}).setdefault(row.method, []).append(row.value)  # type: ignore[attr-defined]
-    return {m: {k: np.array(v, dtype=float) for k, v in by.items()} for m, by in out.items()}
+    methods = [method for method, _ in found.maps.keys]
+    return {metric: dict(zip(methods, v.T, strict=True)) for metric, v in found.values.items()}
 
 
 def mean(values: Values, metric: str, method: str) -> float:
@@ -91,24 +91,20 @@ def test_some_metrics_tell_methods_apart_better_than_others(values: Values) -> N
 
 
 def test_dead_maps_are_counted(found: Scores) -> None:
-    dead = {(r.image, r.method) for r in found.rows if r.status == "dead"}
-    assert dead
-    assert {method for _, method in dead} == {"random"}  # a negative sum of channels is nowhere hot
-    assert len(found.rows) == COUNT * 7 * 21
+    dead = (found.states["road"] == "dead").sum(0)
+    assert dead[ORDER.index("random")] > 0  # a negative sum of channels is nowhere hot
+    assert dead.sum() == dead[ORDER.index("random")]
+    assert all(v.shape == (COUNT, 7) for v in found.values.values())
 
 
 def test_twins_share_their_altered_images(found: Scores, values: Values) -> None:
-    apart = [
-        p.value
-        for p in found.pairs
-        if (p.method, p.other) == ("gradcam", "hirescam") and p.metric == "distance"
-    ]
-    assert max(v for v in apart if v is not None) < 1e-3
+    assert pair_agreement(found.maps.shown)["distance"][:, 0, 1].max() < 1e-3
     assert np.allclose(values["road"]["gradcam"], values["road"]["hirescam"], atol=1e-3)
     alone = COUNT * (2 * 10 - 1 + 2 * 4 + 1)  # per map: two curves, sharing the end; ROAD; the product
     assert found.forwards < 6.3 * alone  # seven maps, one of them free
 
 
 def test_box_accuracy_is_above_the_controls(found: Scores) -> None:
-    score = {method: a.max_box_acc_v2 for (method, _), a in found.box_accuracy().items()}
+    share = np.mean([hits for hits in found.hits if hits is not None], axis=0)
+    score = dict(zip(ORDER, max_box_acc_v2(share), strict=True))
     assert score["gradcam"] > 1.5 * max(score[c] for c in ("random", "center", "sobel"))

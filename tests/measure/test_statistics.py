@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from camray.measure.bootstrap import Means, weights
-from camray.measure.tests_of_difference import differences, holm, kendall_w, rank, wilcoxon, win_rate
+from camray.measure.statistics import (
+    Means,
+    differences,
+    holm,
+    kendall_w,
+    rank,
+    weights,
+    wilcoxon,
+    win_rate,
+)
 
 GOLDEN = [1, 2, 1, 0, 0, 0, 1, 1, 1, 0, 1, 0]
 IDS = [f"shard-{i // 100}/{i}.jpg" for i in range(400)]

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from camray.compare.arranged import Arranged
 from camray.compare.panel import SCORE_SCHEMA
+from camray.compare.results import Results
 from camray.compare.scorer import boxes_on_input
 from camray.compare.summary import same_maps
-from camray.measure.bootstrap import weights
-from camray.measure.boxes import CUTS, OVERLAPS
+from camray.measure.localisation import CUTS, OVERLAPS
+from camray.measure.statistics import weights
 
 SCHEMA = pa.schema([("panel", pa.string()), *SCORE_SCHEMA])
 METHODS = {"gradcam": "p1", "random": "p1", "cam": "p2"}
@@ -47,27 +47,26 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def found() -> Arranged:
-    return Arranged.of(pa.Table.from_pylist(rows(), schema=SCHEMA), {"p1": "", "p2": ""})
+def found() -> Results:
+    return Results.of(pa.Table.from_pylist(rows(), schema=SCHEMA), {"p1": "", "p2": ""})
 
 
-def test_every_value_is_in_its_place(found: Arranged) -> None:
-    sample = found.sample
-    assert sample.images == ("x", "y", "x")  # of (a, 2), (a, 7), (b, 0)
-    assert set(sample.methods[:2]) == {"gradcam", "cam"}
-    assert sample.methods[2] == "random"  # controls stand last
-    assert sample.classes.tolist() == [2, 1, 0]
+def test_every_value_is_in_its_place(found: Results) -> None:
+    assert found.images == ("x", "y", "x")  # of (a, 2), (a, 7), (b, 0)
+    assert set(found.methods[:2]) == {"gradcam", "cam"}
+    assert found.methods[2] == "random"  # controls stand last
+    assert found.classes.tolist() == [2, 1, 0]
     for method, j in (("gradcam", 0.0), ("random", 0.1), ("cam", 0.2)):
-        column = sample.values["road"][:, sample.methods.index(method)]
+        column = found.values["road"][:, found.methods.index(method)]
         expected = [2 + j, 1 + j, np.nan if method == "random" else j]
         assert np.allclose(column, expected, equal_nan=True)
-    assert sample.states["road"][2, 2] == "dead"
-    assert "pointing" not in sample.values  # no image has a region
+    assert found.states["road"][2, 2] == "dead"
+    assert "pointing" not in found.values  # no image has a region
     assert found.failed == {"not_an_image": 1}
     assert found.panels == METHODS
 
 
-def test_curves_hits_and_maps_follow(found: Arranged) -> None:
+def test_curves_hits_and_maps_follow(found: Results) -> None:
     assert len(found.curves["insertion"]["random"]) == 2
     assert sorted(found.curves["insertion"]["cam"][:, 1]) == [0.0, 0.5, 1.0]
     ids, hits = found.hits["random"]
@@ -79,8 +78,20 @@ def test_curves_hits_and_maps_follow(found: Arranged) -> None:
     assert found.maps[0][0].tolist() == [0, -1, 2, 6]
 
 
-def test_maps_that_are_one_are_grouped(found: Arranged) -> None:
+def test_maps_that_are_one_are_grouped(found: Results) -> None:
     assert [set(g) for g in same_maps(found)] == [{"gradcam", "cam"}]
+
+
+def test_maps_are_one_only_if_they_are_it_on_every_image_and_with_every_member() -> None:
+    """Two images: `far` is `one` on the first alone, `near` and `edge` lie on either side of `one`."""
+    one = np.array([[0.0, 0.5, 1.0], [1.0, 0.5, 0.0]])
+    shift = np.array([[0.0, 1.0, 0.0]] * 2)
+    maps = {
+        "one": one, "far": one + shift * [[0], [0.1]], "near": 3 * (one + 9e-4 * shift),
+        "edge": one - 9e-4 * shift, "dead": one * np.nan, "fine": np.zeros((2, 8)),
+    }  # fmt: skip
+    found = Results(("x", "y"), np.zeros(2, int), tuple(maps), {}, {}, {}, {}, [*maps.values()], {}, {}, {})
+    assert same_maps(found) == [("one", "near")]
 
 
 def test_copies_of_an_image_are_resampled_together() -> None:
@@ -90,7 +101,7 @@ def test_copies_of_an_image_are_resampled_together() -> None:
 
 def test_panels_of_two_models_are_told_apart() -> None:
     table = pa.Table.from_pylist(rows(), schema=SCHEMA)
-    named = Arranged.of(table, {"p1": "resnet", "p2": "vit"}).sample.methods
+    named = Results.of(table, {"p1": "resnet", "p2": "vit"}).methods
     assert set(named) == {"gradcam @ resnet", "cam @ vit", "random @ resnet"}
 
 
