@@ -1,4 +1,4 @@
 """Methods side by side on a sample: scores in a table of their own, statistics, advice and a page.
 
-archive ──sample──> images ──scorer──> scores ──arranged, standing──> summary ──report──> page
+archive ──sample──> images ──scorer──> scores ──results──> arrays ──summary──> tree ──page, charts──> page
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +161,7 @@ def _prices(ready: Prepared) -> list[Price]:
             continue
         images = _first_images(ready) if images is None else images
         trial = Trial(panel, ready.model, images, ready.config.run.device)
-        prices.append(Price(panel, asdict(trial.estimate()), trial))
+        prices.append(Price(panel, trial.estimate(), trial))
     return prices
 
 

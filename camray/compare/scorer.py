@@ -14,12 +14,11 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from camray.cam import explain
 from camray.compare.panel import SCORED, Panel
-from camray.errors import ErrorCode, ImageError, printable
-from camray.explain.explainer import BatchExplainer, failure
+from camray.explain.explainer import BatchExplainer
 from camray.explain.overlays import encode_jpeg
 from camray.explain.regions import share_of_input
 from camray.measure.catalogue import METRICS
@@ -40,14 +39,14 @@ _PASSED = (
 _PLACE = ("boxes", "mask", "width", "height", "crop_x0", "crop_y0", "crop_x1", "crop_y1")
 
 
-class BatchScorer:
+class BatchScorer(BatchExplainer):
     """Holds one model, its two randomised copies, and a panel of methods, on one device."""
 
     def __init__(
         self, panel: Panel, state: dict[str, Tensor], device: str = "cpu", batch_size: int = 8
     ) -> None:
+        super().__init__(panel.explainer, state, device, batch_size)
         self.panel = panel
-        self._core = BatchExplainer(panel.explainer, state, device, batch_size)
         self.settings = Settings(**panel.settings, chunk=_AT_ONCE.get(device, 64))
         self._copies: Copies | None = None
 
@@ -56,79 +55,65 @@ class BatchScorer:
         columns = {name: images.field(name).to_pylist() for name in (*_PASSED, *_PLACE)}
         items: list[Row] = [dict(zip(columns, v, strict=True)) for v in zip(*columns.values(), strict=True)]
         for item in items:
-            item["label_class"] = self._core.label_class(item)
+            item["label_class"] = self.label_class(item)
         pixels = images.field("pixels")
-        ready = [i for i, item in enumerate(items) if item["status"] == Status.OK and self._core.accept(item)]
+        ready = [i for i, item in enumerate(items) if item["status"] == Status.OK and self.accept(item)]
         found: dict[int, list[Row]] = {}
-        for start in range(0, len(ready), self._core.batch_size):
-            batch = ready[start : start + self._core.batch_size]
-            views = np.stack([self._core.view(pixels[i]) for i in batch])
-            found |= zip(batch, self._score_or_split([items[i] for i in batch], views), strict=True)
+        for start in range(0, len(ready), self.batch_size):
+            batch = ready[start : start + self.batch_size]
+            views = np.stack([self.view(pixels[i]) for i in batch])
+            found |= zip(batch, self._explain_or_split([items[i] for i in batch], views), strict=True)
         rows = []
         for i, item in enumerate(items):
             own = {name: item[name] for name in _PASSED}
             scored = [own | one for one in found.get(i, [{}])]
             if item["index"] in pictured and i in found:
-                scored[0]["picture"] = _jpeg(self._core.view(pixels[i]))
+                scored[0]["picture"] = _jpeg(self.view(pixels[i]))
             rows += scored
         return struct_array({f.name: [row.get(f.name) for row in rows] for f in SCORED}, SCORED)
 
-    @property
-    def module(self) -> nn.Module:
-        """The model under test."""
-        return self._core.module
-
-    def explainer_of(self, images: pa.StructArray) -> tuple[Callable[[str], Callable[[], object]], Tensor]:
-        """Give a function that explains these items' predicted classes by one method, and their input."""
-        views = np.stack([self._core.view(v) for v in images.field("pixels") if v.is_valid])
-        x = self._input(views)
-        return lambda method: partial(explain, self.module, x, self._core.layer, method), x
-
-    def _input(self, views: np.ndarray[Any, Any]) -> Tensor:
-        return to_input(torch.from_numpy(views).to(self._core.device), self._core.mean, self._core.std)
+    def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
+        """Give the rows of a batch, image by image: what `BatchExplainer` asks for."""
+        return self._rows(self.score(rows, views))
 
     def score(self, items: Sequence[Row], views: np.ndarray[Any, Any]) -> Scores:
         """Measure the panel on views, uint8 (B, H, W, 3), of decoded items."""
-        core = self._core
         x = self._input(views)  # (B, C, H, W)
         if self._copies is None:
-            self._copies = Copies.of(core.module, x, self.settings.seed)
+            self._copies = Copies.of(self.module, x, self.settings.seed)
         size = (views.shape[1], views.shape[2])
         batch = Batch(
             x,
             labels=torch.tensor([-1 if i["label_class"] is None else i["label_class"] for i in items]),
             regions=_regions(items, size),
             boxes=[boxes_on_input(item, size) for item in items],
-        )  # fmt: skip
+        )
         return score_batch(
-            core.module, batch, core.layer, self.panel.methods,
-            self.panel.explainer.target, self._copies, self.settings, controls=(),  # the first panel has them
+            self.module, batch, self.layer, self.panel.methods, self.explainer.target, self._copies,
+            self.settings, controls=(),  # the first panel has them
         )  # fmt: skip
 
-    def _score_or_split(self, items: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
-        """Score a batch; where the model fails on it, image by image, so that one cannot harm others."""
-        try:
-            return self._rows(self.score(items, views))
-        except torch.AcceleratorError:
-            raise  # the device is lost for this process
-        except RuntimeError as error:
-            if len(items) == 1:
-                return [[failure(ImageError(ErrorCode.MODEL_FAILED, printable(str(error))))]]
-            return [
-                rows
-                for i in range(len(items))
-                for rows in self._score_or_split(items[i : i + 1], views[i : i + 1])
-            ]
+    def _input(self, views: np.ndarray[Any, Any]) -> Tensor:
+        return to_input(torch.from_numpy(views).to(self.device), self.mean, self.std)
+
+    def explainer_of(self, images: pa.StructArray) -> tuple[Callable[[str], Callable[[], object]], Tensor]:
+        """Give a function that explains these items' predicted classes by one method, and their input."""
+        x = self._input(np.stack([self.view(v) for v in images.field("pixels") if v.is_valid]))
+        return lambda method: partial(explain, self.module, x, self.layer, method), x
 
     def _rows(self, scores: Scores) -> list[list[Row]]:
         """Give the rows of each image: its maps first, then its values."""
-        about = self.panel.explainer
+        best = class_scores(scores.logits.double(), self.explainer.activation).max(1)
         made = []
-        classes = scores.classes.tolist()
-        for i, predicted in enumerate(self._predictions(scores.logits)):
-            target = {"target_class": classes[i], "target_label": about.label_of(classes[i])}
-            own = [*_map_rows(scores, i), *self._value_rows(scores, i)]
-            made.append([one | predicted | target for one in own])
+        for i, (predicted, target) in enumerate(
+            zip(best.indices.tolist(), scores.classes.tolist(), strict=True)
+        ):
+            common = {
+                "predicted_class": predicted, "predicted_label": self.explainer.label_of(predicted),
+                "confidence": float(best.values[i]),
+                "target_class": target, "target_label": self.explainer.label_of(target),
+            }  # fmt: skip
+            made.append([common | one for one in (*_map_rows(scores, i), *self._value_rows(scores, i))])
         return made
 
     def _value_rows(self, scores: Scores, i: int) -> Iterator[Row]:
@@ -147,14 +132,6 @@ class BatchScorer:
                 if name == "box_iou" and hits is not None:
                     row["hits"] = np.packbits(hits[j]).tobytes()
                 yield row
-
-    def _predictions(self, logits: Tensor) -> list[Row]:
-        p = class_scores(logits.double(), self.panel.explainer.activation)
-        best = p.max(1)
-        return [
-            {"predicted_class": c, "predicted_label": self.panel.explainer.label_of(c), "confidence": s}
-            for c, s in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
 
 
 def _map_rows(scores: Scores, i: int) -> Iterator[Row]:

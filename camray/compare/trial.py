@@ -1,13 +1,13 @@
 """Before anything is paid: does every method work on this model, and what will it cost an image.
 
-Flows in: a config, methods, a few images. Flows out: the explainer that a panel is built on, and `Estimate`.
+Flows in: a config, methods, a few images. Flows out: the explainer that a panel is built on, and prices.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
@@ -43,16 +43,6 @@ def resolve(
     return replace(explainer, method="compare"), model
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a panel costs an image: everything it runs, with what the methods share counted once."""
-
-    forwards: float
-    backwards: float
-    seconds: float
-    device: str
-
-
 class Trial:
     """A panel on a few images of the archive, on the best device of this machine."""
 
@@ -62,15 +52,18 @@ class Trial:
         self._scorer = BatchScorer(panel, model.module.state_dict(), self.device, len(images))
         self._images = images
 
-    def estimate(self) -> Estimate:
-        """Count the passes of one run, and time it."""
+    def estimate(self) -> dict[str, Any]:
+        """Count and time one run: {forwards, backwards, seconds, device} of an image, what is shared once."""
         n, start = len(self._images), time.perf_counter()
         with count_passes(self._scorer.module) as passes:
             self._scorer(self._images)
         if self.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        return Estimate(passes.forwards / n, passes.backwards / n, seconds / n, self.device)
+        return {
+            "forwards": passes.forwards / n, "backwards": passes.backwards / n, "seconds": seconds / n,
+            "device": self.device,
+        }  # fmt: skip
 
     def costs(self) -> dict[str, Any]:
         """Measure each method alone: {device, batch, methods: {method: `cost.Cost`}}."""

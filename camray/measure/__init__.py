@@ -1,7 +1,8 @@
-"""How good is an explanation: faithfulness, localisation, robustness, sanity, sparsity, statistics.
+"""How good is an explanation: faithfulness, localisation, sanity, sparsity, cost, statistics.
 
-    images ──> score_batch ──> rows (image, method, metric, value, status) ──> bootstrap, tests of difference
+    images ──> score_batch ──> values and states by metric (images, maps) ──> statistics
                (one shared forward, every altered image scored once)
 
-The statistics need numpy and scipy only; everything before them needs torch.
+A metric is a function of tensors that `registry.metric` registers; `catalogue.METRICS` is all of them.
+Registry and statistics need no torch.
 """
