@@ -15,15 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from camray.errors import ErrorCode
 
 SCHEMA_VERSION = 1
-
-ShardFormat = Literal["tar", "zip", "parquet", "files"]
 
 
 class Status(StrEnum):
@@ -43,8 +41,9 @@ class LooseFile:
 
     path: str  # of a listed file also absolute, or a URI
     size_bytes: int
-    version: str  # etag or modification time, as the store tells it; names the note too
+    version: str  # names all that can change: modification time as the store tells it, sidecars, note
     note: str = ""  # what a list or metadata file says of it: `archive.annotations`
+    sidecars: tuple[str, ...] = ()  # the endings of the sidecars beside it, as spelled: ("cls", "TXT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Shard:
     """
 
     uri: str
-    format: ShardFormat
+    format: str  # of `archive.readers`, or "files"
     size_bytes: int
     version: str
     files: tuple[LooseFile, ...] = ()

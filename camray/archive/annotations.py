@@ -1,24 +1,45 @@
 """What an archive says of an image: its class, boxes around the object, where a mask of it lies.
 
-Flows in: a table row, a JSON object, or the note that a loose file carries. Flows out: `Annotation`.
-The note, short JSON on the file itself, is how a list's word reaches the reader on another node.
+Flows in: a table row, a JSON object, a sidecar beside the image (`.cls` a class number, `.txt` a line of
+text, `.json`), or the note that a loose file carries. Flows out: `Annotation`. The note, short JSON on the
+file itself, is how a list's word reaches the reader on another node.
+
+Boxes, in the spellings people have, become edges of the upright image:
+
+    {"x0", "y0", "x1", "y1"} | {"xmin", "ymin", "xmax", "ymax"}             edges
+    {"x", "y", "w", "h"}                                                    corner and size
+    {"box": […]} | {"boxes": [[…], …]}                                      edges
+    {"bbox": […]} | {"bboxes": [[…], …]} | {"objects": {"bbox": [[…], …]}}  corner and size (COCO)
+
+Four numbers that are all at most 1 are shares of the width and height, otherwise pixels. `[archive] bbox`
+says where a `bbox` holds edges after all.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from camray.archive.boxes import find_boxes
-from camray.records import Boxes, Member
+from camray.config import ArchiveConfig
+from camray.records import EDGES, Boxes, Member
 
 MAX_TEXT_BYTES = 1024
+MAX_JSON_BYTES = 2**20
+MAX_BOXES = 1000
+"""Of one image. More is not somebody's annotation."""
+
 _LABELS = ("label", "class", "cls", "class_id", "label_id", "class_name", "label_name", "category", "target")
 _LABEL_COLUMNS = (*_LABELS, "index", "labels")
 _MASKS = ("mask", "mask_file_name", "mask_path")
 _CATEGORIES = ("categories", "category", "label", "labels")
+_SIDECAR_ORDER = ("cls", "txt", "json")
+_SCALARS = (EDGES, ("xmin", "ymin", "xmax", "ymax"), ("x", "y", "w", "h"))
+
+Edges = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +100,10 @@ def from_object(tree: Mapping[str, Any], bbox: str = "xywh") -> Annotation:
         boxes = find_boxes(row, bbox)
     except (ValueError, RecursionError):
         boxes = None
-    found = Annotation(boxes=boxes, is_captioned=isinstance(row.get("caption"), str))
+    annotation = Annotation(boxes=boxes, is_captioned=isinstance(row.get("caption"), str))
     for key in _LABELS:
-        found = found.or_else(label_of(row.get(key)))
-    return found.or_else(category_of(row.get("objects")))
+        annotation = annotation.or_else(label_of(row.get(key)))
+    return annotation.or_else(category_of(row.get("objects")))
 
 
 def from_row(row: Mapping[str, Any], label_column: str | None = None, bbox: str = "xywh") -> Annotation:
@@ -91,18 +112,18 @@ def from_row(row: Mapping[str, Any], label_column: str | None = None, bbox: str 
     Raises:
         ValueError: in one line, what is wrong with it.
     """
-    found = Annotation(boxes=find_boxes(row, bbox))
+    annotation = Annotation(boxes=find_boxes(row, bbox))
     for key in label_columns(row, label_column):
-        found = found.or_else(label_of(number_or_text(row[key])))
+        annotation = annotation.or_else(label_of(number_or_text(row[key])))
     if label_column is None:
-        found = found.or_else(category_of(row.get("objects")))
+        annotation = annotation.or_else(category_of(row.get("objects")))
     masks = (row[key] for key in _MASKS if isinstance(row.get(key), str) and row[key].strip())
-    return replace(found, mask=next(masks, None))
+    return replace(annotation, mask=next(masks, None))
 
 
-def label_columns(row: Mapping[str, Any], wanted: str | None) -> list[str]:
+def label_columns(row: Mapping[str, Any], label_column: str | None) -> list[str]:
     """Find the columns that hold a label, the first to decide first."""
-    return [key for key in ([wanted.lower()] if wanted else _LABEL_COLUMNS) if key in row]
+    return [key for key in ([label_column.lower()] if label_column else _LABEL_COLUMNS) if key in row]
 
 
 def category_of(objects: Any) -> Annotation:
@@ -111,16 +132,146 @@ def category_of(objects: Any) -> Annotation:
     Numbers are those of a detection data set, hardly ever of the classifier: they are left alone.
     """
     items = objects if isinstance(objects, list) else [objects]
-    found: set[Any] = set()
+    categories: set[str | None] = set()
     for item in items:
         for key in _CATEGORIES if isinstance(item, Mapping) else ():
-            values = item.get(key)
-            found.update(str(v) if isinstance(v, str) else None for v in _as_list(values))
-    return label_of(found.pop()) if len(found) == 1 else Annotation()
+            categories.update(v if isinstance(v, str) else None for v in _as_list(item.get(key)))
+    return label_of(categories.pop()) if len(categories) == 1 else Annotation()
 
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+# ── sidecars ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def size_cap(extension: str) -> int:
+    """How many bytes of such a sidecar are read."""
+    return MAX_JSON_BYTES if extension == "json" else MAX_TEXT_BYTES
+
+
+def read_sidecar(extension: str, content: bytes, config: ArchiveConfig) -> Annotation:
+    """Read a sidecar; what cannot be understood is an empty annotation, never an error."""
+    text = content[: size_cap(extension)].decode("utf-8-sig", "replace")
+    if extension == "json":
+        return _from_json(text, config.bbox) if len(content) <= MAX_JSON_BYTES else Annotation()
+    lines = text.strip().splitlines()
+    if extension == "cls":
+        return label_of(number_or_text(lines[0].strip())) if lines else Annotation()
+    return label_of(lines[0].strip()) if len(lines) == 1 and not config.captions else Annotation()
+
+
+def merged(sidecars: Iterable[tuple[str, Annotation]]) -> Annotation:
+    """Merge the sidecars of one image, given as (extension, annotation).
+
+    `.cls` decides the class and `.txt` the text; `.json` fills what they leave open, and brings the boxes. A
+    `.txt` is a caption and no label where the `.json` holds a `caption` (img2dataset), where it has more than
+    one line, and where `[archive] captions` says so.
+    """
+    ordered = sorted(sidecars, key=lambda item: _SIDECAR_ORDER.index(item[0]))
+    is_captioned = any(annotation.is_captioned for _, annotation in ordered)
+    whole = Annotation()
+    for extension, annotation in ordered:
+        if not (is_captioned and extension == "txt"):
+            whole = whole.or_else(annotation)
+    return whole
+
+
+def _from_json(text: str, bbox: str) -> Annotation:
+    try:
+        tree: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return Annotation()
+    return from_object(tree, bbox) if isinstance(tree, dict) else label_of(tree)
+
+
+# ── boxes ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_boxes(row: Mapping[str, Any], bbox: str = "xywh") -> Boxes | None:
+    """Find the boxes of an image in a table row or JSON object with lower-case keys; None without any.
+
+    Raises:
+        ValueError: in one line, what is wrong with them.
+    """
+    edges = list(_all_boxes(row, bbox == "xywh"))
+    if len(edges) > MAX_BOXES:
+        raise ValueError(f"{len(edges):,} boxes, more than {MAX_BOXES:,}")
+    return join_boxes(edges)
+
+
+def join_boxes(edges: list[Edges]) -> Boxes | None:
+    """Put the boxes of one image together: shares of its sides only where all of them are."""
+    if not edges:
+        return None
+    return Boxes(tuple(edges), in_pixels=any(abs(edge) > 1 for box in edges for edge in box))
+
+
+def _all_boxes(row: Mapping[str, Any], is_size: bool) -> Iterator[Edges]:
+    for names in _SCALARS:
+        values = [_cell(row.get(name)) for name in names]
+        given = [name for name, value in zip(names, values, strict=True) if value is not None]
+        if len(given) == 4:
+            yield _edges(values, names == _SCALARS[2])
+        elif given and names[0] in given:  # `h` alone is anything
+            missing = next(name for name in names if name not in given)
+            raise ValueError(f"a box needs {', '.join(names)}; {missing} is empty")
+    for key, many in (("box", False), ("boxes", True), ("bbox", False), ("bboxes", True)):
+        value = _cell(row.get(key))
+        if value is not None:
+            yield from _listed(value, key, many, is_size and key.startswith("bb"))
+    yield from _objects(row.get("objects"), is_size)
+
+
+def _objects(objects: Any, is_size: bool) -> Iterator[Edges]:
+    """Hugging Face's `objects`: one struct of lists, or a list of structs."""
+    if isinstance(objects, Mapping):
+        if objects.get("bbox") is not None:
+            yield from _listed(objects["bbox"], "objects.bbox", True, is_size)
+    elif isinstance(objects, list):
+        for item in objects:
+            if isinstance(item, Mapping) and item.get("bbox") is not None:
+                yield from _listed(item["bbox"], "objects.bbox", False, is_size)
+
+
+def _listed(value: Any, key: str, many: bool, is_size: bool) -> Iterator[Edges]:
+    if isinstance(value, str):
+        value = [number for number in re.split(r"[\s,;]+", value.strip("[]() \t")) if number]
+    if isinstance(value, list) and not value:
+        return
+    nested = isinstance(value, list) and isinstance(value[0], list | tuple | Mapping)
+    for box in value if (many and nested) or (nested and len(value) == 1) else [value]:
+        if isinstance(box, Mapping):
+            yield from _all_boxes({str(name).lower(): number for name, number in box.items()}, is_size)
+        elif isinstance(box, list | tuple) and len(box) == 4:
+            yield _edges(list(box), is_size)
+        else:
+            raise ValueError(f"{key} is {str(box)[:60]!r}, not four numbers")
+
+
+def _edges(values: list[Any], is_size: bool) -> Edges:
+    numbers = [_number(value) for value in values]
+    x0, y0, x1, y1 = numbers
+    if is_size:
+        x1, y1 = x0 + x1, y0 + y1
+    if x1 < x0 or y1 < y0:
+        raise ValueError(f"the box {', '.join(f'{n:g}' for n in numbers)} has a negative side")
+    return x0, y0, x1, y1
+
+
+def _cell(value: Any) -> Any:
+    return None if value is None or (isinstance(value, str) and not value.strip()) else value
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or abs(number) > 1e9:
+        raise ValueError(f"{str(value)[:40]!r} is not a number a box can have")
+    return number
 
 
 # ── notes ────────────────────────────────────────────────────────────────────────────────────────
@@ -132,7 +283,7 @@ def to_note(annotation: Annotation, is_labelled: bool) -> str:
     `is_labelled`: no other label counts, not even where this one is missing.
     """
     boxes = annotation.boxes
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "label": annotation.label,
         "class": annotation.label_class,
         "boxes": boxes and [[round(edge, 6) for edge in box] for box in boxes.edges],
@@ -140,14 +291,14 @@ def to_note(annotation: Annotation, is_labelled: bool) -> str:
         "mask": annotation.mask,
         "labelled": is_labelled or None,
     }
-    kept = {key: value for key, value in said.items() if value is not None}
-    return json.dumps(kept, sort_keys=True, separators=(",", ":")) if kept else ""
+    given = {key: value for key, value in fields.items() if value is not None}
+    return json.dumps(given, sort_keys=True, separators=(",", ":")) if given else ""
 
 
 def from_note(note: str) -> tuple[Annotation, bool]:
     """Read a note back: the annotation, and whether no other label counts."""
-    said = json.loads(note) if note else {}
-    edges = tuple((b[0], b[1], b[2], b[3]) for b in said.get("boxes", ()))
-    boxes = Boxes(edges, bool(said["pixels"])) if edges else None
-    found = Annotation(said.get("label"), said.get("class"), boxes, said.get("mask"))
-    return found, bool(said.get("labelled"))
+    fields = json.loads(note) if note else {}
+    edges = tuple((b[0], b[1], b[2], b[3]) for b in fields.get("boxes", ()))
+    boxes = Boxes(edges, bool(fields["pixels"])) if edges else None
+    annotation = Annotation(fields.get("label"), fields.get("class"), boxes, fields.get("mask"))
+    return annotation, bool(fields.get("labelled"))

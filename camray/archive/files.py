@@ -8,80 +8,77 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
-from camray.archive.annotations import Annotation, annotated, from_note, label_text
-from camray.archive.listing import sidecar_extensions
-from camray.archive.lists import base_of, leads_out, locate
+from camray.archive.annotations import (
+    Annotation,
+    annotated,
+    from_note,
+    label_text,
+    merged,
+    read_sidecar,
+    size_cap,
+)
 from camray.archive.names import class_folder, extension_of, file_kind, stem_of
-from camray.archive.sidecars import failed, merged, read_sidecar, size_cap, skipped
+from camray.archive.places import base_of, leads_out, locate
+from camray.archive.readers import IsNeeded, failed, size_problem, skipped
 from camray.config import ArchiveConfig
-from camray.errors import ErrorCode, UsageError, printable
+from camray.errors import ErrorCode, ImageError, UsageError, printable
 from camray.records import LooseFile, Member, Shard
 from camray.storage import Folder
 
 
-def read_files(shard: Shard, config: ArchiveConfig, wanted: Callable[[int], bool]) -> Iterator[Member]:
+def read_files(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterator[Member]:
     """Yield one member per file of the group. A file that vanished is a failed member."""
     base = base_of(shard.root)
     for index, file in enumerate(shard.files):
-        yield _member(base, file, index, config, wanted)
+        yield _member(base, file, index, config, is_needed)
 
 
-def _member(
-    base: Folder, file: LooseFile, index: int, config: ArchiveConfig, wanted: Callable[[int], bool]
-) -> Member:
-    kind = file_kind(file.path)
+def _member(base: Folder, file: LooseFile, index: int, config: ArchiveConfig, is_needed: IsNeeded) -> Member:
+    kind, limit = file_kind(file.path), config.max_member_bytes
     if kind != "image":
         what = "no image has this name" if kind == "sidecar" else f"a .{extension_of(file.path)} file"
         return skipped(index, file.path, what)
-    limit = config.max_member_bytes
-    if file.size_bytes > limit:
-        return failed(
-            index, file.path, ErrorCode.MEMBER_TOO_LARGE, f"{file.size_bytes:,} bytes, more than {limit:,}"
-        )
-    if not wanted(index):
+    if problem := size_problem(file.size_bytes, limit):
+        return failed(index, file.path, ErrorCode.MEMBER_TOO_LARGE, problem)
+    if not is_needed(index):
         return Member(index, file.path)
-    said = _annotation(base, file, config)
+    annotation = _annotation(base, file, config)
     try:
-        member = Member(index, file.path, _content(base, file.path, limit))
-    except OSError as error:
-        reason = printable(error.strerror or str(error))
-        return annotated(failed(index, file.path, ErrorCode.MEMBER_UNREADABLE, reason), said)
-    except ValueError as error:
-        return failed(index, file.path, ErrorCode.MEMBER_TOO_LARGE, str(error))
-    return _with_mask(annotated(member, said), base, said.mask, limit)
+        content = _content(base, file.path, limit)
+        name = annotation.mask
+        mask = None if name is None else _content(base, name, limit, f"mask {name}: ")
+    except ImageError as error:
+        return annotated(failed(index, file.path, error.code, error.message), annotation)
+    return annotated(Member(index, file.path, content, mask=mask), annotation)
 
 
-def _with_mask(member: Member, base: Folder, mask: str | None, limit: int) -> Member:
-    """Read the mask that was named; without it the image fails, as its record would say too little."""
-    if mask is None:
-        return member
+def _content(base: Folder, path: str, limit: int, role: str = "") -> bytes:
+    """Read a whole file; `role` stands before the message.
+
+    Raises:
+        ImageError: MEMBER_UNREADABLE, or MEMBER_TOO_LARGE. An image without the mask that was named fails as
+            well, for its record would say too little.
+    """
     try:
-        return replace(member, mask=_content(base, mask, limit))
-    except OSError as error:
-        code, reason = ErrorCode.MEMBER_UNREADABLE, error.strerror or str(error)
-    except ValueError as error:
-        code, reason = ErrorCode.MEMBER_TOO_LARGE, str(error)
-    broken = failed(member.index, member.name, code, printable(f"mask {mask}: {reason}"))
-    return replace(broken, label=member.label, label_class=member.label_class, boxes=member.boxes)
+        content = _opened(base, path, limit + 1)
+    except (OSError, UsageError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise ImageError(ErrorCode.MEMBER_UNREADABLE, printable(role + reason)) from None
+    if len(content) > limit:
+        message = printable(f"{role}grew to more than {limit:,} bytes")
+        raise ImageError(ErrorCode.MEMBER_TOO_LARGE, message)
+    return content
 
 
-def _content(base: Folder, path: str, limit: int) -> bytes:
-    """Read a whole file; ValueError where it is larger than allowed."""
+def _opened(base: Folder, path: str, limit: int) -> bytes:
     if "\0" in path:
         raise OSError("a path with a zero byte")
     if leads_out(path):
         raise OSError("leads out of the list's folder by `..`")
-    try:
-        folder, inner = locate(base, path)
-    except UsageError as error:
-        raise OSError(str(error)) from None
-    content = _read(folder, inner, limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"grew to more than {limit:,} bytes")
-    return content
+    return _read(*locate(base, path), limit)
 
 
 def _read(root: Folder, path: str, limit: int) -> bytes:
@@ -99,9 +96,10 @@ def _read(root: Folder, path: str, limit: int) -> bytes:
 def _annotation(base: Folder, file: LooseFile, config: ArchiveConfig) -> Annotation:
     noted, is_labelled = from_note(file.note)
     beside = []
-    for extension in sidecar_extensions(file):
+    for ending in file.sidecars:
+        extension = ending.lower()
         try:
-            content = _read(base, f"{stem_of(file.path)}.{extension}", size_cap(extension) + 1)
+            content = _read(base, f"{stem_of(file.path)}.{ending}", size_cap(extension) + 1)
             beside.append((extension, read_sidecar(extension, content, config)))
         except OSError:
             continue

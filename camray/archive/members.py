@@ -1,24 +1,27 @@
 """A shard's members, whatever its format: opened anew at each call, no state between calls.
 
-Shard ──tar | zip | parquet | files──> Member 0, 1, 2 ... and either the end, or a ShardError
+    Shard ──Reader of its format, or files──> Member 0, 1, 2 ... and either the end, or a ShardError
+
+And a part of an archive: the first N images (`--limit`), or N drawn at random (`--sample`). Members are
+counted by headers, directories and footers alone. A shard of which every image is chosen keeps its identity
+(`selection` None), so that a later full run finds it done.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-
-from pyarrow import fs as pafs
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 
 from camray.archive.files import read_files
-from camray.archive.parquet import read_parquet
-from camray.archive.streams import buffered
-from camray.archive.tar import read_tar
-from camray.archive.walk import local_version
-from camray.archive.zipped import read_zip
+from camray.archive.listing import Listing
+from camray.archive.names import file_kind
+from camray.archive.places import entry_now
+from camray.archive.readers import IsNeeded, readers
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, UsageError, printable
-from camray.records import Member, Shard
+from camray.records import LooseFile, Member, Shard, Status
 from camray.storage import Folder, open_folder
 
 
@@ -26,13 +29,11 @@ def _every(_: int) -> bool:
     return True
 
 
-def read_members(
-    shard: Shard, config: ArchiveConfig, wanted: Callable[[int], bool] = _every
-) -> Iterator[Member]:
+def read_members(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded = _every) -> Iterator[Member]:
     """Yield the shard's members with consecutive indices, images and skipped members alike.
 
     With `shard.selection`, only those members are yielded, and reading stops behind the last of them.
-    `content` is None, and mostly not even read, where `wanted(index)` is false.
+    `content` is None, and mostly not even read, where `is_needed(index)` is false.
     A normal end means that the end of the shard was seen (or of its selection).
 
     Raises:
@@ -42,64 +43,146 @@ def read_members(
     last = max(chosen, default=-1) if chosen is not None else None
     seen = 0
 
-    def needed(index: int) -> bool:
-        return (chosen is None or index in chosen) and wanted(index)
+    def is_chosen(index: int) -> bool:
+        return (chosen is None or index in chosen) and is_needed(index)
 
     try:
-        for member in _members(shard, config, needed):
+        for member in _members(shard, config, is_chosen):
             seen = member.index + 1
             if chosen is None or member.index in chosen:
                 yield member
             if member.index == last:
                 return
     except ShardError as error:
-        raise ShardError(error.code, f"{error.message}; {_kept(seen)}") from None
+        raise ShardError(error.code, f"{error.message}; {_members_kept(seen)}") from None
     except (OSError, UsageError) as error:
         reason = printable(str(error))
-        raise ShardError(ErrorCode.SHARD_READ_FAILED, f"{reason}; {_kept(seen)}") from None
+        raise ShardError(ErrorCode.SHARD_READ_FAILED, f"{reason}; {_members_kept(seen)}") from None
     if last is not None and last >= seen:
         raise ShardError(ErrorCode.SHARD_CHANGED, f"member {last} was selected, but there are only {seen}")
     if not seen:
         raise ShardError(ErrorCode.SHARD_EMPTY, "no member at all")
 
 
-def _kept(seen: int) -> str:
+def _members_kept(seen: int) -> str:
     return f"{seen:,} members before it were kept" if seen else "no member could be read"
 
 
-def _members(shard: Shard, config: ArchiveConfig, needed: Callable[[int], bool]) -> Iterator[Member]:
+def _members(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterator[Member]:
     if shard.format == "files":
-        yield from read_files(shard, config, needed)
+        yield from read_files(shard, config, is_needed)
         return
     place = open_folder(shard.uri, "shard")
     size = _check_unchanged(place, shard)
     if size == 0:
         raise ShardError(ErrorCode.SHARD_UNREADABLE, "an empty file: 0 bytes")
     with place.open() as file:
-        if shard.format == "tar":
-            yield from read_tar(buffered(file), size, config, needed)
-        elif shard.format == "zip":
-            yield from read_zip(buffered(file), size, config, needed)
-        else:
-            yield from read_parquet(file, size, config, needed)
+        yield from readers()[shard.format].read(file, size, config, is_needed)
 
 
 def _check_unchanged(place: Folder, shard: Shard) -> int:
     """Compare size and version with the listing; return the size."""
-    if place.is_local:
-        try:
-            status = os.stat(place.path)
-        except OSError as error:
-            raise ShardError(ErrorCode.SHARD_READ_FAILED, f"{error.strerror}") from None
-        size, version = status.st_size, local_version(status)
-    else:
-        info = place.fs.get_file_info(place.path)
-        if info.type != pafs.FileType.File:
-            raise ShardError(ErrorCode.SHARD_READ_FAILED, "no longer there")
-        size, version = int(info.size), str(info.mtime_ns)
-    if shard.version and (size, version) != (shard.size_bytes, shard.version):
+    try:
+        now = entry_now(place)
+    except OSError as error:
+        if not place.is_local:
+            raise
+        raise ShardError(ErrorCode.SHARD_READ_FAILED, f"{error.strerror}") from None
+    if now is None:
+        raise ShardError(ErrorCode.SHARD_READ_FAILED, "no longer there")
+    if shard.version and (now.size_bytes, now.version) != (shard.size_bytes, shard.version):
         raise ShardError(
             ErrorCode.SHARD_CHANGED,
-            f"{size:,} bytes now, {shard.size_bytes:,} when listed, or rewritten since",
+            f"{now.size_bytes:,} bytes now, {shard.size_bytes:,} when listed, or rewritten since",
         )
-    return size
+    return now.size_bytes
+
+
+# ── a part of an archive ─────────────────────────────────────────────────────────────────────────
+
+
+def select(listing: Listing, config: ArchiveConfig) -> Listing:
+    """Cut a listing down to what `limit` or `sample` asks for, in listing order: shards, then loose files.
+
+    Only images count, not skipped members. A sample is exact: each set of N images is equally likely.
+    A shard that cannot be read at all is kept, so that it becomes a record.
+    """
+    if config.limit is not None:
+        return _limited(listing, config.limit, config)
+    if config.sample is not None:
+        return _sampled(listing, config.sample, config)
+    return listing
+
+
+def image_indices(shard: Shard, config: ArchiveConfig) -> Iterator[int]:
+    """Yield the indices of a shard's images, reading as little as the format allows.
+
+    Raises:
+        ShardError: where the shard cannot be read on.
+    """
+    reader = readers().get(shard.format)
+    if reader is not None and reader.count is not None:
+        try:
+            with open_folder(shard.uri, "shard").open() as file:
+                yield from range(reader.count(file, shard.size_bytes))
+                return
+        except OSError:
+            pass  # the reader below says why
+    for member in read_members(shard, config, lambda _: False):
+        if member.status == Status.OK:
+            yield member.index
+
+
+def _limited(listing: Listing, limit: int, config: ArchiveConfig) -> Listing:
+    shards: list[Shard] = []
+    left, dropped = limit, Counter(listing.left_out)
+    for shard in listing.shards:
+        if left == 0:
+            dropped["shard not selected"] += 1
+            continue
+        indices, is_whole = _first(shard, left, config)
+        shards.append(shard if is_whole else replace(shard, selection=tuple(indices)))
+        left -= len(indices)
+    images = [file for file in listing.files if file_kind(file.path) == "image"]
+    return _with_files(listing, shards, images[:left], dropped)
+
+
+def _first(shard: Shard, count: int, config: ArchiveConfig) -> tuple[list[int], bool]:
+    """Give the first `count` image indices, and whether these are all (or all that can be read)."""
+    indices: list[int] = []
+    try:
+        for index in image_indices(shard, config):
+            if len(indices) == count:
+                return indices, False
+            indices.append(index)
+    except ShardError:
+        pass
+    return indices, True
+
+
+def _sampled(listing: Listing, count: int, config: ArchiveConfig) -> Listing:
+    dropped = Counter(listing.left_out)
+    by_shard = [_first(shard, 2**62, config)[0] for shard in listing.shards]
+    images = [file for file in listing.files if file_kind(file.path) == "image"]
+    total = sum(map(len, by_shard)) + len(images)
+    chosen = set(random.Random(config.seed).sample(range(total), min(count, total)))
+    shards: list[Shard] = []
+    start = 0
+    for shard, indices in zip(listing.shards, by_shard, strict=True):
+        picked = tuple(index for place, index in enumerate(indices, start) if place in chosen)
+        start += len(indices)
+        if len(picked) == len(indices):  # all, or unreadable
+            shards.append(shard)
+        elif picked:
+            shards.append(replace(shard, selection=picked))
+        else:
+            dropped["shard not selected"] += 1
+    files = [file for place, file in enumerate(images, start) if place in chosen]
+    return _with_files(listing, shards, files, dropped)
+
+
+def _with_files(
+    listing: Listing, shards: list[Shard], files: list[LooseFile], dropped: Counter[str]
+) -> Listing:
+    dropped["file not selected"] += len(listing.files) - len(files)
+    return Listing(tuple(shards), listing.root, tuple(files), +dropped)

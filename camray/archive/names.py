@@ -1,59 +1,23 @@
-"""What a file or member is, going by its name alone: image, sidecar, other or junk."""
+"""What a file or member is, going by its name alone: image, sidecar, other or junk; or a table of rows."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from camray.records import ShardFormat
-
 NameKind = Literal["image", "sidecar", "other", "junk"]
 
-_PHOTO = (
-    "jpg",
-    "jpeg",
-    "jpe",
-    "jfif",
-    "jif",
-    "mpo",
-    "png",
-    "apng",
-    "webp",
-    "gif",
-    "bmp",
-    "dib",
-    "tif",
-    "tiff",
-)
-_RARER = (
-    "ppm",
-    "pgm",
-    "pbm",
-    "pnm",
-    "pfm",
-    "avif",
-    "avifs",
-    "heic",
-    "heif",
-    "jp2",
-    "j2k",
-    "jpf",
-    "jpx",
-    "jxl",
-)
-_FOREIGN = ("svg", "ico", "tga", "dcm", "dicom", "ima", "psd", "exr", "hdr", "dng", "cr2", "nef", "arw")
-_IMAGE = frozenset(_PHOTO + _RARER + _FOREIGN)
+TABLE_ENDINGS = ("csv", "tsv", "txt", "jsonl", "ndjson", "parquet")
+
+_IMAGE = frozenset((
+    "jpg", "jpeg", "jpe", "jfif", "jif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff",
+    "ppm", "pgm", "pbm", "pnm", "pfm", "avif", "avifs", "heic", "heif", "jp2", "j2k", "jpf", "jpx", "jxl",
+    "svg", "ico", "tga", "dcm", "dicom", "ima", "psd", "exr", "hdr", "dng", "cr2", "nef", "arw",
+))  # fmt: skip
 _SIDECAR = frozenset(("cls", "txt", "json"))
 _JUNK = frozenset(("Thumbs.db", "desktop.ini", "__MACOSX"))
-_SPLITS = frozenset(
-    ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation")
-)
-_SHARD_SUFFIXES: dict[str, ShardFormat] = {
-    ".tar": "tar",
-    ".tar.gz": "tar",
-    ".tgz": "tar",
-    ".zip": "zip",
-    ".parquet": "parquet",
-}
+_SPLITS = frozenset((
+    "train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation",
+))  # fmt: skip
 
 
 def name_kind(name: str) -> NameKind:
@@ -109,7 +73,7 @@ def stem_of(name: str) -> str:
     return name[: -len(extension) - 1] if extension else name
 
 
-def shard_format(name: str) -> ShardFormat | None:
-    """Give the packed format a file name promises (tar, zip, parquet), or None."""
-    lower = name.lower()
-    return next((f for suffix, f in _SHARD_SUFFIXES.items() if lower.endswith(suffix)), None)
+def table_ending(name: str) -> str:
+    """Give the ending that makes a file a table of rows; empty for any other."""
+    last = name.rpartition("/")[2].rpartition(".")[2].lower()
+    return last if last in TABLE_ENDINGS and "." in name else ""

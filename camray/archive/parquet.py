@@ -1,50 +1,79 @@
-"""The members of a Parquet file: one image per row, as bytes or as Hugging Face's struct<bytes, path>.
+"""The members of a Parquet file: one image per row. The footer is looked at before Arrow is.
 
-footer ──parquet_footer──> schema ──parquet_columns──> row groups in small batches ──> Member ...
+footer ──open_parquet──> schema ──columns──> row groups in small batches ──> Member ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import pyarrow as pa
 from pyarrow import NativeFile
 from pyarrow import parquet as pq
 
-from camray.archive.annotations import Annotation, annotated, class_number, from_object, label_text
-from camray.archive.parquet_columns import Columns, columns_of
-from camray.archive.parquet_footer import open_parquet
-from camray.archive.sidecars import failed
+from camray.archive import sniff
+from camray.archive.columns import Columns, columns_of, refuse_extensions, row_member
+from camray.archive.readers import IsNeeded, Reader
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, printable
-from camray.records import Member, Shard
-from camray.storage import open_folder
+from camray.records import Member
 
+_MAX_FOOTER_BYTES = 64 * 2**20
 _BATCH_BYTES = 256 * 2**20
 _BATCH_ROWS = 256
 _MAX_GROUP_BYTES = 8 * 2**30
 
 
-def check_parquet(shards: Sequence[Shard], config: ArchiveConfig) -> None:
-    """Prove at plan time that the Parquet files have a column of images (the first readable one).
+def open_parquet(file: NativeFile, size: int) -> pq.ParquetFile:
+    """Open a file of `size` bytes; what its footer claims is bounded.
 
     Raises:
-        UsageError: no such column, or several and none was named.
+        ShardError: SHARD_UNREADABLE: not Parquet, cut, a damaged footer, a column with an extension type.
     """
-    for shard in [s for s in shards if s.format == "parquet"][:8]:
-        place = open_folder(shard.uri, "ARCHIVE")
-        try:
-            with place.open() as file:
-                columns_of(open_parquet(file, shard.size_bytes).schema_arrow, config)
-                return
-        except (ShardError, OSError):
-            continue  # said again, as a record, when the shard is read
+    refuse_extensions(_footer(file, size))
+    try:
+        parquet = pq.ParquetFile(
+            file,
+            thrift_string_size_limit=_MAX_FOOTER_BYTES,
+            thrift_container_size_limit=10_000_000,
+            page_checksum_verification=True,
+        )
+        schema = parquet.schema_arrow
+    except (pa.ArrowException, OSError, ValueError) as error:
+        message = f"the footer cannot be read: {printable(str(error))}"
+        raise ShardError(ErrorCode.SHARD_UNREADABLE, message) from None
+    refuse_extensions(b"", schema)
+    return parquet
 
 
-def read_parquet(
-    file: NativeFile, size: int, config: ArchiveConfig, wanted: Callable[[int], bool]
-) -> Iterator[Member]:
+def _footer(file: NativeFile, size: int) -> bytes:
+    file.seek(0)
+    head = bytes(file.read(512))
+    if not head.startswith(b"PAR1"):
+        message = f"not a Parquet file: looks like {sniff.looks_like(head)}"
+        raise ShardError(ErrorCode.SHARD_UNREADABLE, message)
+    file.seek(max(size - 8, 0))
+    tail = bytes(file.read(8))
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1":
+        raise ShardError(ErrorCode.SHARD_UNREADABLE, "the footer is missing: the file was cut")
+    if length > min(size - 12, _MAX_FOOTER_BYTES):
+        raise ShardError(ErrorCode.SHARD_UNREADABLE, f"the footer claims {length:,} bytes")
+    file.seek(size - 8 - length)
+    footer = bytes(file.read(length))
+    file.seek(0)
+    return footer
+
+
+def _check(file: NativeFile, size: int, config: ArchiveConfig) -> Columns:
+    return columns_of(open_parquet(file, size).schema_arrow, config)
+
+
+def _count(file: NativeFile, size: int) -> int:
+    return int(open_parquet(file, size).metadata.num_rows)
+
+
+def _read(file: NativeFile, size: int, config: ArchiveConfig, is_needed: IsNeeded) -> Iterator[Member]:
     """Yield one member per row.
 
     Raises:
@@ -54,14 +83,9 @@ def read_parquet(
     columns = columns_of(parquet.schema_arrow, config)
     first = 0
     for group in range(parquet.metadata.num_row_groups):
-        rows = parquet.metadata.row_group(group).num_rows
-        yield from _group(parquet, group, range(first, first + rows), columns, config, wanted)
-        first += rows
-
-
-def count_rows(file: NativeFile, size: int) -> int:
-    """Count the rows by the footer alone."""
-    return int(open_parquet(file, size).metadata.num_rows)
+        rows = range(first, first + parquet.metadata.row_group(group).num_rows)
+        yield from _group(parquet, group, rows, columns, config, is_needed)
+        first = rows.stop
 
 
 def _group(
@@ -70,15 +94,14 @@ def _group(
     rows: range,
     columns: Columns,
     config: ArchiveConfig,
-    wanted: Callable[[int], bool],
+    is_needed: IsNeeded,
 ) -> Iterator[Member]:
     """Yield the members of one row group."""
-    about = parquet.metadata.row_group(group)
-    total = about.total_byte_size
+    total = parquet.metadata.row_group(group).total_byte_size
     if total > _MAX_GROUP_BYTES:
         message = f"row group {group} unpacks to {total:,} bytes, more than {_MAX_GROUP_BYTES:,}"
         raise ShardError(ErrorCode.SHARD_CORRUPT, message)
-    names = columns.to_read(any(wanted(index) for index in rows))
+    names = columns.to_read(any(is_needed(index) for index in rows))
     if not names:
         yield from (Member(index, f"row-{index}") for index in rows)
         return
@@ -88,7 +111,7 @@ def _group(
     try:
         for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=names):
             for row in range(batch.num_rows):
-                yield _member(batch, row, index, columns, config, wanted)
+                yield row_member(batch, row, index, columns, config, is_needed)
                 index += 1
     except (pa.ArrowException, OSError, ValueError) as error:
         message = f"row group {group}: {printable(str(error))}"
@@ -98,67 +121,12 @@ def _group(
         raise ShardError(ErrorCode.SHARD_CORRUPT, message)
 
 
-def _member(
-    batch: pa.RecordBatch,
-    row: int,
-    index: int,
-    columns: Columns,
-    config: ArchiveConfig,
-    wanted: Callable[[int], bool],
-) -> Member:
-    cells = {name: batch.column(name)[row] for name in batch.schema.names}
-    image = cells.get(columns.image)
-    path = image["path"] if image is not None and image.is_valid and columns.has_path else None
-    named = path if path is not None else cells.get(columns.name or "")
-    name = (named.as_py() if named is not None else None) or f"row-{index}"
-    said = _annotation(cells, columns, config)
-    if not wanted(index):
-        return annotated(Member(index, name), said)
-    content = _bytes(image, columns.is_struct)
-    if content is None:
-        return annotated(failed(index, name, ErrorCode.MEMBER_UNREADABLE, "the cell holds no bytes"), said)
-    if content.size > config.max_member_bytes:
-        message = f"{content.size:,} bytes, more than {config.max_member_bytes:,}"
-        return annotated(failed(index, name, ErrorCode.MEMBER_TOO_LARGE, message), said)
-    mask = _bytes(cells.get(columns.mask or ""), columns.mask_is_struct)
-    if mask is not None and mask.size > config.max_member_bytes:
-        message = f"mask: {mask.size:,} bytes, more than {config.max_member_bytes:,}"
-        return annotated(failed(index, name, ErrorCode.MEMBER_TOO_LARGE, message), said)
-    member = Member(index, name, content.to_pybytes(), mask=mask.to_pybytes() if mask else None)
-    return annotated(member, said)
-
-
-def _bytes(cell: pa.Scalar | None, is_struct: bool) -> pa.Buffer | None:
-    """Give the bytes of a cell without copying them; None where it holds none."""
-    inner = cell["bytes"] if cell is not None and cell.is_valid and is_struct else cell
-    return inner.as_buffer() if inner is not None and inner.is_valid else None
-
-
-def _annotation(cells: dict[str, pa.Scalar], columns: Columns, config: ArchiveConfig) -> Annotation:
-    """Read label and boxes; a label of its own counts before the categories of the objects."""
-    found = _label(cells.get(columns.label or ""), columns)
-    if columns.boxes is None or not cells[columns.boxes].is_valid:
-        return found
-    objects = {columns.boxes: _named(cells[columns.boxes].as_py(), columns.categories)}
-    return found.or_else(from_object(objects, config.bbox))
-
-
-def _named(objects: Any, names: tuple[str, ...]) -> Any:
-    """Put class names in the place of category numbers."""
-    if isinstance(objects, list):
-        return [_named(item, names) for item in objects]
-    if isinstance(objects, int) and not isinstance(objects, bool) and 0 <= objects < len(names):
-        return names[objects]
-    if isinstance(objects, dict):
-        keys = ("category", "categories", "label", "labels")
-        return {k: _named(v, names) if k in keys else v for k, v in objects.items()}
-    return objects
-
-
-def _label(cell: pa.Scalar | None, columns: Columns) -> Annotation:
-    value: Any = None if cell is None else cell.as_py()
-    if not isinstance(value, int):
-        return Annotation(label_text(value) if isinstance(value, str) else None)
-    number = class_number(value)
-    is_named = number is not None and number < len(columns.class_names)
-    return Annotation(label_text(columns.class_names[value]) if is_named else None, number)
+READER = Reader(
+    format="parquet",
+    suffixes=(".parquet",),
+    read=_read,
+    images="a column of bytes, or Hugging Face's struct of bytes and path",
+    annotations="columns `label`, `labels`, …, `objects`, `bbox`, `boxes`, `mask`; class names of the schema",
+    count=_count,
+    check=_check,
+)

@@ -1,20 +1,23 @@
 """A strict walk over tar headers: every header is proven by its checksum, the end mark must be seen.
 
-    ForwardStream ──> TarEntry ... ; damage anywhere is a ShardError with its byte offset
+    file ──PlainStream or GzipStream──> TarEntry ... ; damage anywhere is a ShardError with its byte offset
 
 The standard library's `tarfile` takes a damaged header for the end of the archive and stops without an
 error; that silently loses every member behind it. Understood here: ustar, the old Unix format, GNU (long
 names, base-256 sizes, sparse) and pax (path, size). A name is text for a record, never a path to open.
+Skipping over a plain file costs a seek; over gzip, the unpacking. A gzip bomb is stopped by a ratio cap.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import IO, Literal, Protocol
 
 from camray.archive import sniff
-from camray.archive.streams import ForwardStream
 from camray.errors import ErrorCode, ShardError
 
 BLOCK = 512
@@ -39,6 +42,97 @@ _KINDS: dict[bytes, EntryKind] = {
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 _METADATA = (b"x", b"X", b"g", b"L", b"K")  # X: what old Solaris writes for x
 _ZEROS = bytes(BLOCK)
+
+_STEP_BYTES = 2**20
+_MAX_RATIO = 200  # images hardly shrink; a gigabyte of zeros shrinks 1000 times
+_RATIO_FREE_BYTES = 64 * 2**20
+
+
+# ── bytes from front to back ────────────────────────────────────────────────────────────────────────
+
+
+class ForwardStream(Protocol):
+    """Bytes read from front to back. `size` is the length where it is known."""
+
+    position: int
+    size: int | None
+
+    def read(self, count: int) -> bytes:
+        """Read `count` bytes; fewer only at the end."""
+
+    def skip(self, count: int) -> int:
+        """Pass over `count` bytes; return how many there were."""
+
+
+class PlainStream:
+    """A file as it is."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._end, self.position = file, size, 0
+        self.size: int | None = size
+
+    def read(self, count: int) -> bytes:
+        """Read `count` bytes; fewer only at the end."""
+        data = self._file.read(min(count, max(self._end - self.position, 0)))
+        self.position += len(data)
+        return data
+
+    def skip(self, count: int) -> int:
+        """Pass over `count` bytes; return how many there were."""
+        passed = min(count, max(self._end - self.position, 0))
+        self._file.seek(passed, io.SEEK_CUR)
+        self.position += passed
+        return passed
+
+
+class GzipStream:
+    """A gzip file, unpacked.
+
+    Raises:
+        ShardError: on reading, where the gzip data is cut, damaged, or grows beyond all reason.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._packed, self._file = file, gzip.GzipFile(fileobj=file)
+        self.size: int | None = None
+        self.position = 0
+
+    def read(self, count: int) -> bytes:
+        """Read `count` unpacked bytes; fewer only at the end."""
+        parts = []
+        while count > 0 and (part := self._step(min(count, _STEP_BYTES))):
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def skip(self, count: int) -> int:
+        """Pass over `count` unpacked bytes; return how many there were."""
+        start = self.position
+        while (left := count - (self.position - start)) > 0 and self._step(min(left, _STEP_BYTES)):
+            pass
+        return self.position - start
+
+    def _step(self, count: int) -> bytes:
+        try:
+            data = self._file.read(count)
+        except EOFError:
+            raise ShardError(
+                ErrorCode.SHARD_TRUNCATED, f"the gzip data ends early, after {self.position:,} unpacked bytes"
+            ) from None
+        except (OSError, zlib.error) as error:
+            raise ShardError(
+                ErrorCode.SHARD_CORRUPT,
+                f"the gzip data is damaged after {self.position:,} unpacked bytes: {error}",
+            ) from None
+        self.position += len(data)
+        if self.position > _MAX_RATIO * self._packed.tell() + _RATIO_FREE_BYTES:
+            raise ShardError(
+                ErrorCode.SHARD_CORRUPT, f"the gzip data unpacks to more than {_MAX_RATIO} times its size"
+            )
+        return data
+
+
+# ── headers ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +197,9 @@ def _size(header: bytes, shared: _Extra, extra: _Extra, offset: int) -> int:
     if flag in _WITHOUT_DATA:  # some writers leave the size of the target there
         return 0
     if flag not in _METADATA:
-        for said in (extra.size, shared.size):
-            if said is not None:
-                return said
+        for stated in (extra.size, shared.size):
+            if stated is not None:
+                return stated
     return _number(header[124:136], "size", offset)
 
 

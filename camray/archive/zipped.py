@@ -5,13 +5,14 @@ from __future__ import annotations
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from typing import IO
+from collections.abc import Iterator
+
+from pyarrow import NativeFile
 
 from camray.archive import sniff
-from camray.archive.annotations import Annotation, annotated
+from camray.archive.annotations import Annotation, annotated, merged, read_sidecar, size_cap
 from camray.archive.names import extension_of, name_kind, stem_of
-from camray.archive.sidecars import failed, merged, read_sidecar, size_cap, skipped
+from camray.archive.readers import IsNeeded, Reader, buffered, failed, size_problem, skipped
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, printable
 from camray.records import Member, key_of
@@ -24,18 +25,17 @@ _ENCRYPTED = 0x1
 Sidecars = dict[str, list[zipfile.ZipInfo]]
 
 
-def read_zip(
-    file: IO[bytes], size: int, config: ArchiveConfig, wanted: Callable[[int], bool]
-) -> Iterator[Member]:
+def _read(file: NativeFile, size: int, config: ArchiveConfig, is_needed: IsNeeded) -> Iterator[Member]:
     """Yield the members in the order of the directory.
 
     Raises:
         ShardError: SHARD_UNREADABLE or SHARD_TRUNCATED, before the first member.
     """
-    head = file.read(512)
-    file.seek(0)
+    packed = buffered(file)
+    head = packed.read(512)
+    packed.seek(0)
     try:
-        archive = zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(packed)
     except UnicodeDecodeError as error:
         message = f"its directory holds a name that is not the utf-8 it claims to be: {error.reason}"
         raise ShardError(ErrorCode.SHARD_UNREADABLE, message) from None
@@ -49,7 +49,7 @@ def read_zip(
         entries = [info for info in archive.infolist() if not info.is_dir()]
         sidecars = _sidecars(entries)
         for index, info in enumerate(_rows(entries)):
-            yield _member(archive, info, index, sidecars, config, wanted)
+            yield _member(archive, info, index, sidecars, config, is_needed)
 
 
 def _rows(entries: list[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:
@@ -61,11 +61,11 @@ def _rows(entries: list[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:
 
 
 def _sidecars(entries: list[zipfile.ZipInfo]) -> Sidecars:
-    found: Sidecars = {}
+    sidecars: Sidecars = {}
     for entry in entries:
         if name_kind(entry.filename) == "sidecar":
-            found.setdefault(stem_of(entry.filename), []).append(entry)
-    return found
+            sidecars.setdefault(stem_of(entry.filename), []).append(entry)
+    return sidecars
 
 
 def _places(name: str) -> tuple[str, str]:
@@ -79,7 +79,7 @@ def _member(
     index: int,
     sidecars: Sidecars,
     config: ArchiveConfig,
-    wanted: Callable[[int], bool],
+    is_needed: IsNeeded,
 ) -> Member:
     name = info.filename.removeprefix("./")
     kind = name_kind(name)
@@ -88,10 +88,9 @@ def _member(
     if kind != "image":
         what = {"junk": "a hidden file", "sidecar": "no image has this key"}
         return skipped(index, name, what.get(kind, f"a .{extension_of(name)} file"))
-    refusal = _refusal(info, config.max_member_bytes)
-    if refusal:
+    if refusal := _refusal(info, config.max_member_bytes):
         return failed(index, name, *refusal)
-    if not wanted(index):
+    if not is_needed(index):
         return Member(index, name)
     try:
         member = Member(index, name, _data(archive, info, config.max_member_bytes))
@@ -105,12 +104,12 @@ def _is_file(info: zipfile.ZipInfo) -> bool:
     return not stat.S_IFMT(mode) or stat.S_ISREG(mode)
 
 
-def _refusal(info: zipfile.ZipInfo, max_bytes: int) -> tuple[ErrorCode, str] | None:
+def _refusal(info: zipfile.ZipInfo, limit: int) -> tuple[ErrorCode, str] | None:
     """Say why a member is not opened, by what the directory says of it."""
     if info.flag_bits & _ENCRYPTED:
         return ErrorCode.MEMBER_UNREADABLE, "encrypted"
-    if info.file_size > max_bytes:
-        return ErrorCode.MEMBER_TOO_LARGE, f"{info.file_size:,} bytes, more than {max_bytes:,}"
+    if problem := size_problem(info.file_size, limit):
+        return ErrorCode.MEMBER_TOO_LARGE, problem
     if info.file_size > _MAX_RATIO * max(info.compress_size, 1):
         return ErrorCode.MEMBER_TOO_LARGE, f"unpacks to more than {_MAX_RATIO:,} times its size"
     return None
@@ -126,9 +125,9 @@ def _data(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
 
 
 def _beside(archive: zipfile.ZipFile, name: str, sidecars: Sidecars, config: ArchiveConfig) -> Annotation:
-    found = Annotation()
+    annotation = Annotation()
     for place in _places(name):
-        annotations = []
+        read = []
         for info in sidecars.get(place, ()):
             extension = extension_of(info.filename)
             if _refusal(info, size_cap("json")) is None:
@@ -136,6 +135,15 @@ def _beside(archive: zipfile.ZipFile, name: str, sidecars: Sidecars, config: Arc
                     data = _data(archive, info, 2**21)
                 except ValueError:
                     continue
-                annotations.append((extension, read_sidecar(extension, data, config)))
-        found = found.or_else(merged(annotations))
-    return found
+                read.append((extension, read_sidecar(extension, data, config)))
+        annotation = annotation.or_else(merged(read))
+    return annotation
+
+
+READER = Reader(
+    format="zip",
+    suffixes=(".zip",),
+    read=_read,
+    images="its members",
+    annotations="sidecars with the same name or key: `.cls`, `.txt`, `.json`",
+)

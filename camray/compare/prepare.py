@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from camray.archive.listing import list_archive
-from camray.archive.selection import image_indices, select
+from camray.archive.members import image_indices, select
 from camray.compare.panel import SCORES, Panel
 from camray.compare.sample import FIELDS, Sample, draw, explained_images, freeze, read_sample, sample_id
 from camray.config import ArchiveConfig, Config, Explainer

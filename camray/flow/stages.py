@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,9 @@ from camray.ledger.sink import write_records
 from camray.ledger.table import RECORDS, Kind
 from camray.records import (
     DECODED,
+    EDGES,
     MEMBER,
+    Boxes,
     Chunk,
     Data,
     Geometry,
@@ -80,7 +82,8 @@ def _chunk_of(task: ShardTask, index: int, members: list[Member], seconds: float
     return Chunk(task.shard.id, index, Data()).worked(Stage.READ, seconds, member_array(members))
 
 
-_FAR: Row = {"boxes": None, "mask": None}  # of no use without the size of the image
+_AS_READ = ("index", "member", "label", "label_class")  # columns that decoding leaves alone
+_OUTCOME = ("status", "error_code", "error_stage", "error_message")
 
 
 class Decode:
@@ -96,33 +99,42 @@ class Decode:
 
     def decode(self, images: pa.StructArray) -> pa.StructArray:
         """Turn `MEMBER` items into `DECODED` ones."""
-        columns = {f.name: images.field(f.name).to_pylist() for f in MEMBER if f.name != "content"}
-        contents = images.field("content")
-        rows: list[Row] = []
-        for values, content in zip(zip(*columns.values(), strict=True), contents, strict=True):
-            row: Row = dict(zip(columns, values, strict=True))
-            if row["status"] == Status.OK:
-                row |= self._decode_one(content.as_buffer(), row)
-            row |= _FAR if row["status"] != Status.OK else {}
-            rows.append(row)
-        out: dict[str, Any] = {f.name: [row.get(f.name) for row in rows] for f in DECODED}
-        out["content"] = contents if self._keep_content else None
-        return struct_array(out, DECODED)
+        rows = [self._decode_one(image) for image in images]
+        columns: dict[str, Any] = {f.name: [row.get(f.name) for row in rows] for f in DECODED}
+        columns |= {name: images.field(name) for name in _AS_READ}
+        columns["content"] = images.field("content") if self._keep_content else None
+        return struct_array(columns, DECODED)
 
-    def _decode_one(self, content: pa.Buffer, item: Row) -> Row:
-        data = memoryview(content)
-        row: Row = {"content_sha256": hashlib.sha256(data).hexdigest()}
+    def _decode_one(self, image: pa.StructScalar) -> Row:
+        """Give the columns that decoding decides; without pixels where the image failed, now or before."""
+        row: Row = {name: image[name].as_py() for name in _OUTCOME}
+        if row["status"] != Status.OK:
+            return row
+        content = memoryview(image["content"].as_buffer())
+        row["content_sha256"] = hashlib.sha256(content).hexdigest()
         try:
-            row |= decoder_of(self._max_pixels).to_input(data.tobytes(), item, self._spec)
-            pixels = np.frombuffer(row["pixels"], np.uint8).reshape(self._spec.height, self._spec.width, 3)
-            return row | image_health(pixels)
+            decoded = decoder_of(self._max_pixels).decode(
+                content, self._spec, _boxes(image), image["mask"].as_py()
+            )
         except ImageError as error:
-            return row | {
-                "status": str(Status.FAILED),
-                "error_code": str(error.code),
-                "error_stage": str(Stage.DECODE),
-                "error_message": error.message,
-            }
+            failure = (str(Status.FAILED), str(error.code), str(Stage.DECODE), error.message)
+            return row | dict(zip(_OUTCOME, failure, strict=True))
+        row |= asdict(decoded.geometry) | image_health(decoded.pixels)
+        return row | {
+            "format": decoded.format,
+            "pixel_rule": decoded.pixel_rule,
+            "boxes": [dict(zip(EDGES, edges, strict=True)) for edges in decoded.boxes] or None,
+            "mask": decoded.mask.data if decoded.mask is not None else None,
+            "pixels": decoded.pixels.data,
+        }
+
+
+def _boxes(image: pa.StructScalar) -> Boxes | None:
+    """Give what the archive says of the object in a `MEMBER` item."""
+    if not image["boxes"].is_valid:
+        return None
+    edges = tuple((b["x0"], b["y0"], b["x1"], b["y1"]) for b in image["boxes"].as_py())
+    return Boxes(edges, image["boxes_in_pixels"].as_py())
 
 
 class ChunkSink:

@@ -1,26 +1,31 @@
 """Encoded bytes to the model's input, exactly as timm's evaluation transform would see the upright image.
 
     bytes ──open──> header: format allowed? pixels bounded? ──load──> upright (EXIF) ──pixels──> RGB
-          ──fit──> uint8 (H, W, 3) of the input, and its geometry in the source
+          ──fit──> uint8 (H, W, 3) of the input, its geometry in the source, boxes, mask
 
 The format is decided by content, never by name. Animated and multi-page files give their first frame.
 EXIF orientation is applied, a broken EXIF block is ignored; colour profiles are ignored. A truncated image is
 an error, never a half-grey picture. The conversion of pixel modes is in `pixels`, the geometry in `fit`;
-DICOM goes its own way, in `dicom`.
+DICOM goes its own way, in `dicom`. Boxes and mask are taken to be of the upright image, as a browser or an
+annotation tool shows it.
 """
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 import io
 import logging
 import re
 import struct
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -30,11 +35,33 @@ from camray.errors import ErrorCode, ImageError, printable
 from camray.image.dicom import is_dicom, read_dicom
 from camray.image.fit import FILTERS, fit_image, geometry, plan_fit
 from camray.image.pixels import check_size, to_mask, to_rgb
-from camray.image.quiet import silence_libtiff
-from camray.records import Geometry
+from camray.records import Boxes, Geometry
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
 """What Pillow may try (its JPEG opens MPO too). Most of its security history lies in the other decoders."""
+
+
+def silence_libtiff() -> bool:
+    """Take away libtiff's message handlers in this process; tell whether it worked.
+
+    One fuzzed TIFF can print hundreds of lines, and a cluster forwards each to the driver's terminal. What
+    matters of it arrives as an exception anyway. Works on the copy that Pillow's wheels bring along, or else
+    on the system's.
+    """
+    site = Path(PIL.__file__).parent
+    bundled = [*site.parent.glob("pillow.libs/libtiff*"), *site.glob(".dylibs/libtiff*")]
+    name = str(bundled[0]) if bundled else ctypes.util.find_library("tiff")
+    if name is None:
+        return False
+    try:
+        library = ctypes.CDLL(name)  # already loaded by Pillow: this gives the same copy
+        for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
+    except (OSError, AttributeError):
+        return False
+    return True
+
 
 # Process-wide and set once: changing these per call would race between decoding threads.
 # The size is checked here before any pixel is decoded, against the caller's own limit.
@@ -60,10 +87,11 @@ _SIDEWAYS = (
     Image.Transpose.TRANSVERSE,
     Image.Transpose.ROTATE_90,
 )
+_ASPECT_SLACK = 0.02  # between a mask and its image
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|0x[0-9a-fA-F]{6,}")
 _TRUNCATED = re.compile(r"truncat|unexpected end|not enough|incomplete|less than expected", re.IGNORECASE)
 
-
+Edges = tuple[float, float, float, float]
 _T = TypeVar("_T")
 
 
@@ -75,13 +103,22 @@ class Decoded:
     geometry: Geometry
     format: str
     pixel_rule: str | None = None  # how deep or medical values became 8 bits
+    boxes: tuple[Edges, ...] = ()  # edges, in shares of the upright image's sides
+    mask: NDArray[np.uint8] | None = None  # (H, W) of the input, 255 on the object
 
 
-def decode(content: bytes, spec: InputSpec, max_pixels: int) -> Decoded:
-    """Decode an image to the model's input.
+def decode(
+    content: bytes,
+    spec: InputSpec,
+    max_pixels: int,
+    boxes: Boxes | None = None,
+    mask: bytes | None = None,
+) -> Decoded:
+    """Decode an image to the model's input; with what the archive says of it, fitted to the same.
 
     Raises:
-        ImageError: with one of the image codes of `ErrorCode` and a printable one-line message.
+        ImageError: with one of the image codes of `ErrorCode` and a printable one-line message. A mask that
+            cannot be decoded, or is of another shape than the image, is one of them.
     """
     picture = _open_upright(content, max_pixels, spec if spec.fast_decode else None)
     try:
@@ -90,7 +127,14 @@ def decode(content: bytes, spec: InputSpec, max_pixels: int) -> Decoded:
     except (MemoryError, ValueError, OSError) as error:
         raise ImageError(ErrorCode.CORRUPT_IMAGE, f"cannot be resized: {_reason(error)}") from None
     where = geometry(*picture.size, fit, spec)
-    return Decoded(np.ascontiguousarray(pixels), where, picture.format, picture.pixel_rule)
+    return Decoded(
+        np.ascontiguousarray(pixels),
+        where,
+        picture.format,
+        picture.pixel_rule,
+        _in_shares(boxes, where) if boxes else (),
+        _mask_on_input(mask, where, spec, max_pixels) if mask is not None else None,
+    )
 
 
 def upright(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
@@ -109,6 +153,33 @@ def open_mask(content: bytes, max_pixels: int) -> Image.Image:
         ImageError: as `decode`.
     """
     return _opened(content, max_pixels, to_mask)[0]
+
+
+def _in_shares(boxes: Boxes, where: Geometry) -> tuple[Edges, ...]:
+    """Give boxes as shares of the sides, cut at the image's edges; what has no area in it is left out."""
+    across, down = (where.width, where.height) if boxes.in_pixels else (1, 1)
+    shares = (
+        tuple(min(max(edge / side, 0.0), 1.0) for edge, side in zip(edges, (across, down) * 2, strict=True))
+        for edges in boxes.edges
+    )
+    return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in shares if x1 > x0 and y1 > y0)
+
+
+def _mask_on_input(content: bytes, where: Geometry, spec: InputSpec, max_pixels: int) -> NDArray[np.uint8]:
+    try:
+        mask = open_mask(content, max_pixels)
+    except ImageError as error:
+        raise ImageError(error.code, f"mask: {error.message}") from None
+    stretch = (mask.width * where.height) / (mask.height * where.width)
+    if abs(stretch - 1) > _ASPECT_SLACK:
+        message = (
+            f"mask: {mask.width} x {mask.height} pixels, of another shape than the image's "
+            f"{where.width} x {where.height}"
+        )
+        raise ImageError(ErrorCode.CORRUPT_IMAGE, message)
+    fit = plan_fit(where.width, where.height, spec)
+    fitted = fit_image(mask.convert("RGB"), fit, replace(spec, interpolation="bilinear", fill=(0, 0, 0)))
+    return np.ascontiguousarray(np.asarray(fitted)[..., 0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,20 @@
 """Decoding in a process of its own, which may crash, hang or eat memory without harm to anybody else.
 
-    encoded bytes ──socket──> decoder process ──socket──> pixels, or the code and message of the failure
+    encoded bytes ──socket──> decoder process ──socket──> Decoded, or the code and message of the failure
 
 The process has no credentials in its environment, no open files of its parent, nothing to print to, a bound
-on memory and on the CPU time of each image. It answers in JSON and raw bytes, which are checked, never in
-pickles. An image that ends it twice, or takes too long, is a failed record; the next finds a new process.
+on memory and on the CPU time of each image. It is asked in pickles; it answers in byte strings of a fixed
+layout, which are checked, never in pickles. An image that ends it twice, or takes too long, is a failed
+record; the next finds a new process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import itertools
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -20,18 +22,18 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camray.config import InputSpec
 from camray.errors import ErrorCode, ImageError, printable
-from camray.image.decode import decode, upright
-from camray.image.regions import regions_of
-from camray.records import Geometry
+from camray.image.decode import Decoded, Edges, decode, upright
+from camray.records import Boxes, Geometry
 
 CPU_LIMIT_S = 30.0
 """Of one image. The largest allowed, 100 million pixels of float TIFF, takes 8 s."""
@@ -41,93 +43,102 @@ BYTES_A_PIXEL = 40
 """Of memory, for each pixel allowed: float pixels stretched from minimum to maximum need 32."""
 _OWN_BYTES = 2**30  # of address space: the interpreter and its libraries, of which 0.3 GB are used
 _TRIES = 2
-_LARGEST_NOTE = 2**24  # a hundred thousand boxes
 _MODULE = "camray.image.guarded"
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
 
-Note = dict[str, Any]
+Bytes: TypeAlias = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one image: seconds of CPU time, and seconds by the clock."""
+
+    cpu_s: float = CPU_LIMIT_S
+    wall_s: float = WALL_LIMIT_S
 
 
 class GuardedDecoder:
     """Holds one decoder process and starts another where it ended. Safe to share between threads."""
 
-    def __init__(self, max_pixels: int, cpu_s: float = CPU_LIMIT_S, wall_s: float = WALL_LIMIT_S) -> None:
-        self._max_pixels, self._cpu_s, self._wall_s = max_pixels, cpu_s, wall_s
+    def __init__(self, max_pixels: int, limits: Limits = Limits(), module: str = _MODULE) -> None:
+        self.limits = limits
+        self._max_pixels, self._module = max_pixels, module
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
-    def to_input(self, content: bytes, item: Note, spec: InputSpec) -> Note:
-        """Decode an image to the model's input: the columns of `DECODED` that this decides.
-
-        `item` has the `boxes`, `boxes_in_pixels` and `mask` that the archive tells of the image.
+    def decode(
+        self, content: Bytes, spec: InputSpec, boxes: Boxes | None = None, mask: Bytes | None = None
+    ) -> Decoded:
+        """Decode an image to the model's input, as `decode` does, with what the archive says of it.
 
         Raises:
             ImageError: as `decode`, and WORKER_CRASHED, DECODE_TIMEOUT.
         """
-        about = {
-            "spec": dataclasses.asdict(spec),
-            "boxes": item["boxes"],
-            "boxes_in_pixels": item["boxes_in_pixels"],
-        }
-        mask = item["mask"]
-        note, blobs = self._ask("input", about, [content] if mask is None else [content, mask])
-        area = spec.height * spec.width
-        with _made_sense():
-            if [len(b) for b in blobs] != [3 * area, *([area] if mask is not None else [])]:
-                raise ValueError("pixels of another size")
-            columns = dataclasses.asdict(Geometry(**note["geometry"]))
-            columns |= {name: note[name] for name in ("format", "pixel_rule", "boxes")}
-        return columns | {"pixels": blobs[0], "mask": blobs[1] if mask is not None else None}
+        parts = self._ask(content, spec, boxes, mask)
+        with _checked():
+            return _read_decoded(parts, spec, mask is not None)
 
-    def upright(self, content: bytes) -> NDArray[np.uint8]:
+    def upright(self, content: Bytes) -> NDArray[np.uint8]:
         """Decode an image at its own size, EXIF applied: uint8 (h, w, 3).
 
         Raises:
-            ImageError: as `to_input`.
+            ImageError: as `decode`.
         """
-        note, blobs = self._ask("upright", {}, [content])
-        with _made_sense():
-            return np.frombuffer(blobs[0], np.uint8).reshape(*note["shape"], 3)
+        parts = self._ask(content)
+        with _checked():
+            shape, pixels, *_ = parts
+            return np.frombuffer(pixels, np.uint8).reshape(*_SHAPE.unpack(shape), 3)
 
     def close(self) -> None:
         """End the process."""
         with self._lock:
-            self._bury()
+            self._end()
 
-    def _ask(self, what: str, about: Note, blobs: list[bytes]) -> tuple[Note, list[bytes]]:
-        request = {"what": what, "max_pixels": self._max_pixels, "cpu_s": self._cpu_s, **about}
-        code, ended = ErrorCode.WORKER_CRASHED, ""
+    def _ask(
+        self,
+        content: Bytes,
+        spec: InputSpec | None = None,
+        boxes: Boxes | None = None,
+        mask: Bytes | None = None,
+    ) -> list[memoryview]:
+        """Give the parts of the answer; without `spec`, to the image at its own size."""
+        question = (self.limits.cpu_s, bytes(content), spec, boxes, mask and bytes(mask))
+        code, reason = ErrorCode.WORKER_CRASHED, ""
         for _ in range(_TRIES):
             try:
                 with self._lock:
-                    note, found = self._exchange(request, blobs)
+                    failure, *parts = self._exchange(pickle.dumps(question, 5))
+                break
             except TimeoutError:
-                code, ended = ErrorCode.DECODE_TIMEOUT, f"no answer for {self._wall_s:g} s, {_TRIES} times"
+                seconds = f"{self.limits.wall_s:g} s"
+                code, reason = ErrorCode.DECODE_TIMEOUT, f"no answer for {seconds}, {_TRIES} times"
             except (OSError, EOFError, ValueError) as error:
-                code, ended = ErrorCode.WORKER_CRASHED, f"it ended the decoder {_TRIES} times ({error})"
+                code, reason = ErrorCode.WORKER_CRASHED, f"it ended the decoder {_TRIES} times ({error})"
                 if str(error) == "SIGPROF":  # more work than allowed: a second try would end the same way
-                    code, ended = ErrorCode.DECODE_TIMEOUT, f"more than {self._cpu_s:g} s of CPU time"
-                    break
-            else:
-                if "error" in note:
-                    raise _told(note["error"])
-                return note, found
-        raise ImageError(code, ended)
+                    seconds = f"{self.limits.cpu_s:g} s"
+                    raise ImageError(ErrorCode.DECODE_TIMEOUT, f"more than {seconds} of CPU time") from None
+        else:
+            raise ImageError(code, reason)
+        if not failure:
+            return parts
+        with _checked():
+            raise ImageError(ErrorCode(str(failure, "utf-8")), printable(str(parts[0], "utf-8")))
 
-    def _exchange(self, request: Note, blobs: list[bytes]) -> tuple[Note, list[bytes]]:
+    def _exchange(self, question: bytes) -> list[memoryview]:
         """Ask once. EOFError says how the process ended; TimeoutError: it gave no answer."""
         connection = self._connected()
         try:
-            _send(connection, request, blobs)
+            connection.settimeout(self.limits.wall_s)
+            _send(connection, [question])
             return _receive(connection, 4 * self._max_pixels + 2**24)
         except TimeoutError:
-            self._bury()
+            self._end(patience_s=0)
             raise
         except (OSError, EOFError, ValueError):
-            raise EOFError(self._bury()) from None
+            raise EOFError(self._end()) from None
         except BaseException:  # a signal's: the answer to come would be taken for that of the next image
-            self._bury()
+            self._end(patience_s=0)
             raise
 
     def _connected(self) -> socket.socket:
@@ -138,23 +149,23 @@ class GuardedDecoder:
         """
         if self._socket is not None and self._process is not None and self._process.poll() is None:
             return self._socket
-        self._bury()
+        self._end()
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno()), str(self._max_pixels)]
+            command = [sys.executable, "-P", "-m", self._module, str(theirs.fileno()), str(self._max_pixels)]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()], env=_environment(),
             )  # fmt: skip
         self._socket = ours
-        ours.settimeout(self._wall_s)
+        ours.settimeout(WALL_LIMIT_S)
         try:
             _receive(ours, 0)
         except (OSError, EOFError, ValueError) as error:
-            raise RuntimeError(f"the decoder process does not start: {self._bury() or error}") from None
+            raise RuntimeError(f"the decoder process does not start: {self._end() or error}") from None
         return ours
 
-    def _bury(self) -> str:
+    def _end(self, patience_s: float = 0.5) -> str:
         """End the process where it lives; say how it ended: a signal's name, or an exit code."""
         process, self._process = self._process, None
         connection, self._socket = self._socket, None
@@ -163,7 +174,7 @@ class GuardedDecoder:
         if process is None:
             return ""
         try:
-            process.wait(0.5)  # it may be dying: its own end says more than ours
+            process.wait(patience_s)  # it may be dying: its own end says more than ours
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -182,21 +193,6 @@ def memory_limit(max_pixels: int) -> int:
     return _OWN_BYTES + BYTES_A_PIXEL * max_pixels
 
 
-def _told(error: Any) -> ImageError:
-    with _made_sense():
-        code, message = error
-        return ImageError(ErrorCode(code), printable(message))
-
-
-@contextlib.contextmanager
-def _made_sense() -> Iterator[None]:
-    """Take an answer that breaks the rules for a crash: whoever wrote it is no longer our decoder."""
-    try:
-        yield
-    except (AttributeError, LookupError, TypeError, ValueError):
-        raise ImageError(ErrorCode.WORKER_CRASHED, "it made the decoder answer nonsense") from None
-
-
 def _environment() -> dict[str, str]:
     """Give what a process needs to find its libraries, and nothing that is secret."""
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
@@ -204,37 +200,72 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-# ── what travels: the length of a JSON note, the note, and the blobs it tells the lengths of ─────
+# ── what travels: the lengths of seven parts, and the parts; what is not needed is empty ─────────
+
+_LENGTHS = struct.Struct("!7Q")
+_GEOMETRY = struct.Struct("!2i4d")
+_SHAPE = struct.Struct("!2I")
 
 
-def _send(connection: socket.socket, note: Note, blobs: list[bytes]) -> None:
-    text = json.dumps(note | {"blobs": [len(b) for b in blobs]}).encode()
-    connection.sendall(struct.pack("!I", len(text)) + text)
-    for blob in blobs:
-        connection.sendall(blob)
+def _pack_edges(boxes: Sequence[Edges]) -> bytes:
+    return np.array(boxes, np.float64).tobytes()
 
 
-def _receive(connection: socket.socket, most_bytes: int) -> tuple[Note, list[bytes]]:
-    """Receive a note and its blobs; EOFError at the end, ValueError where it breaks the rules."""
-    (length,) = struct.unpack("!I", _exactly(connection, 4))
-    if length > _LARGEST_NOTE:
-        raise ValueError("a note of unreasonable length")
-    note = json.loads(_exactly(connection, length))
-    lengths = note.pop("blobs") if isinstance(note, dict) and "blobs" in note else [-1]
-    if any(not isinstance(n, int) or n < 0 for n in lengths) or sum(lengths) > most_bytes:
-        raise ValueError("blobs of unreasonable length")
-    return note, [bytes(_exactly(connection, n)) for n in lengths]
+def _read_edges(data: Bytes) -> tuple[Edges, ...]:
+    return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in np.frombuffer(data).reshape(-1, 4).tolist())
 
 
-def _exactly(connection: socket.socket, count: int) -> bytearray:
-    data = bytearray(count)
-    view, place = memoryview(data), 0
+def _pack_decoded(decoded: Decoded) -> list[Bytes]:
+    where = _GEOMETRY.pack(*dataclasses.astuple(decoded.geometry))
+    texts = [decoded.format.encode(), (decoded.pixel_rule or "").encode()]
+    mask = b"" if decoded.mask is None else decoded.mask.data
+    return [where, *texts, _pack_edges(decoded.boxes), decoded.pixels.data, mask]
+
+
+def _read_decoded(parts: list[memoryview], spec: InputSpec, has_mask: bool) -> Decoded:
+    where, name, rule, edges, pixels, mask = parts
+    return Decoded(
+        pixels=np.frombuffer(pixels, np.uint8).reshape(spec.height, spec.width, 3),
+        geometry=Geometry(*_GEOMETRY.unpack(where)),
+        format=printable(str(name, "utf-8")),
+        pixel_rule=printable(str(rule, "utf-8")) or None,
+        boxes=_read_edges(edges),
+        mask=np.frombuffer(mask, np.uint8).reshape(spec.height, spec.width) if has_mask else None,
+    )
+
+
+@contextlib.contextmanager
+def _checked() -> Iterator[None]:
+    """Take an answer that breaks the rules for a crash: whoever wrote it is no longer our decoder."""
+    try:
+        yield
+    except (LookupError, ValueError, struct.error):
+        raise ImageError(ErrorCode.WORKER_CRASHED, "it made the decoder answer nonsense") from None
+
+
+def _send(connection: socket.socket, parts: Sequence[Bytes]) -> None:
+    lengths = [memoryview(part).nbytes for part in parts] + [0] * (7 - len(parts))
+    connection.sendall(b"".join([_LENGTHS.pack(*lengths), *parts]))  # at once: the other side wakes once
+
+
+def _receive(connection: socket.socket, most_bytes: int) -> list[memoryview]:
+    """Receive the parts; EOFError at the end, ValueError where they are longer than they can be."""
+    lengths = _LENGTHS.unpack(_exactly(connection, _LENGTHS.size))
+    if sum(lengths) > most_bytes:
+        raise ValueError("an answer of unreasonable length")
+    data = _exactly(connection, sum(lengths))
+    ends = itertools.accumulate(lengths)
+    return [data[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+
+def _exactly(connection: socket.socket, count: int) -> memoryview:
+    view, place = memoryview(bytearray(count)), 0
     while place < count:
-        got = connection.recv_into(view[place:])
-        if not got:
+        received = connection.recv_into(view[place:])
+        if not received:
             raise EOFError
-        place += got
-    return data
+        place += received
+    return view
 
 
 # ── the decoder process ──────────────────────────────────────────────────────────────────────────
@@ -244,14 +275,14 @@ def serve(descriptor: int, max_pixels: int) -> None:
     """Answer requests until the other side is gone."""
     _set_limits(max_pixels)
     with socket.socket(fileno=descriptor) as connection:
-        _send(connection, {}, [])
+        _send(connection, [])
         with contextlib.suppress(EOFError):
             while True:
-                request, blobs = _receive(connection, sys.maxsize)
-                signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])  # its signal ends the process
-                note, found = _answer(request, blobs)
+                cpu_s, *about = pickle.loads(_receive(connection, sys.maxsize)[0])
+                signal.setitimer(signal.ITIMER_PROF, cpu_s)  # its signal ends the process
+                parts = _answer(max_pixels, *about)
                 signal.setitimer(signal.ITIMER_PROF, 0)
-                _send(connection, note, found)
+                _send(connection, parts)
 
 
 def _set_limits(max_pixels: int) -> None:
@@ -269,34 +300,20 @@ def _set_limits(max_pixels: int) -> None:
             resource.setrlimit(kind, (least, least))
 
 
-def _answer(request: Note, blobs: list[bytes]) -> tuple[Note, list[bytes]]:
+def _answer(
+    max_pixels: int, content: bytes, spec: InputSpec | None, boxes: Boxes | None, mask: bytes | None
+) -> list[Bytes]:
+    """Give an empty part and the result, or the code of a failure and its message."""
     try:
-        if request["what"] == "upright":
-            picture = upright(blobs[0], request["max_pixels"])
-            return {"shape": picture.shape[:2]}, [picture.tobytes()]
-        return _input(request, blobs)
+        if spec is None:
+            picture = upright(content, max_pixels)
+            return [b"", _SHAPE.pack(*picture.shape[:2]), picture.data]
+        return [b"", *_pack_decoded(decode(content, spec, max_pixels, boxes, mask))]
     except ImageError as error:
-        return {"error": [str(error.code), error.message]}, []
+        return [error.code.encode(), error.message.encode()]
     except MemoryError:
-        message = "the decoder asked for more memory than there is"
-        return {"error": [str(ErrorCode.CORRUPT_IMAGE), message]}, []
-
-
-def _input(request: Note, blobs: list[bytes]) -> tuple[Note, list[bytes]]:
-    fields: Note = {name: tuple(v) if isinstance(v, list) else v for name, v in request["spec"].items()}
-    spec, most = InputSpec(**fields), request["max_pixels"]
-    decoded = decode(blobs[0], spec, most)
-    item = {"boxes": request["boxes"], "boxes_in_pixels": request["boxes_in_pixels"]}
-    item["mask"] = blobs[1] if len(blobs) > 1 else None
-    regions = regions_of(item, decoded.geometry, spec, most)
-    note = {
-        "geometry": dataclasses.asdict(decoded.geometry),
-        "format": decoded.format,
-        "pixel_rule": decoded.pixel_rule,
-        "boxes": regions["boxes"],
-    }
-    mask = regions["mask"]
-    return note, [decoded.pixels.tobytes(), *([mask] if mask is not None else [])]
+        message = b"the decoder asked for more memory than there is"
+        return [ErrorCode.CORRUPT_IMAGE.encode(), message]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pyarrow import fs as pafs
 
 from camray.archive.listing import Listing, list_archive
-from camray.archive.selection import select
+from camray.archive.members import select
 from camray.config import Config, Explainer
 from camray.errors import EmptyArchiveError, UsageError, printable
 from camray.ledger.intake import Grouping, group_files, recall

@@ -2,7 +2,7 @@
 
 import pytest
 
-from camray.archive.boxes import MAX_BOXES, find_boxes, shares
+from camray.archive.annotations import MAX_BOXES, find_boxes
 from camray.records import Boxes
 
 PIXELS = Boxes(((10.0, 20.0, 40.0, 60.0),), in_pixels=True)
@@ -71,15 +71,3 @@ def test_shares_are_told_by_all_numbers_of_the_image():
 def test_what_is_refused(row, says):
     with pytest.raises(ValueError, match=says):
         find_boxes(row)
-
-
-def test_boxes_are_cut_at_the_image_and_dropped_without_area():
-    boxes = [dict(zip(("x0", "y0", "x1", "y1"), b, strict=True)) for b in
-             ((-10, 5, 50, 20), (90, 0, 200, 10), (100, 0, 120, 10), (5, 5, 5, 9))]  # fmt: skip
-    assert [tuple(b.values()) for b in shares(boxes, True, 100, 20)] == [
-        (0.0, 0.25, 0.5, 1.0),
-        (0.9, 0.0, 1.0, 0.5),
-    ]
-    assert [tuple(b.values()) for b in shares([{"x0": 0.1, "y0": 0, "x1": 2, "y1": 1}], False, 100, 20)] == [
-        (0.1, 0, 1, 1)
-    ]

@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 from pyarrow import fs as pafs
 
-from camray.archive.listing import list_archive, sidecar_extensions
-from camray.archive.walk import find_files
+from camray.archive.listing import list_archive
+from camray.archive.places import find_files
 from camray.config import ArchiveConfig
 from camray.errors import UsageError
 from camray.storage import Folder
@@ -98,7 +98,7 @@ def test_include_and_exclude(tmp_path):
 def test_sidecars_belong_to_their_image(tmp_path):
     put(tmp_path, "a.jpg", "a.txt", "a.cls", "b.jpg", "alone.json", "f.001.png", "f.001.cls", "f.002.png")
     listing = listed(tmp_path)
-    found = {f.path: sorted(sidecar_extensions(f)) for f in listing.files}
+    found = {f.path: sorted(f.sidecars) for f in listing.files}
     assert found == {
         "a.jpg": ["cls", "txt"],
         "alone.json": [],
@@ -216,7 +216,7 @@ def test_a_store_lists_as_a_disk_does(tmp_path):
 
 def test_nothing_heavy_is_imported():
     script = (
-        "import sys, camray.image.decode, camray.archive.members, camray.archive.selection\n"
+        "import sys, camray.image.decode, camray.archive.members\n"
         "bad = {'torch', 'ray', 'timm', 'torchvision', 'cv2', 'deltalake'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )

@@ -11,8 +11,7 @@ from camray.archive.members import read_members
 from camray.errors import ErrorCode, ShardError
 from camray.records import LooseFile, Shard
 from tests.archive.makers import CONFIG, png, shard_of, tar_of
-
-from .test_zipped import zip_of
+from tests.archive.test_zipped import zip_of
 
 DATA = [(f"{i}.png", png(i)) for i in range(5)]
 

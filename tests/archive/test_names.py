@@ -2,7 +2,8 @@
 
 import pytest
 
-from camray.archive.names import extension_of, name_kind, shard_format, stem_of
+from camray.archive.names import extension_of, name_kind, stem_of
+from camray.archive.readers import packed_format
 
 
 @pytest.mark.parametrize(
@@ -50,4 +51,4 @@ def test_stems():
 
 def test_shard_names():
     names = ["a.tar", "A.TAR", "a.tar.gz", "a.tgz", "b.zip", "c.parquet", "d.jpg", "tar", "a.tar.jpg"]
-    assert [shard_format(n) for n in names] == ["tar"] * 4 + ["zip", "parquet", None, None, None]
+    assert [packed_format(n) for n in names] == ["tar"] * 4 + ["zip", "parquet", None, None, None]

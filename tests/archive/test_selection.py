@@ -8,13 +8,11 @@ import pytest
 from pyarrow import parquet as pq
 
 from camray.archive.listing import list_archive
-from camray.archive.members import read_members
-from camray.archive.selection import select
+from camray.archive.members import read_members, select
 from camray.config import ArchiveConfig
 from camray.errors import ShardError
 from tests.archive.makers import png, tar_of
-
-from .test_zipped import zip_of
+from tests.archive.test_zipped import zip_of
 
 
 @pytest.fixture

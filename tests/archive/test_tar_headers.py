@@ -5,8 +5,7 @@ import tarfile
 
 import pytest
 
-from camray.archive.streams import PlainStream
-from camray.archive.tar_headers import walk_tar
+from camray.archive.tar_headers import PlainStream, walk_tar
 from camray.errors import ErrorCode, ShardError
 from tests.archive.makers import BLOCK, END, entry, header, octal, padded, tar_of
 

@@ -35,8 +35,7 @@ from camray.errors import CamrayError, ExitCode
 from camray.flow import stages
 from camray.flow.flow import Flow, Pool
 from camray.flow.here import run_here
-from camray.image.decode import decode
-from camray.image.regions import regions_of
+from camray.image.decode import Decoded, decode
 from camray.job.run import told_plainly
 from camray.ledger import commit
 from camray.ledger.plan import ShardTask, make_plan
@@ -71,11 +70,8 @@ class Order:
 class _Direct:
     """Decodes without a process around it."""
 
-    def to_input(self, content: bytes, item: dict[str, Any], spec: InputSpec) -> dict[str, Any]:
-        got = decode(content, spec, 10**6)
-        where = {f: getattr(got.geometry, f) for f in got.geometry.__slots__}
-        row = {"format": got.format, "pixel_rule": got.pixel_rule, "pixels": got.pixels.tobytes()}
-        return where | row | regions_of(item, got.geometry, spec, 10**6)
+    def decode(self, content: memoryview, spec: InputSpec, *about: Any) -> Decoded:
+        return decode(bytes(content), spec, 10**6, *about)
 
 
 class StandIn:

@@ -25,14 +25,13 @@ from PIL import Image
 from camray.archive.members import read_members
 from camray.config import ArchiveConfig, InputSpec
 from camray.errors import ErrorCode, ImageError, ShardError
-from camray.image.guarded import GuardedDecoder, memory_limit
+from camray.image.guarded import GuardedDecoder, Limits, memory_limit
 from camray.records import Shard
 
 IMAGES = int(os.environ.get("CAMRAY_FUZZ_IMAGES", "20000"))
 ARCHIVES = int(os.environ.get("CAMRAY_FUZZ_ARCHIVES", "400"))
 SPEC = InputSpec(32, 32, (36, 36), "center", "bilinear", (0.5,) * 3, (0.5,) * 3)
 MAX_PIXELS = 4_000_000
-PLAIN = {"boxes": None, "boxes_in_pixels": None, "mask": None}
 SLOW_S = 10.0
 
 
@@ -86,9 +85,9 @@ def pictures() -> list[bytes]:
 
 def fuzz_images(count: int) -> Counter[str]:
     originals, verdicts = pictures(), Counter[str]()
-    guard = GuardedDecoder(MAX_PIXELS, cpu_s=SLOW_S, wall_s=60)
+    guard = GuardedDecoder(MAX_PIXELS, Limits(cpu_s=SLOW_S, wall_s=60))
     neighbour = originals[4]
-    expected = guard.to_input(neighbour, PLAIN, SPEC)
+    expected = guard.decode(neighbour, SPEC).pixels.tobytes()
     first = guard._process
     assert first is not None
     slowest = 0.0
@@ -97,13 +96,15 @@ def fuzz_images(count: int) -> Counter[str]:
         content = mutated(chance.choice(originals), chance)
         started = time.perf_counter()
         try:
-            guard.to_input(content, PLAIN, SPEC)
+            guard.decode(content, SPEC)
             verdicts["ok"] += 1
         except ImageError as error:
             verdicts[str(error.code) if error.message.isprintable() else "not printable"] += 1
         slowest = max(slowest, time.perf_counter() - started)
         if seed % 50 == 0:
-            assert guard.to_input(neighbour, PLAIN, SPEC) == expected, f"seed {seed} changed its neighbour"
+            assert guard.decode(neighbour, SPEC).pixels.tobytes() == expected, (
+                f"seed {seed} changed its neighbour"
+            )
     status = dict(line.split(":\t") for line in Path(f"/proc/{first.pid}/status").read_text().splitlines())
     peak = int(status["VmPeak"].split()[0]) * 1024
     memory = f"{peak / 2**20:.0f} MiB of address space, {status['VmHWM'].strip()} resident"

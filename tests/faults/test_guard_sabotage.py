@@ -11,9 +11,8 @@ import pytest
 from PIL import ImageFile
 
 from camray.image import guarded
-from camray.image.guarded import GuardedDecoder
-from tests.archive import bad_codecs
-from tests.image import test_decode, test_guarded
+from camray.image.guarded import GuardedDecoder, Limits
+from tests.image import bad_codecs, test_decode, test_guarded
 from tests.image.test_guarded import misled
 
 __all__ = ["misled"]
@@ -28,24 +27,19 @@ def test_without_a_process_of_its_own_a_crash_ends_the_worker() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGABRT
 
 
-def test_without_a_limit_of_cpu_time(misled: GuardedDecoder) -> None:
-    test_guarded.still_works(misled)
-    assert misled._socket is not None
-    misled._socket.settimeout(3.0)
-    misled._cpu_s, misled._wall_s = 10**6, 15.0
+def test_without_a_limit_of_cpu_time(monkeypatch: pytest.MonkeyPatch, misled: GuardedDecoder) -> None:
+    monkeypatch.setattr(test_guarded, "replace", lambda limits, wall_s: Limits(10**6, 3.0))
     with pytest.raises(AssertionError):
         test_guarded.test_endless_work_is_cut_by_cpu_time(misled)
 
 
 def test_without_a_limit_by_the_clock(monkeypatch: pytest.MonkeyPatch, misled: GuardedDecoder) -> None:
     test_guarded.still_works(misled)
-    assert misled._socket is not None
-    misled._socket.settimeout(None)
-    misled._wall_s = 10**6
+    endless = Limits(wall_s=10**6)
     ended: list[object] = []
-    ask = threading.Thread(target=lambda: ended.append(test_guarded.failure(misled, b"P6sleep.")))
+    ask = threading.Thread(target=lambda: ended.append(test_guarded.failure(misled, b"P6sleep.", endless)))
     ask.start()
-    time.sleep(10)  # the test allows 0.5 s and 4 s
+    time.sleep(3)  # the test allows 0.3 s, twice
     assert not ended
     for _ in range(2):
         assert misled._process is not None

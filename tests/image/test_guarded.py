@@ -5,6 +5,7 @@ import signal
 import struct
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,69 +13,76 @@ import pytest
 from PIL import Image
 
 from camray.errors import ErrorCode, ImageError
-from camray.image import guarded
 from camray.image.decode import decode, upright
-from camray.image.guarded import GuardedDecoder, memory_limit
-from camray.image.regions import regions_of
-from camray.records import Geometry
+from camray.image.guarded import GuardedDecoder, Limits, memory_limit
+from camray.records import Boxes
 from tests.archive.makers import encoded, spec
+from tests.image import bad_codecs
 
 MAX = 1_000_000
-PLAIN = {"boxes": None, "boxes_in_pixels": None, "mask": None}
 SPEC = spec(32, 36)
+HASTY = Limits(cpu_s=0.2, wall_s=0.3)
 
 
 def photo(width=60, height=50, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def guard():
     held = GuardedDecoder(MAX)
     yield held
     held.close()
 
 
-@pytest.fixture
-def misled(monkeypatch):
-    """A decoder whose codec does what the image says; short limits."""
-    monkeypatch.setattr(guarded, "_MODULE", "tests.archive.bad_codecs")
-    monkeypatch.chdir(Path(__file__).resolve().parents[2])
-    held = GuardedDecoder(MAX, cpu_s=0.5, wall_s=8.0)
-    yield held
-    held.close()
+@pytest.fixture(scope="module")
+def misled():
+    """A decoder whose codec does what the image says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(__file__).resolve().parents[2])
+        held = GuardedDecoder(MAX, module="tests.image.bad_codecs")
+        yield held
+        held.close()
 
 
-def failure(held, content):
-    with pytest.raises(ImageError) as caught:
-        held.to_input(content, PLAIN, SPEC)
+def failure(held, content, limits=Limits()):  # noqa: B008
+    before, held.limits = held.limits, limits
+    try:
+        with pytest.raises(ImageError) as caught:
+            held.decode(content, SPEC)
+    finally:
+        held.limits = before
     assert caught.value.message.isprintable()
     return caught.value.code, caught.value.message
 
 
-def test_the_same_pixels_as_without_the_process(guard):
+def same(found, plain):
+    for got, wanted in ((found.pixels, plain.pixels), (found.mask, plain.mask)):
+        assert np.array_equal(got, wanted)
+    rest = [replace(d, pixels=None, mask=None) for d in (found, plain)]
+    assert rest[0] == rest[1]
+
+
+def test_the_same_as_without_the_process(guard):
     for content in (
         encoded(photo(), "JPEG"),
         encoded(photo(7, 900)),
         encoded(photo().convert("I;16"), "TIFF"),
     ):
-        found, plain = guard.to_input(content, PLAIN, SPEC), decode(content, SPEC, MAX)
-        assert found["pixels"] == plain.pixels.tobytes()
-        assert Geometry(*(found[f] for f in Geometry.__slots__)) == plain.geometry
-        assert (found["format"], found["pixel_rule"]) == (plain.format, plain.pixel_rule)
+        same(guard.decode(content, SPEC), decode(content, SPEC, MAX))
         assert np.array_equal(guard.upright(content), upright(content, MAX))
 
 
 def test_boxes_and_masks_come_through(guard):
     content, mask = encoded(photo()), encoded(Image.new("L", (60, 50), 9))
-    box = {"x0": 6.0, "y0": 5.0, "x1": 30.0, "y1": 25.0}
-    item = {"boxes": [box], "boxes_in_pixels": True, "mask": mask}
-    found = guard.to_input(content, item, SPEC)
-    assert found["mask"] == regions_of(item, decode(content, SPEC, MAX).geometry, SPEC, MAX)["mask"]
-    assert set(found["mask"]) == {255}
-    assert found["boxes"] == [{"x0": 0.1, "y0": 0.1, "x1": 0.5, "y1": 0.5}]
-    with pytest.raises(ImageError, match="mask: "):
-        guard.to_input(content, item | {"mask": b"no image"}, SPEC)
+    boxes = Boxes(((6.0, 5.0, 30.0, 25.0), (0.0, 0.0, 60.0, 50.0)), in_pixels=True)
+    found = guard.decode(memoryview(content), SPEC, boxes, mask)
+    same(found, decode(content, SPEC, MAX, boxes, mask))
+    assert found.mask.min() == 255
+    assert found.boxes == ((0.1, 0.1, 0.5, 0.5), (0.0, 0.0, 1.0, 1.0))
+    for bad in (b"no image", b""):
+        with pytest.raises(ImageError, match="mask: "):
+            guard.decode(content, SPEC, boxes, bad)
 
 
 def test_a_bad_image_keeps_its_own_code(guard):
@@ -85,7 +93,7 @@ def test_a_bad_image_keeps_its_own_code(guard):
 
 def still_works(held):
     content = encoded(photo(seed=1))
-    assert held.to_input(content, PLAIN, SPEC)["pixels"] == decode(content, SPEC, MAX).pixels.tobytes()
+    same(held.decode(content, SPEC), decode(content, SPEC, MAX))
 
 
 @pytest.mark.parametrize(("order", "said"), [(b"P6segv..", "SIGSEGV"), (b"P6abort.", "SIGABRT")])
@@ -96,18 +104,15 @@ def test_a_crash_is_one_failed_image(misled, order, said):
 
 
 def test_endless_work_is_cut_by_cpu_time(misled):
-    started = time.monotonic()
-    assert failure(misled, b"P6spin..") == (ErrorCode.DECODE_TIMEOUT, "more than 0.5 s of CPU time")
-    assert time.monotonic() - started < 60
+    still_works(misled)
+    hasty = replace(HASTY, wall_s=60)
+    assert failure(misled, b"P6spin..", hasty) == (ErrorCode.DECODE_TIMEOUT, "more than 0.2 s of CPU time")
     still_works(misled)
 
 
 @pytest.mark.parametrize("order", [b"P6sleep.", b"P6stop.."])
-def test_a_hang_is_cut_by_the_clock(monkeypatch, misled, order):
-    still_works(misled)
-    misled._socket.settimeout(0.5)
-    misled._wall_s = 4.0
-    assert failure(misled, order) == (ErrorCode.DECODE_TIMEOUT, "no answer for 4 s, 2 times")
+def test_a_hang_is_cut_by_the_clock(misled, order):
+    assert failure(misled, order, HASTY) == (ErrorCode.DECODE_TIMEOUT, "no answer for 0.3 s, 2 times")
     still_works(misled)
 
 
@@ -118,7 +123,7 @@ def test_a_crash_that_does_not_repeat_costs_nothing(misled, tmp_path):
     assert (code, message) == (ErrorCode.NOT_AN_IMAGE, "looks like text")  # once the decoder gets to see it
     still_works(misled)
     os.kill(misled._process.pid, signal.SIGKILL)
-    time.sleep(0.1)
+    os.waitid(os.P_PID, misled._process.pid, os.WEXITED | os.WNOWAIT)
     still_works(misled)
 
 
@@ -139,22 +144,23 @@ def test_no_file_is_written_and_nothing_printed(misled, tmp_path, capfd):
 def test_no_secret_is_in_its_environment(misled, monkeypatch):
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "MY_OWN"):
         monkeypatch.setenv(name, "canary-7261")
+    misled.close()
     _, message = failure(misled, b"P6env...")
     assert message == "ValueError: nothing secret"
     proc = Path(f"/proc/{misled._process.pid}/environ")
     assert not proc.exists() or b"canary" not in proc.read_bytes()
 
 
-def test_an_answer_that_breaks_the_rules_is_a_crash(misled):
-    code, _ = failure(misled, b"P6lie...")
+@pytest.mark.parametrize("order", [b"P6long..", *bad_codecs.LIES])
+def test_an_answer_that_breaks_the_rules_is_a_crash(misled, order):
+    code, _ = failure(misled, order)
     assert code == ErrorCode.WORKER_CRASHED
     still_works(misled)
 
 
-def test_a_process_that_cannot_start_blames_no_image(monkeypatch):
-    monkeypatch.setattr(guarded, "_MODULE", "camray.no_such_module")
+def test_a_process_that_cannot_start_blames_no_image():
     with pytest.raises(RuntimeError, match="does not start: exit code 1"):
-        GuardedDecoder(MAX).to_input(b"x", PLAIN, SPEC)
+        GuardedDecoder(MAX, module="camray.no_such_module").decode(b"x", SPEC)
 
 
 def test_it_ends_with_its_parent(guard):
@@ -171,13 +177,13 @@ def progressive_bomb(side, scans):
     return data[:-2] + data[last:-2] * scans + data[-2:]
 
 
-def test_a_jpeg_of_endless_scans_is_cut(monkeypatch):
-    held = GuardedDecoder(10**7, cpu_s=1.0)
-    content = progressive_bomb(3000, 3000)
+def test_a_jpeg_of_endless_scans_is_cut(guard):
+    still_works(guard)
+    content = progressive_bomb(900, 3000)
     assert len(content) < 10_000_000
-    assert failure(held, content) == (ErrorCode.DECODE_TIMEOUT, "more than 1 s of CPU time")
-    still_works(held)
-    held.close()
+    hasty = replace(HASTY, wall_s=60)
+    assert failure(guard, content, hasty) == (ErrorCode.DECODE_TIMEOUT, "more than 0.2 s of CPU time")
+    still_works(guard)
 
 
 def test_a_bomb_by_its_header_costs_nothing(guard):

@@ -6,21 +6,15 @@ from PIL import Image
 
 from camray.errors import ErrorCode, ImageError
 from camray.image.decode import decode, open_mask
-from camray.image.regions import regions_of
-from camray.records import Geometry
+from camray.records import Boxes
 from tests.archive.makers import encoded, spec
 
 MAX = 1_000_000
-WIDE = Geometry(200, 100, 50.0, 0.0, 150.0, 100.0)  # the middle square of a wide image
+WIDE = encoded(Image.new("RGB", (200, 100)))  # of which the middle square is the input
 
 
-def item(mask=None, boxes=None, in_pixels=True):
-    return {"boxes": boxes, "boxes_in_pixels": in_pixels, "mask": mask}
-
-
-def mask_of(content, size=50, geometry=WIDE, **options):
-    found = regions_of(item(content), geometry, spec(size, size, **options), MAX)
-    return np.frombuffer(found["mask"], np.uint8).reshape(size, size)
+def mask_of(content, size=50, **options):
+    return decode(WIDE, spec(size, size, **options), MAX, mask=content).mask
 
 
 @pytest.mark.parametrize("scale", [1, 2, 0.5])
@@ -67,15 +61,23 @@ def test_masks_that_do_not_fit(content, code, says):
 
 
 def test_boxes_are_of_the_upright_image():
-    stored = Image.new("RGB", (40, 100))
     exif = Image.Exif()
     exif[0x0112] = 6
-    geometry = decode(encoded(stored, "JPEG", exif=exif), spec(), MAX).geometry
-    assert (geometry.width, geometry.height) == (100, 40)
-    boxes = [{"x0": 25, "y0": 10, "x1": 50, "y1": 40}]
-    found = regions_of(item(None, boxes), geometry, spec(), MAX)
-    assert found == {"boxes": [{"x0": 0.25, "y0": 0.25, "x1": 0.5, "y1": 1.0}], "mask": None}
-    assert regions_of(item(), geometry, spec(), MAX) == {"boxes": None, "mask": None}
+    content = encoded(Image.new("RGB", (40, 100)), "JPEG", exif=exif)
+    found = decode(content, spec(), MAX, Boxes(((25, 10, 50, 40),), in_pixels=True))
+    assert (found.geometry.width, found.geometry.height) == (100, 40)
+    assert (found.boxes, found.mask) == (((0.25, 0.25, 0.5, 1.0),), None)
+    assert decode(content, spec(), MAX).boxes == ()
+
+
+def test_boxes_are_cut_at_the_image_and_dropped_without_area():
+    content = encoded(Image.new("RGB", (100, 20)))
+    edges = ((-10, 5, 50, 20), (90, 0, 200, 10), (100, 0, 120, 10), (5, 5, 5, 9))
+    assert decode(content, spec(), MAX, Boxes(edges, in_pixels=True)).boxes == (
+        (0.0, 0.25, 0.5, 1.0),
+        (0.9, 0.0, 1.0, 0.5),
+    )
+    assert decode(content, spec(), MAX, Boxes(((0.1, 0, 2, 1),), in_pixels=False)).boxes == ((0.1, 0, 1, 1),)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,237 @@
+"""Where the files of an archive lie: below a folder, or where a list says. Nothing is opened.
+
+A local walk follows symbolic links but enters each real folder once, so that loops end; real folders come
+before linked ones, so that a new link never renames what was there. Hidden folders, and folders that are an
+output of camray, are not entered. What is left out is counted by reason. Paths of a list are relative to
+its folder, or absolute, or URIs.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+from pyarrow import fs as pafs
+
+from camray.archive.names import is_junk, table_ending
+from camray.errors import UsageError, printable
+from camray.storage import Entry, Folder, open_folder
+
+OUTPUT_MARK = "records/_delta_log"
+"""A folder that holds this is an output of camray, never a part of an archive."""
+
+MISSING = "missing"
+"""The version of a file that was not there when it was listed."""
+
+_STAT_BATCH = 1000
+_NO_STORE = "check the address and the credentials"
+
+
+# ── one file ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def entry_now(place: Folder, name: str = "") -> Entry | None:
+    """Give the size and version that a file has now, as a listing would; None where a store has none.
+
+    Raises:
+        OSError: it is not there, or cannot be looked at.
+    """
+    if place.is_local:
+        return _local_entry(name, os.stat(place.path))
+    info = place.fs.get_file_info(place.path)
+    return _store_entry(name, info) if info.type == pafs.FileType.File else None
+
+
+def _local_entry(name: str, status: os.stat_result) -> Entry:
+    return Entry(name, status.st_size, str(status.st_mtime_ns))
+
+
+def _store_entry(name: str, info: pafs.FileInfo) -> Entry:
+    return Entry(name, int(info.size), str(info.mtime_ns))
+
+
+# ── the files below a folder ─────────────────────────────────────────────────────────────────────
+
+
+def find_files(folder: Folder) -> tuple[list[Entry], Counter[str]]:
+    """List the files below `folder`, sorted by path, and count what was left out by reason.
+
+    Raises:
+        UsageError: the folder is itself an output of camray, or cannot be listed.
+    """
+    entries, left_out = _LocalWalk(folder.path).run() if folder.is_local else _remote(folder)
+    return sorted(entries, key=lambda entry: entry.path), left_out
+
+
+class _LocalWalk:
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.entries: list[Entry] = []
+        self.left_out: Counter[str] = Counter()
+        self.links: list[str] = []
+        self.seen: set[tuple[int, int]] = set()
+
+    def run(self) -> tuple[list[Entry], Counter[str]]:
+        if os.path.isdir(os.path.join(self.root, OUTPUT_MARK)):
+            raise _is_output(self.root)
+        try:
+            os.listdir(self.root)
+        except OSError as error:
+            raise UsageError("ARCHIVE", f"{self.root}: {error.strerror}", "make it readable") from None
+        self.walk("")
+        while self.links:
+            links, self.links = sorted(self.links), []
+            for link in links:
+                self.walk(link)
+        return self.entries, self.left_out
+
+    def walk(self, start: str) -> None:
+        """Walk the real folders below `start`; linked ones are put off to `links`."""
+        pending = [start]
+        while pending:
+            relative = pending.pop()
+            path = os.path.join(self.root, relative)
+            try:
+                status = os.stat(path)
+                if (status.st_dev, status.st_ino) in self.seen:
+                    self.left_out["folder seen before"] += 1
+                    continue
+                self.seen.add((status.st_dev, status.st_ino))
+                if relative and os.path.isdir(os.path.join(path, OUTPUT_MARK)):
+                    self.left_out["camray output"] += 1
+                    continue
+                with os.scandir(path) as scan:
+                    children = sorted(scan, key=lambda child: child.name)
+            except OSError:
+                self.left_out["unreadable folder"] += 1
+                continue
+            for child in children:
+                name = f"{relative}/{child.name}" if relative else child.name
+                self.visit(child, name, pending)
+
+    def visit(self, child: os.DirEntry[str], name: str, pending: list[str]) -> None:
+        """Sort one folder entry into files, folders to enter, and what is left out."""
+        try:
+            status = child.stat()
+        except OSError:  # a broken or looping link, or gone
+            self.left_out["not a file"] += 1
+            return
+        if is_junk(child.name):
+            self.left_out["junk"] += 1
+        elif stat.S_ISDIR(status.st_mode):
+            (self.links if child.is_symlink() else pending).append(name)
+        elif stat.S_ISREG(status.st_mode):
+            self.entries.append(_local_entry(name, status))
+        else:
+            self.left_out["not a file"] += 1
+
+
+def _remote(folder: Folder) -> tuple[list[Entry], Counter[str]]:
+    try:
+        listed = list(folder.entries())
+    except OSError as error:
+        raise UsageError("ARCHIVE", f"{folder.uri}: {error}", _NO_STORE) from None
+    outputs = _outputs(entry.path for entry in listed)
+    if "" in outputs:
+        raise _is_output(folder.uri)
+    entries: list[Entry] = []
+    left_out: Counter[str] = Counter()
+    for entry in listed:
+        parts = entry.path.split("/")
+        if any("/".join(parts[:depth]) in outputs for depth in range(1, len(parts))):
+            left_out["camray output"] += 1
+        elif any(is_junk(part) for part in parts):
+            left_out["junk"] += 1
+        else:
+            entries.append(entry)
+    return entries, left_out
+
+
+def _outputs(paths: Iterable[str]) -> set[str]:
+    """Find the folders that are outputs of camray, going by the paths below them."""
+    outputs = set()
+    for path in paths:
+        before, mark, _ = f"/{path}".partition(f"/{OUTPUT_MARK}/")
+        if mark:
+            outputs.add(before.removeprefix("/"))
+    return outputs
+
+
+def _is_output(place: str) -> UsageError:
+    return UsageError("ARCHIVE", f"{place} is an output of camray", "name the folder that holds the images")
+
+
+# ── the files that a list names ──────────────────────────────────────────────────────────────────
+
+
+def tidy(path: str) -> str:
+    """Give each path one spelling, so that the same file is listed once: no `./`, `//` or `a/../`."""
+    scheme, separator, rest = path.partition("://")
+    return f"{scheme}{separator}{posixpath.normpath(rest)}" if separator else posixpath.normpath(path)
+
+
+def leads_out(path: str) -> bool:
+    """Tell whether a relative path leaves the folder it is relative to."""
+    return tidy(path).startswith("../") or tidy(path) == ".."
+
+
+def base_of(root: str) -> Folder:
+    """Give the folder that loose files are relative to: `root` itself, or the folder of the list it is."""
+    place = open_folder(root, "ARCHIVE")
+    if not table_ending(place.path) or place.kind() != pafs.FileType.File:
+        return place
+    address, query, options = place.uri.partition("?")
+    return open_folder((address.rpartition("/")[0] or "/") + query + options, "ARCHIVE")
+
+
+def locate(base: Folder, path: str) -> tuple[Folder, str]:
+    """Find the folder to open a listed path in, and the path inside it."""
+    if "://" in path:
+        scheme, _, rest = path.partition("://")
+        host, _, inner = rest.partition("/")
+        inner, query, options = inner.partition("?")
+        return _store(f"{scheme}://{host or '/'}{query}{options}"), inner
+    if path.startswith("/") and not base.is_local:
+        return _store("/"), path.removeprefix("/")
+    return base, path
+
+
+@lru_cache(maxsize=64)
+def _store(uri: str) -> Folder:
+    return open_folder(uri, "ARCHIVE")
+
+
+def look_up(paths: Iterable[str], base: Folder) -> Iterator[Entry]:
+    """Give each path its size and version; what is not there has the version `MISSING`."""
+    remote: dict[str, tuple[Folder, list[tuple[str, str]]]] = {}
+    for path in paths:
+        if leads_out(path):
+            yield Entry(path, 0, MISSING)
+            continue
+        folder, inner = locate(base, path)
+        if folder.is_local:
+            yield _look_up_local(path, os.path.join(folder.path, inner))
+        else:
+            remote.setdefault(folder.uri, (folder, []))[1].append((path, inner))
+    for folder, asked in remote.values():
+        for start in range(0, len(asked), _STAT_BATCH):
+            batch = asked[start : start + _STAT_BATCH]
+            try:
+                infos = folder.fs.get_file_info([folder.at(inner) for _, inner in batch])
+            except OSError as error:
+                raise UsageError("ARCHIVE", printable(f"{folder.uri}: {error}"), _NO_STORE) from None
+            for (path, _), info in zip(batch, infos, strict=True):
+                is_file = info.type == pafs.FileType.File
+                yield _store_entry(path, info) if is_file else Entry(path, 0, MISSING)
+
+
+def _look_up_local(path: str, place: str) -> Entry:
+    try:
+        status = os.stat(place)
+    except (OSError, ValueError):
+        return Entry(path, 0, MISSING)
+    return _local_entry(path, status) if stat.S_ISREG(status.st_mode) else Entry(path, 0, MISSING)
