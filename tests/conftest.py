@@ -23,9 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """One thread of torch: small networks gain nothing from more, and waiting threads cost minutes."""
+    """One thread of torch, or CAMRAY_TEST_THREADS: small networks gain nothing from more, and wait."""
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_num_threads(int(os.environ.get("CAMRAY_TEST_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")
