@@ -174,7 +174,7 @@ def main() -> None:
     maps = len(scores.maps.keys)
     print(f"{args.model}, {len(x)} images of {args.side} pixels, {torch.get_num_threads()} threads")
     print(
-        f"  own, {maps} maps with controls, {len(scores.values)} metrics {best['own'] / len(x):8.2f} s an image"
+        f"  own, {maps} maps, {len(scores.values)} metrics {best['own'] / len(x):8.2f} s an image"
     )
     print(
         f"  peers, {len(PEERS)} maps, 12 metrics                    {best['peers'] / len(x):8.2f} s an image"
