@@ -303,7 +303,7 @@ EXPLAINED = _struct(
 )  # fmt: skip
 """One image between explain and sink; pixels or content only where an overlay is due."""
 
-RECORD_SCHEMA = pa.schema(_struct(*COLUMNS))
+RECORD_SCHEMA = pa.schema(list(_struct(*COLUMNS)))  # a list: from a struct Arrow would reserve 1 GiB
 """The columns of a record file. The table adds `explainer`, the partition, which is in the path.
 A failed or skipped member has null scores. A row with a null `member` speaks of the whole shard."""
 

@@ -294,8 +294,7 @@ def test_a_signal_leaves_no_answer_of_the_decoder_behind(monkeypatch: pytest.Mon
     def pixels(grey: int) -> bytes:
         data = io.BytesIO()
         Image.new("RGB", (8, 8), (grey, grey, grey)).save(data, "PNG")
-        item = {"boxes": None, "boxes_in_pixels": None, "mask": None}
-        return bytes(decoder.to_input(data.getvalue(), item, spec)["pixels"])
+        return decoder.decode(memoryview(data.getvalue()), spec).pixels.tobytes()
 
     def stopped(*_: object) -> None:
         raise Stopped(ExitCode.INTERRUPTED)
