@@ -161,21 +161,20 @@ def main() -> None:
         copy.requires_grad_(True)
     batch = Batch(x)
     settings = Settings(chunk=4)  # as an actor on a CPU does
-    own = partial(score_batch, model, batch, layer, list(PEERS), copies=copies, settings=settings)
+    score = partial(score_batch, model, batch, layer, list(PEERS), copies=copies, settings=settings)
     theirs = partial(peers, model, layer.name, copies, x)
     seconds: dict[str, list[float]] = {"own": [], "peers": []}
     with count_passes(model) as passes:
-        scores = own()
+        scores = score()
     used = passes.forwards
     for _ in range(args.repeats):
-        seconds["own"].append(timed(own)[0])
+        seconds["own"].append(timed(score)[0])
         seconds["peers"].append(timed(theirs)[0])
     best = {name: min(values) for name, values in seconds.items()}
     maps = len(scores.maps.keys)
     print(f"{args.model}, {len(x)} images of {args.side} pixels, {torch.get_num_threads()} threads")
-    print(
-        f"  own, {maps} maps, {len(scores.values)} metrics {best['own'] / len(x):8.2f} s an image"
-    )
+    own = f"{maps} maps with the controls, {len(scores.values)} metrics"
+    print(f"  own, {own}   {best['own'] / len(x):8.2f} s an image")
     print(
         f"  peers, {len(PEERS)} maps, 12 metrics                    {best['peers'] / len(x):8.2f} s an image"
     )

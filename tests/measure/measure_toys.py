@@ -100,3 +100,8 @@ def region_metrics(heat: Tensor, regions: Tensor, tolerance: float) -> dict[str,
     exam = SimpleNamespace(maps=maps, regions=regions, mass_ranking=Ranking.of(heat))
     names = ("energy_pointing", "enrichment", "pointing", "rank_accuracy")
     return {name: METRICS[name].of(exam) for name in names}
+
+
+def box(x0: float, y0: float, x1: float, y1: float) -> Tensor:
+    """One box of an image, (1, 4)."""
+    return torch.tensor([[x0, y0, x1, y1]])
