@@ -25,8 +25,8 @@ def advise(tree: Tree) -> dict[str, Any]:
     rejected = {m: why for m in candidates if (why := _why_not(m, lines))}
     left = sorted(set(candidates) - set(rejected), key=lambda m: (tree["overall"].get(m) or math.inf, m))
     if not left:
-        said = _TOO_FEW.format(tree["images"]) if tree["images"] < FEW else _NONE.format(len(candidates))
-        return {"method": None, "rejected": rejected, "sentences": [said]}
+        why = _TOO_FEW.format(tree["images"]) if tree["images"] < FEW else _NONE.format(len(candidates))
+        return {"method": None, "rejected": rejected, "sentences": [why]}
     best = _cheapest_of_equals(left, tree)
     return {"method": best, "rejected": rejected, "sentences": _sentences(best, left, rejected, lines, tree)}
 
@@ -87,21 +87,21 @@ def _sentences(
         for m in (*MUST_BEAT, "class_sensitivity")
         if (best, m) in lines and lines[best, m]["low"] is not None
     )
-    said = [
+    advice = [
         f"Use {best}{also}: it beats random, center and sobel on {' and '.join(MUST_BEAT)} and sees the"
         f" class ({proof})."
     ]
     top = left[0]
     if top != best:
-        said.append(
+        advice.append(
             f"{top} has the best mean rank ({tree['overall'][top]:.2f} against {tree['overall'][best]:.2f}), "
             f"but is not told apart from {best} and costs {_forwards(top, tree):.1f} forwards against "
             f"{_forwards(best, tree):.1f}."
         )
     near = [m for m in left if m not in (best, top) and not _told_apart(best, m, tree)]
     if near:
-        said.append(f"Not told apart from it: {', '.join(near)}.")
+        advice.append(f"Not told apart from it: {', '.join(near)}.")
     if rejected:
-        said.append("Left out: " + "; ".join(f"{m} {why}" for m, why in rejected.items()) + ".")
-    said.append(f"Measured on {tree['images']:,} images; it speaks of this model, layer and archive only.")
-    return said
+        advice.append("Left out: " + "; ".join(f"{m} {why}" for m, why in rejected.items()) + ".")
+    advice.append(f"Measured on {tree['images']:,} images; it speaks of this model, layer and archive only.")
+    return advice

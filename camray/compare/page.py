@@ -143,13 +143,13 @@ def _front(tree: Tree, colours: Mapping[str, int]) -> Markup:
 
 
 def _curves(tree: Tree, colours: Mapping[str, int]) -> list[Markup]:
-    told = {
+    axes = {
         "insertion": "share of pixels shown, hottest first",
         "deletion": "share of pixels hidden, hottest first",
     }
     return [
         Markup(charts.curves(tree["curves"][m], colours, tree["controls"], text))
-        for m, text in told.items()
+        for m, text in axes.items()
         if tree["curves"].get(m)
     ]
 
@@ -191,8 +191,8 @@ def subjects_of(panels: Sequence[Panel]) -> dict[str, str]:
 def _pictured(dataset: Any, ours: pc.Expression, sample: Sample) -> pa.Table:
     """Read the maps of the images that the page shows."""
     indices = sorted({i for own in sample.pictured.values() for i in own})
-    wanted = ours & (pc.field("metric") == "map") & pc.field("index").isin(indices)
-    return dataset.to_table(columns=_PICTURED, filter=wanted)
+    maps = ours & (pc.field("metric") == "map") & pc.field("index").isin(indices)
+    return dataset.to_table(columns=_PICTURED, filter=maps)
 
 
 def _strips(rows: pa.Table, subjects: Mapping[str, str]) -> list[Strip]:
@@ -207,9 +207,9 @@ def _strips(rows: pa.Table, subjects: Mapping[str, str]) -> list[Strip]:
             continue  # the same index of another shard
         view = np.asarray(Image.open(io.BytesIO(picture)))
         first = own[0]
-        said = first["target_label"] or f"class {first['target_class']}"
+        label = first["target_label"] or f"class {first['target_class']}"
         drawn = {named(row["method"], subjects[row["panel"]]): _drawn(view, row) for row in own}
-        strips.append(Strip(f"{said} {first['confidence']:.0%} · {first['member']}", _uri(view), drawn))
+        strips.append(Strip(f"{label} {first['confidence']:.0%} · {first['member']}", _uri(view), drawn))
     return strips
 
 

@@ -124,8 +124,8 @@ def explained_images(
         return empty
     committed = [table.shards(name) for name in names]
     known = {as_text(s.uri): s.key for s in shards if any(files.holds(s) for files in committed)}
-    wanted = (pc.field("explainer").isin(names)) & (pc.field("status") == "ok")
-    rows = table.dataset().to_table(columns=["shard", "index", *fields], filter=wanted)
+    ok = (pc.field("explainer").isin(names)) & (pc.field("status") == "ok")
+    rows = table.dataset().to_table(columns=["shard", "index", *fields], filter=ok)
     rows = rows.filter(pc.is_in(rows["shard"], pa.array(list(known), pa.string())))
     rows = rows.group_by(["shard", "index"]).aggregate([(f, "min") for f in fields])
     rows = rows.rename_columns([n.removesuffix("_min") for n in rows.column_names])

@@ -35,29 +35,29 @@ def summarise(rows: pa.Table, subjects: Mapping[str, str], costs: Mapping[str, T
     `rows` have the columns of the scores table; `subjects` name what a panel was measured on where there is
     more than one (panel id -> text, empty otherwise); `costs` are what `Trial.costs` gave, by panel id.
     """
-    found = Results.of(rows, subjects)
-    groups = same_maps(found)
-    reference = _reference(found.methods)
+    results = Results.of(rows, subjects)
+    groups = same_maps(results)
+    reference = _reference(results.methods)
     first = {m: g[0] for g in groups for m in g}
-    apart = found.only([m for m in found.methods if first.get(m, m) == m])  # one of each group of twins
+    apart = results.only([m for m in results.methods if first.get(m, m) == m])  # one of each group of twins
     overall = overall_rank(apart)
     tree: Tree = {
-        "images": len(found.images),
-        "failed": found.failed,
-        "methods": list(found.methods),
-        "controls": _controls(found.methods),
+        "images": len(results.images),
+        "failed": results.failed,
+        "methods": list(results.methods),
+        "controls": _controls(results.methods),
         "reference": reference,
         "groups": [list(g) for g in groups],
         "metrics": [_metric(name, kendall_w(values)) for name, values in apart.values.items()],
-        "lines": [asdict(line) for line in standings(found)],
-        "differences": _differences(found, reference),
-        "ranks": _ranks(apart, found.methods, first),
-        "overall": {m: overall[first.get(m, m)] for m in found.methods} if overall else {},
-        "curves": _curves(found),
-        "agreement": _agreement(found),
-        "boxes": _box_lines(found),
-        "classes": _classes(found),
-        "cost": _costs(found, costs),
+        "lines": [asdict(line) for line in standings(results)],
+        "differences": _differences(results, reference),
+        "ranks": _ranks(apart, results.methods, first),
+        "overall": {m: overall[first.get(m, m)] for m in results.methods} if overall else {},
+        "curves": _curves(results),
+        "agreement": _agreement(results),
+        "boxes": _box_lines(results),
+        "classes": _classes(results),
+        "cost": _costs(results, costs),
     }  # fmt: skip
     tree = _clean(tree)
     return tree | {"advice": advise(tree)}
@@ -95,7 +95,7 @@ def standings(sample: Values, resamples: int = RESAMPLES) -> list[Line]:
     A method is above the controls where it wins against each of them on more than 55 % of the images
     and Holm's p is below .05.
     """
-    found = []
+    lines = []
     for metric, values in sample.values.items():
         means = Means.of(sample.images, values, resamples)
         low, high = means.interval()
@@ -104,7 +104,7 @@ def standings(sample: Values, resamples: int = RESAMPLES) -> list[Line]:
         for j, method in enumerate(sample.methods):
             state = sample.states[metric][:, j]
             known = by_class[~np.isnan(by_class[:, j]), j]
-            found.append(
+            lines.append(
                 Line(
                     method, metric, int(means.count[j]),
                     int((state == ScoreStatus.DEAD).sum()), int((state == ScoreStatus.NONFINITE).sum()),
@@ -112,7 +112,7 @@ def standings(sample: Values, resamples: int = RESAMPLES) -> list[Line]:
                     float(known.mean()) if len(known) else math.nan, above.get(method),
                 )
             )  # fmt: skip
-    return found
+    return lines
 
 
 def _above_controls(sample: Values, metric: str, resamples: int) -> dict[str, bool]:
@@ -147,27 +147,27 @@ def _ranks(apart: Values, methods: Sequence[str], first: Mapping[str, str]) -> T
         direction = METRICS[metric].high_is_good
         if direction is None:
             continue
-        found = rank(apart.class_means(metric), direction)
+        ranks = rank(apart.class_means(metric), direction)
         place = [apart.methods.index(first.get(m, m)) for m in methods]
-        tree[metric] = asdict(found) | {"mean": [found.mean[j] for j in place]}
+        tree[metric] = asdict(ranks) | {"mean": [ranks.mean[j] for j in place]}
     return tree
 
 
-def same_maps(found: Results) -> list[tuple[str, ...]]:
+def same_maps(results: Results) -> list[tuple[str, ...]]:
     """Group methods whose maps, scaled to [0, 1], differ by less than 1e-3 on every image.
 
     With a head that averages and is linear, Grad-CAM, HiResCAM, XGrad-CAM and CAM are one map; to rank
     them against each other would be to rank rounding. Groups of one are left out.
     """
     groups: list[list[int]] = []
-    for j in range(len(found.methods)):
+    for j in range(len(results.methods)):
         for group in groups:
-            if all(_furthest(found.maps[i], found.maps[j]) <= SAME for i in group):
+            if all(_furthest(results.maps[i], results.maps[j]) <= SAME for i in group):
                 group.append(j)
                 break
         else:
             groups.append([j])
-    return [tuple(found.methods[j] for j in g) for g in groups if len(g) > 1]
+    return [tuple(results.methods[j] for j in g) for g in groups if len(g) > 1]
 
 
 def _furthest(one: Floats, other: Floats) -> float:
@@ -202,30 +202,30 @@ def _metric(name: str, w: float) -> Tree:
 
 
 def _differences(sample: Values, reference: str) -> list[Tree]:
-    found = []
+    tree = []
     for metric, values in sample.values.items():
         direction = METRICS[metric].high_is_good
         if direction is not None:
             for d in differences(sample.images, values, sample.methods, reference, direction):
-                found.append(asdict(d) | {"metric": metric, "distinguishable": d.distinguishable})
-    return found
+                tree.append(asdict(d) | {"metric": metric, "distinguishable": d.distinguishable})
+    return tree
 
 
-def _curves(found: Results) -> Tree:
+def _curves(results: Results) -> Tree:
     """Give mean curves by metric and method, images with a curve only."""
     tree: Tree = {}
-    for metric, by_method in found.curves.items():
+    for metric, by_method in results.curves.items():
         tree[metric] = {m: [float(v) for v in np.mean(c, axis=0)] for m, c in by_method.items() if len(c)}
     return tree
 
 
-def _agreement(found: Results) -> Tree:
+def _agreement(results: Results) -> Tree:
     """Give mean agreement of every pair of methods, (methods, methods) nested lists; nan on other grids."""
-    n = len(found.methods)
+    n = len(results.methods)
     means = np.full((len(_AGREEMENT), n, n), np.nan)
-    for grid in {m.shape[1:] for m in found.maps}:
-        places = [j for j, m in enumerate(found.maps) if m.shape[1:] == grid]
-        stack = np.stack([found.maps[j] for j in places], 1)  # (images, methods, cells)
+    for grid in {m.shape[1:] for m in results.maps}:
+        places = [j for j, m in enumerate(results.maps) if m.shape[1:] == grid]
+        stack = np.stack([results.maps[j] for j in places], 1)  # (images, methods, cells)
         sums, counts = np.zeros((2, len(_AGREEMENT), len(places), len(places)))
         for start in range(0, len(stack), 256):
             part = stack[start : start + 256]
@@ -240,10 +240,10 @@ def _agreement(found: Results) -> Tree:
     return dict(zip(_AGREEMENT, means.tolist(), strict=True))
 
 
-def _box_lines(found: Results) -> list[Tree]:
+def _box_lines(results: Results) -> list[Tree]:
     """Give MaxBoxAccV2 of every method with its interval, over the images that have a box."""
     lines = []
-    for method, (images, hits) in found.hits.items():  # hits (n, overlaps, cuts)
+    for method, (images, hits) in results.hits.items():  # hits (n, overlaps, cuts)
         if not len(images):
             continue
         w = np.stack([weights(i, RESAMPLES) for i in images], 1).astype(np.float64)  # (resamples, n)
@@ -254,24 +254,24 @@ def _box_lines(found: Results) -> list[Tree]:
     return lines
 
 
-def _classes(found: Results) -> list[Tree]:
+def _classes(results: Results) -> list[Tree]:
     """Give each class explained: how many images, and the mean of each metric and method; largest first."""
-    classes, counts = np.unique(found.classes, return_counts=True)
-    means = {metric: found.class_means(metric).tolist() for metric in found.values}
+    classes, counts = np.unique(results.classes, return_counts=True)
+    means = {metric: results.class_means(metric).tolist() for metric in results.values}
     tree = [
-        {"class": c, "label": found.labels.get(c), "images": n, "means": {m: means[m][k] for m in means}}
+        {"class": c, "label": results.labels.get(c), "images": n, "means": {m: means[m][k] for m in means}}
         for k, (c, n) in enumerate(zip(classes.tolist(), counts.tolist(), strict=True))
     ]
     return sorted(tree, key=lambda c: (-c["images"], c["class"]))
 
 
-def _costs(found: Results, costs: Mapping[str, Tree]) -> Tree:
+def _costs(results: Results, costs: Mapping[str, Tree]) -> Tree:
     tree: Tree = {}
-    for method, panel in found.panels.items():
-        told = costs.get(panel)
-        if told is not None:
-            own = told["methods"][subject_of(method)[0]]
-            tree[method] = own | {"device": told["device"], "batch": told["batch"]}
+    for method, panel in results.panels.items():
+        price = costs.get(panel)
+        if price is not None:
+            own = price["methods"][subject_of(method)[0]]
+            tree[method] = own | {"device": price["device"], "batch": price["batch"]}
     return tree
 
 
