@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args, get_origin
 
-from camray.config import EVERY, Setting
+from camray.config import EVERY, JOBS, Setting
 from camray.errors import ExitCode, printable
 from camray.options import SETTINGS
 
@@ -23,7 +23,7 @@ class Verb:
     text: str
     run: Callable[[argparse.Namespace], ExitCode]
     given: str  # what follows the name in the usage
-    options: tuple[Setting, ...]  # those that are no settings
+    options: tuple[Setting, ...]  # those that are no settings; --help always shows them
     is_job: bool  # its last line says how it ended
 
 
@@ -61,10 +61,12 @@ class Parser(argparse.ArgumentParser):
             self.whole = "--help-all"
             self.add_argument(self.whole, action="help", help="every option, with its default")
         groups: dict[str, Any] = {"": self}
-        for option in (*_EVERYWHERE, *verb.options, *settings):
+        common = [option for option in _COMMON if verb.name in (option.verbs or verb.name).split()]
+        for option in (*common, *verb.options, *settings):
             group = option.group if option.flag else ""
             groups[group] = groups.get(group) or self.add_argument_group(group)
-            is_shown = show_all or not settings or verb.name in option.common.split()
+            is_known = option in verb.options or verb.name in option.common.split()
+            is_shown = show_all or is_known or not settings
             _add(groups[group], option, option.help(verb.name).replace("%", "%%"), is_shown)
 
 
@@ -135,7 +137,11 @@ _FORMS: dict[Any, dict[str, Any]] = {
     tuple[str, ...]: {"action": "append"}, tuple[int, ...]: {"type": sizes},
     tuple[float, ...]: {"type": numbers}, dict[str, Any]: {"action": Pairs},
 }  # fmt: skip
-_EVERYWHERE = (
+_COMMON = (
     Setting("JSON lines on stdout", "--json", kind=bool, common=EVERY),
     Setting("show the traceback of an error", "--debug", kind=bool),
+    Setting("settings; options on the command line win", "--config TOML", verbs=JOBS, common=JOBS),
+    Setting(
+        "write every setting as TOML on stdout, do nothing else", "--print-config", verbs=JOBS, kind=bool
+    ),
 )

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import Any, Literal
 
 from camray.cli.arguments import verb
-from camray.config import JOBS, Config, Setting
+from camray.config import Config, Setting
 from camray.errors import ExitCode, UsageError, printable
 from camray.options import SETTINGS, load
 
 _GIVEN = "ARCHIVE OUT --model NAME"
-_FILES = (
-    Setting("settings; options on the command line win", "--config TOML", common=JOBS),
-    Setting("write every setting as TOML on stdout, do nothing else", "--print-config", kind=bool),
-)
+_job = partial(verb, given=_GIVEN, is_job=True)
 
 
 def typed(args: argparse.Namespace) -> Config:
@@ -24,7 +22,7 @@ def typed(args: argparse.Namespace) -> Config:
     Raises:
         UsageError: a bad setting, or one that the planned command does not have.
     """
-    given = {name: value for name, value in vars(args).items() if name in SETTINGS and value is not None}
+    given = {name: value for name, value in vars(args).items() if name in SETTINGS}
     command = planned(args)
     for name in given if args.command == "plan" else ():
         if command not in SETTINGS[name].verbs.split():
@@ -48,12 +46,10 @@ def _whole(args: argparse.Namespace) -> Config:
 
 
 @verb(
-    *_FILES,
-    Setting("the command that is planned", "--for", kind=Literal["explain", "audit"], default="explain",
-            common="plan"),
-    Setting("explain N images here: speed, hours, bytes", "--pilot N", kind=int, common="plan"),
+    Setting("the command that is planned", "--for", kind=Literal["explain", "audit"], default="explain"),
+    Setting("explain N images here: speed, hours, bytes", "--pilot N", kind=int),
     given=_GIVEN,
-)  # fmt: skip
+)
 def plan(args: argparse.Namespace) -> ExitCode:
     """Show what explain, or an audit, would do, how much, and why the rest is skipped."""
     from camray.audit.gate import parse_gate
@@ -78,7 +74,7 @@ def plan(args: argparse.Namespace) -> ExitCode:
     return ExitCode.DONE
 
 
-@verb(*_FILES, given=_GIVEN, is_job=True)
+@_job()
 def explain(args: argparse.Namespace) -> ExitCode:
     """Explain what is new in ARCHIVE and commit it to OUT; rerun to resume."""
     from camray.flow.progress import Reporter
@@ -90,18 +86,7 @@ def explain(args: argparse.Namespace) -> ExitCode:
     return outcome.code
 
 
-@verb(
-    *_FILES,
-    Setting(
-        "decisions saved in the report",
-        "--reviewed FILE",
-        kind=tuple[str, ...],
-        common="audit",
-        group="audit",
-    ),
-    given=_GIVEN,
-    is_job=True,
-)
+@_job(Setting("decisions saved in the report", "--reviewed FILE", kind=tuple[str, ...], group="audit"))
 def audit(args: argparse.Namespace) -> ExitCode:
     """Explain what is new, then find where the model is right for the wrong reason."""
     from camray.audit import job
@@ -110,12 +95,7 @@ def audit(args: argparse.Namespace) -> ExitCode:
     return job.audit(_whole(args), Reporter(args.json), getattr(args, "reviewed", [])).code
 
 
-@verb(
-    *_FILES,
-    Setting("try two images, tell the cost, write nothing", "--dry-run", kind=bool, common="compare"),
-    given=_GIVEN,
-    is_job=True,
-)
+@_job(Setting("try two images, tell the cost, write nothing", "--dry-run", kind=bool))
 def compare(args: argparse.Namespace) -> ExitCode:
     """Measure methods on a sample of ARCHIVE; rerun to resume or to add."""
     from camray.compare import job
@@ -130,10 +110,10 @@ def compare(args: argparse.Namespace) -> ExitCode:
 
 @verb(
     Setting(SETTINGS["model.name"].text, "MODEL", name="model.name"),
-    Setting("also list layers that cannot carry a map", "--all", kind=bool, common="layers"),
-    Setting("draw its channels (repeatable)", "--maps LAYER", kind=tuple[str, ...], common="layers"),
-    Setting("the image that --maps shows the channels of", "--image FILE", common="layers"),
-    Setting("where --maps writes its pictures", "--save FOLDER", default="feature-maps", common="layers"),
+    Setting("also list layers that cannot carry a map", "--all", kind=bool),
+    Setting("draw its channels (repeatable)", "--maps LAYER", kind=tuple[str, ...]),
+    Setting("the image that --maps shows the channels of", "--image FILE"),
+    Setting("where --maps writes its pictures", "--save FOLDER", default="feature-maps"),
     given="MODEL",
 )
 def layers(args: argparse.Namespace) -> ExitCode:
