@@ -136,8 +136,9 @@ class RunProgress:
 
     def _sentence(self) -> str:
         total = f"/{self._members:,}" if self._members else ""
-        left = (self._members - self.images.members) / max(1e-9, self.images_per_s) if self._members else 0
-        eta = f", {spoken_duration(left)} left" if left > 0 else ""
+        known = self._members and self.images.members  # before the first image nobody can tell
+        left = (self._members or 0) - self.images.members
+        eta = f", {spoken_duration(left / self.images_per_s)} left" if known and left > 0 else ""
         return (
             f"{self.images.members:,}{total} images, {self._committed:,}/{self._shards:,} shards, "
             f"{self.images_per_s:.1f} images/s, {self.images.n_failed:,} failed{eta}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,7 +25,7 @@ from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as NodeAffinity
 
 from camray.config import Config
-from camray.errors import UsageError, printable
+from camray.errors import IncompleteError, UsageError, printable
 from camray.flow.actor import Arrays, Weights
 from camray.flow.flow import Engine, Flow, Pool, size_pool, told
 from camray.flow.guard import Attempts, Guard
@@ -38,6 +39,8 @@ from camray.storage import Folder
 WAVE_SHARDS = 2000  # a read task costs the driver about 5 KB and 1.3 ms for as long as its wave runs
 # Logical CPUs. They differ from stage to stage: Ray Data fuses neighbours with equal resources.
 READ_CPUS, DECODE_CPUS, SINK_CPUS = 0.2, 0.5, 0.3
+SECOND_TRY_S = 10.0  # between two tries to start Ray
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 
 
 def on_ray(config: Config, out: Folder) -> Engine:
@@ -56,24 +59,39 @@ def connect(out: Folder | None = None) -> tuple[float, float]:
 
     Raises:
         UsageError: no such cluster, one of other versions, or one whose nodes do not share `out`.
+        IncompleteError: Ray does not start on this machine.
     """
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    address = os.environ.get("RAY_ADDRESS")
     if not ray.is_initialized():
         with _native_stderr_closed(), handlers_kept():
-            if address:
-                try:
-                    ray.init(**quiet)
-                except (ConnectionError, RuntimeError, ValueError) as error:
-                    why = printable(f"{address}: {' '.join(str(error).split())}")
-                    fix = "the address of a running cluster with the same versions of Python and Ray"
-                    raise UsageError("RAY_ADDRESS", why, fix) from None
-            else:
-                ray.init(address="local", include_dashboard=False, **quiet)
+            _join(address) if (address := os.environ.get("RAY_ADDRESS")) else _start()
     if out is not None and out.is_local:
         _refuse_unshared(Path(out.path))
     resources = ray.cluster_resources()
     return resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(**_QUIET)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        why = printable(f"{address}: {' '.join(str(error).split())}")
+        fix = "the address of a running cluster with the same versions of Python and Ray"
+        raise UsageError("RAY_ADDRESS", why, fix) from None
+
+
+def _start() -> None:
+    """Start Ray here; where a busy machine makes it give up, once more after a pause, with more patience."""
+    for pause_s in (SECOND_TRY_S, 0.0):
+        try:
+            ray.init(address="local", include_dashboard=False, **_QUIET)
+            return
+        except Exception as error:  # noqa: BLE001 - what Ray raises here has no class of its own
+            ray.shutdown()
+            why = printable(" ".join(str(error).split()), 160)
+        time.sleep(pause_s)
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
+    fix = "the same command when the machine is less busy, or --engine here"
+    raise IncompleteError(f"Ray does not start on this machine: {why}. Fix: {fix}")
 
 
 def _refuse_unshared(out: Path) -> None:

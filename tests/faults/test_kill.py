@@ -51,17 +51,13 @@ EXPECTED = {f"image-{s}-{i:03d}.jpg" for s in range(SHARDS) for i in range(MEMBE
 
 def start(archive: Path, out: Path, demo: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "camray.cli", "explain", str(archive), str(out)]
-    command += [
-        "--model",
-        str(demo / "models" / "hans64-clean"),
-        "--chunk-size",
-        str(CHUNK),
-        "--engine",
-        "ray",
-    ]
+    command += ["--model", str(demo / "models" / "hans64-clean"), "--chunk-size", str(CHUNK)]
     tagged = {**os.environ, "CAMRAY_KILL_TEST": str(out)}  # every process of this run inherits it
     return subprocess.Popen(
-        [*command, "--overlays", "all"], stderr=subprocess.PIPE, env=tagged, start_new_session=True
+        [*command, "--overlays", "all", "--engine", "ray"],
+        stderr=subprocess.PIPE,
+        env=tagged,
+        start_new_session=True,
     )
 
 

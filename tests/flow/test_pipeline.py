@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from camray.config import Config, RunConfig
-from camray.errors import UsageError
+from camray.errors import ExitCode, IncompleteError, UsageError
+from camray.flow import ray as pipeline
 from camray.flow.flow import size_pool
 from camray.flow.ray import DECODE_CPUS, READ_CPUS, SINK_CPUS
 
@@ -45,3 +46,43 @@ def test_gpus_take_one_actor_each() -> None:
 def test_what_does_not_fit_is_refused(run: dict[str, object], gpus: int, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         size_pool(config(**run), 2, gpus)
+
+
+class Starts:
+    """Stands where Ray starts: fails so many times, as it does on a machine that is too busy."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+        self.failures, self.tries, self.paused_s = failures, 0, 0.0
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "")
+        monkeypatch.setattr(pipeline.ray, "init", self.init)
+        monkeypatch.setattr(pipeline.ray, "shutdown", lambda: None)
+        monkeypatch.setattr(pipeline.ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(pipeline.ray, "cluster_resources", lambda: {"CPU": 3.0})
+        monkeypatch.setattr(pipeline.time, "sleep", self.sleep)
+
+    def init(self, **_: object) -> None:
+        self.tries += 1
+        if self.tries <= self.failures:
+            raise Exception("The current node timed out during startup. This\ncould happen because ...")
+
+    def sleep(self, seconds: float) -> None:
+        self.paused_s += seconds
+
+
+def test_a_ray_that_does_not_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = Starts(monkeypatch, failures=1)
+    assert pipeline.connect() == (3.0, 0.0)
+    assert (starts.tries, starts.paused_s) == (2, pipeline.SECOND_TRY_S)
+
+
+def test_a_ray_that_never_starts_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = Starts(monkeypatch, failures=9)
+    with pytest.raises(IncompleteError) as stopped:
+        pipeline.connect()
+    assert starts.tries == 2
+    assert stopped.value.exit_code == ExitCode.INCOMPLETE
+    assert str(stopped.value) == (
+        "Ray does not start on this machine: The current node timed out during startup. This could happen "
+        "because .... Fix: the same command when the machine is less busy, or --engine here"
+    )

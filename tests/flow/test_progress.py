@@ -61,3 +61,15 @@ def test_the_limiting_stage_is_named(clock: Clock, actors: int, seconds: dict[st
     assert following.bottleneck().startswith(says)
     if says.startswith("decoding"):
         assert "the model waits 60% of the time" in following.bottleneck()
+
+
+def test_no_estimate_before_the_first_image(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    following = RunProgress(Reporter(), shards=1, members=20)
+    clock.now += 40
+    following.take([], 0)
+    assert capsys.readouterr().err == "0/20 images, 0/1 shards, 0.0 images/s, 0 failed\n"
+    clock.now += 40
+    following.take([receipt(0, explain=1.0)], 0)
+    assert capsys.readouterr().err.startswith(
+        "10/20 images, 0/1 shards, 0.1 images/s, 0 failed, 1 min 20 s left"
+    )
