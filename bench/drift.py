@@ -89,7 +89,7 @@ def explained(folder: Path, archive: Path) -> tuple[ArchiveView, list[pa.RecordB
 def state_of(view: ArchiveView, rows: list[pa.RecordBatch]) -> NightState:
     state = NightState()
     for batch in rows:
-        state.add(batch, judge(batch, view, AuditConfig(), {}).flags)
+        state.add(batch, judge(batch, view, AuditConfig(), {}, "").flags)
     return state
 
 

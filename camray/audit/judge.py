@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from camray.audit import verdicts
 from camray.audit.archive_view import ArchiveView
-from camray.audit.columns import NUMBERS, WORDS, Floats, as_arrays
+from camray.audit.columns import NUMBERS, WORDS, as_arrays
 from camray.audit.counts import ClassCounts, NightState
 from camray.audit.reviewed import Key
 from camray.config import AuditConfig
@@ -68,15 +69,11 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One batch with everything found out about it."""
+    """One batch of records, its flags, and its rows of the audit table."""
 
     batch: pa.RecordBatch
-    verdict: NDArray[np.str_]
     flags: verdicts.Marks
-    score: Floats
-    lift: Floats
-    suggested: NDArray[np.int64]  # a class, -1 where there is none
-    reviewed: NDArray[np.str_]  # empty where nobody decided
+    rows: pa.RecordBatch
 
 
 class Tally:
@@ -92,9 +89,9 @@ class Tally:
 
     def add(self, judged: Judged, covered: frozenset[str]) -> None:
         """Count a batch; the rows of the runs in `covered` are not new."""
+        verdict, runs = (judged.rows.column(name).to_pylist() for name in ("verdict", "night"))
         self.archive.add(judged.batch, judged.flags)
-        self.archive_verdicts.update(judged.verdict.tolist())
-        runs = judged.batch.column("run_id").to_pylist()
+        self.archive_verdicts.update(verdict)
         new = np.array([run not in covered for run in runs], bool)
         if new.any():
             self.covered |= set(runs) - covered
@@ -102,7 +99,7 @@ class Tally:
             flags = {name: mark[new] for name, mark in judged.flags.items()}
             self.night.add(rows, flags)
             self.state.add(rows, flags)
-            self.verdicts.update(judged.verdict[new].tolist())
+            self.verdicts.update(compress(verdict, new))
             self.errors.update(code for code in rows.column("error_code").to_pylist() if code)
 
 
@@ -119,19 +116,32 @@ def batches(table: Table, explainer: str) -> Iterator[pa.RecordBatch]:
 
 
 def judge(
-    batch: pa.RecordBatch, view: ArchiveView, settings: AuditConfig, decisions: Mapping[Key, str]
+    batch: pa.RecordBatch,
+    view: ArchiveView,
+    settings: AuditConfig,
+    decisions: Mapping[Key, str],
+    explainer: str,
 ) -> Judged:
     """Find flags, verdict and score of each row of a batch; `view` has seen the whole archive."""
-    rows, whole = as_arrays(batch), view.of(batch)
-    flags = verdicts.find_flags(rows, whole, settings)
+    columns, whole = as_arrays(batch), view.of(batch)
+    flags = verdicts.find_flags(columns, whole, settings)
     verdict = verdicts.decide(flags)
-    reviewed = np.full(len(batch), "", "<U16")
+    reviewed: list[str | None] = [None] * len(batch)
     if decisions:
         images = (batch.column(name).to_pylist() for name in ("shard", "index", "content_sha256"))
-        keys = zip(*images, verdict.tolist(), strict=True)
-        reviewed[:] = [decisions.get(key, "") for key in keys]
-    score = np.where(reviewed == "accepted", 0.0, verdicts.audit_scores(verdict, rows, flags))
-    return Judged(batch, verdict, flags, score, whole["lift"], whole["suggested_class"], reviewed)
+        reviewed = [decisions.get(key) for key in zip(*images, verdict.tolist(), strict=True)]
+    accepted = np.array([decision == "accepted" for decision in reviewed], bool)
+    rows: dict[str, Any] = {name: batch.column(name) for name in _COPIED} | {
+        PARTITION: [explainer] * len(batch),
+        "night": batch.column("run_id"),
+        "verdict": verdict.tolist(),
+        "flags": verdicts.as_lists(flags),
+        "audit_score": np.where(accepted, 0.0, verdicts.audit_scores(verdict, columns, flags)),
+        "heat_lift": pa.array(whole["lift"], pa.float32(), from_pandas=True),
+        "suggested_class": pa.array(whole["suggested_class"], pa.int32(), mask=~whole["label_suspect"]),
+        "reviewed": reviewed,
+    }
+    return Judged(batch, flags, pa.RecordBatch.from_pydict(rows, AUDIT_SCHEMA))
 
 
 def judge_archive(
@@ -145,9 +155,9 @@ def judge_archive(
 
     def rows() -> Iterator[pa.RecordBatch]:
         for batch in batches(table, explainer):
-            judged = judge(batch, view, settings, past.decisions)
+            judged = judge(batch, view, settings, past.decisions, explainer)
             tally.add(judged, past.covered)
-            yield _as_rows(judged, explainer)
+            yield judged.rows
 
     uri = out.child_uri(AUDIT)
     if not log.exists(out, AUDIT):
@@ -158,20 +168,6 @@ def judge_archive(
         predicate=f"{PARTITION} = '{explainer}'", commit_properties=note,
     )  # fmt: skip
     return tally
-
-
-def _as_rows(judged: Judged, explainer: str) -> pa.RecordBatch:
-    columns: dict[str, Any] = {name: judged.batch.column(name) for name in _COPIED} | {
-        PARTITION: [explainer] * len(judged.batch),
-        "night": judged.batch.column("run_id"),
-        "verdict": judged.verdict.tolist(),
-        "flags": verdicts.as_lists(judged.flags),
-        "audit_score": judged.score,
-        "heat_lift": pa.array(judged.lift, pa.float32(), from_pandas=True),
-        "suggested_class": pa.array(judged.suggested, pa.int32(), mask=judged.suggested < 0),
-        "reviewed": pa.array(judged.reviewed.tolist(), pa.string(), mask=judged.reviewed == ""),
-    }
-    return pa.RecordBatch.from_pydict(columns, AUDIT_SCHEMA)
 
 
 def _first_of_each_image(batch: pa.RecordBatch) -> NDArray[np.bool_]:

@@ -16,6 +16,8 @@ import pytest
 from deltalake import DeltaTable
 
 from camray.audit import EXPORTS
+from camray.audit.night import read_nights
+from camray.audit.report_rows import SHOWN
 from camray.cli.main import main
 from camray.ledger.out import open_out
 from camray.upkeep.prune import choose_runs
@@ -28,6 +30,20 @@ from tests.audit.report_world import NASTY
 def export(out: Path, kind: str, to: Path) -> Path:
     assert main(["report", str(out), "--export", kind, "--to", str(to)]) == 0
     return to
+
+
+def test_a_summary_is_a_night_and_a_night_its_summary(pictured: Path) -> None:
+    nights = read_nights(open_out(str(pictured))[0])
+    files = sorted(pictured.glob("runs/*/summary.json"))
+    assert [json.loads(json.dumps(n.to_json())) for n in nights] == [json.loads(f.read_text()) for f in files]
+    assert (nights[1].previous, nights[1].images.night, nights[1].exit_code) == (nights[0].run_id, 12, 0)
+
+
+def test_the_report_has_the_columns_that_are_declared_as_shown(made: Path) -> None:
+    assert SHOWN["margin"] == 3
+    assert f'"shown": {json.dumps(SHOWN)}' in (made / "report" / "index.html").read_text()
+    rows = (made / "report" / "data" / "rows-00000.js").read_text()
+    assert all(f'"{name}": ' in rows for name in SHOWN)
 
 
 def test_csv(made: Path, tmp_path: Path) -> None:

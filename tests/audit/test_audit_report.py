@@ -96,6 +96,14 @@ def test_filters_and_deep_links_agree(page: Browser) -> None:
     shown = page.run("Promise.all(chosen.map(row)).then((l) => l.map((r) => [r.verdict, r.class]))")
     assert shown
     assert all(pair == ["low_margin", 3] for pair in shown)
+    show(page, f"queue?verdict=low_margin&class=3&row={page.run('chosen[0]')}")
+    page.wait_for("!document.getElementById('detail').hidden")
+    facts = page.run("Object.fromEntries([...document.querySelectorAll('#detail dt')]"
+                     ".map((e) => [e.textContent, e.nextSibling.textContent]))")  # fmt: skip
+    margin = page.run("row(chosen[0]).then((r) => r.margin)")
+    assert facts["margin"] == f"{margin:.3f}"
+    page.press("Escape")
+    page.wait_for("document.getElementById('detail').hidden")
     page.run("const v = document.getElementById('filters').elements.class; v.value = ''; "
              "v.dispatchEvent(new Event('change', {bubbles: true}))")  # fmt: skip
     page.wait_for("location.hash === '#queue?verdict=low_margin'")
