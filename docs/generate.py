@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from camray.archive.columns import PATHS
+from camray.archive.names import TABLE_ENDINGS
+from camray.archive.readers import readers
 from camray.options import SETTINGS, expected_of
 from camray.records import COLUMNS
 
@@ -90,8 +93,27 @@ def metrics() -> str:
     return "\n".join(lines)
 
 
+def formats() -> str:
+    """Say what an archive may be: a folder, each format of packed files, a list."""
+    tables = ", ".join(f"`.{ending}`" for ending in TABLE_ENDINGS if ending != "parquet")
+    metadata = "`metadata.csv`, `.jsonl`, `.parquet` with a `file_name` column; sidecars; the class folder"
+    paths = ", ".join(f"`{name}`" for name in PATHS[:3])
+    rows = [("a folder", "every file below it, and every packed file", metadata)]
+    rows += [(", ".join(f"`{s}`" for s in r.suffixes), r.images, r.annotations) for r in readers().values()]
+    rows.append(
+        (
+            f"a list: {tables}, `.parquet` without a column of images",
+            f"the paths in the column {paths}, …",
+            "its columns",
+        )
+    )
+    head = ["| ARCHIVE | images | label, boxes, mask |", "|---|---|---|"]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
 # name of the block -> the page that holds it, and what gives its text
 BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
+    "formats": ("docs/archives.md", formats),
     "settings": ("docs/settings.md", settings_tables),
     "methods": ("docs/methods.md", methods),
     "record columns": ("docs/format.md", record_columns),

@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _TEXT_BYTES = frozenset(range(32, 127)) | {9, 10, 12, 13}
 _BOMS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
-_FORMATS: tuple[tuple[bytes, str], ...] = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-)
-_UNSUPPORTED: tuple[tuple[bytes, str], ...] = (
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"%PDF", "PDF"),
-    (b"%!PS", "EPS"),
-    (b"\xc5\xd0\xd3\xc6", "EPS"),
-    (b"8BPS", "PSD"),
-    (b"\0\0\1\0", "ICO"),
-    (b"v/1\1", "OpenEXR"),
-    (b"#?RADIANCE", "Radiance HDR"),
-    (b"SIMPLE  =", "FITS"),
-    (b"DDS ", "DDS"),
-    (b"qoif", "QOI"),
-    (b"FORM", "IFF"),
-)
-_CONTAINERS: tuple[tuple[bytes, str], ...] = (
-    (b"\x1f\x8b", "gzip"),
-    (b"\x28\xb5\x2f\xfd", "Zstandard"),
-    (b"BZh", "bzip2"),
-    (b"\xfd7zXZ\0", "xz"),
-    (b"7z\xbc\xaf\x27\x1c", "7-Zip"),
-    (b"Rar!", "RAR"),
-    (b"PK\3\4", "ZIP"),
-    (b"PK\5\6", "ZIP"),
-    (b"PAR1", "Parquet"),
-    (b"PARE", "encrypted Parquet"),
-    (b"\x89HDF\r\n", "HDF5"),
-    (b"\x93NUMPY", "NumPy array"),
-    (b"\x7fELF", "a program"),
+_FORMATS = (
+    (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF8", "GIF"), (b"BM", "BMP"),
+    (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
+)  # fmt: skip
+_UNSUPPORTED = (
+    (b"\xff\x0a", "JPEG XL"), (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"), (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"%PDF", "PDF"), (b"%!PS", "EPS"), (b"\xc5\xd0\xd3\xc6", "EPS"), (b"8BPS", "PSD"),
+    (b"\0\0\1\0", "ICO"), (b"v/1\1", "OpenEXR"), (b"#?RADIANCE", "Radiance HDR"), (b"SIMPLE  =", "FITS"),
+    (b"DDS ", "DDS"), (b"qoif", "QOI"), (b"FORM", "IFF"),
+)  # fmt: skip
+_CONTAINERS = (
+    (b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "Zstandard"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"),
+    (b"7z\xbc\xaf\x27\x1c", "7-Zip"), (b"Rar!", "RAR"), (b"PK\3\4", "ZIP"), (b"PK\5\6", "ZIP"),
+    (b"PAR1", "Parquet"), (b"PARE", "encrypted Parquet"), (b"\x89HDF\r\n", "HDF5"),
+    (b"\x93NUMPY", "NumPy array"), (b"\x7fELF", "a program"),
     (b"version https://git-lfs", "a git-lfs pointer (run `git lfs pull`)"),
-)
+)  # fmt: skip
 
 
 def looks_like(head: bytes) -> str:
@@ -59,17 +36,13 @@ def looks_like(head: bytes) -> str:
         return named
     if head[257:262] == b"ustar":
         return "tar"
-    for magic, name in _CONTAINERS:
-        if head.startswith(magic):
-            return name
-    return _text(head[:512]) or ("zeros" if not any(head) else "unknown data")
+    return _named(head, _CONTAINERS) or _text(head[:512]) or ("zeros" if not any(head) else "unknown data")
 
 
 def unsupported_image(head: bytes) -> str | None:
     """Name an image or document format that is recognised but never decoded; None for all else."""
-    for magic, name in _UNSUPPORTED:
-        if head.startswith(magic):
-            return name
+    if name := _named(head, _UNSUPPORTED):
+        return name
     if head[128:132] == b"DICM":
         return "DICOM"
     brand = head[8:12]
@@ -84,9 +57,8 @@ def unsupported_image(head: bytes) -> str | None:
 
 def supported_image(head: bytes) -> str | None:
     """Name an image format that can be decoded, by its magic bytes."""
-    for magic, name in _FORMATS:
-        if head.startswith(magic):
-            return name
+    if name := _named(head, _FORMATS):
+        return name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
@@ -94,6 +66,10 @@ def supported_image(head: bytes) -> str | None:
     if head[:1] == b"P" and head[1:2] in b"123456Ff" and head[2:3].isspace():
         return "PPM"
     return None
+
+
+def _named(head: bytes, magics: Iterable[tuple[bytes, str]]) -> str | None:
+    return next((name for magic, name in magics if head.startswith(magic)), None)
 
 
 def _text(head: bytes) -> str | None:

@@ -15,7 +15,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Literal, Protocol
+from typing import IO, Literal
 
 from camray.archive import sniff
 from camray.errors import ErrorCode, ShardError
@@ -48,38 +48,32 @@ _MAX_RATIO = 200  # images hardly shrink; a gigabyte of zeros shrinks 1000 times
 _RATIO_FREE_BYTES = 64 * 2**20
 
 
-# ── bytes from front to back ────────────────────────────────────────────────────────────────────────
+# ── bytes from front to back ─────────────────────────────────────────────────────────────────────
 
 
-class ForwardStream(Protocol):
-    """Bytes read from front to back. `size` is the length where it is known."""
+def _corrupt(message: str) -> ShardError:
+    return ShardError(ErrorCode.SHARD_CORRUPT, message)
 
-    position: int
-    size: int | None
 
-    def read(self, count: int) -> bytes:
-        """Read `count` bytes; fewer only at the end."""
-
-    def skip(self, count: int) -> int:
-        """Pass over `count` bytes; return how many there were."""
+def _truncated(message: str) -> ShardError:
+    return ShardError(ErrorCode.SHARD_TRUNCATED, message)
 
 
 class PlainStream:
-    """A file as it is."""
+    """A file as it is, of `size` bytes."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._end, self.position = file, size, 0
-        self.size: int | None = size
+        self._file, self.size, self.position = file, size, 0
 
     def read(self, count: int) -> bytes:
         """Read `count` bytes; fewer only at the end."""
-        data = self._file.read(min(count, max(self._end - self.position, 0)))
+        data = self._file.read(min(count, max(self.size - self.position, 0)))
         self.position += len(data)
         return data
 
     def skip(self, count: int) -> int:
         """Pass over `count` bytes; return how many there were."""
-        passed = min(count, max(self._end - self.position, 0))
+        passed = min(count, max(self.size - self.position, 0))
         self._file.seek(passed, io.SEEK_CUR)
         self.position += passed
         return passed
@@ -94,8 +88,7 @@ class GzipStream:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._packed, self._file = file, gzip.GzipFile(fileobj=file)
-        self.size: int | None = None
-        self.position = 0
+        self.size, self.position = None, 0  # the size is not known before the end
 
     def read(self, count: int) -> bytes:
         """Read `count` unpacked bytes; fewer only at the end."""
@@ -116,23 +109,21 @@ class GzipStream:
         try:
             data = self._file.read(count)
         except EOFError:
-            raise ShardError(
-                ErrorCode.SHARD_TRUNCATED, f"the gzip data ends early, after {self.position:,} unpacked bytes"
-            ) from None
+            raise _truncated(f"the gzip data ends early, after {self.position:,} unpacked bytes") from None
         except (OSError, zlib.error) as error:
-            raise ShardError(
-                ErrorCode.SHARD_CORRUPT,
-                f"the gzip data is damaged after {self.position:,} unpacked bytes: {error}",
+            raise _corrupt(
+                f"the gzip data is damaged after {self.position:,} unpacked bytes: {error}"
             ) from None
         self.position += len(data)
         if self.position > _MAX_RATIO * self._packed.tell() + _RATIO_FREE_BYTES:
-            raise ShardError(
-                ErrorCode.SHARD_CORRUPT, f"the gzip data unpacks to more than {_MAX_RATIO} times its size"
-            )
+            raise _corrupt(f"the gzip data unpacks to more than {_MAX_RATIO} times its size")
         return data
 
 
-# ── headers ─────────────────────────────────────────────────────────────────────────────────────────
+ForwardStream = PlainStream | GzipStream
+
+
+# ── headers ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +201,12 @@ def _header(stream: ForwardStream, offset: int) -> bytes | None:
         raise ShardError(ErrorCode.SHARD_UNREADABLE, f"not a tar: looks like {sniff.looks_like(header)}")
     if len(header) < BLOCK:
         where = "inside a header" if header else "without its end mark"
-        raise ShardError(ErrorCode.SHARD_TRUNCATED, f"ends {where} at byte {offset + len(header):,}")
+        raise _truncated(f"ends {where} at byte {offset + len(header):,}")
     if header == _ZEROS:
         _check_end(stream, offset)
         return None
     if not _is_proven(header):
-        raise ShardError(ErrorCode.SHARD_CORRUPT, f"damaged header at byte {offset:,}: wrong checksum")
+        raise _corrupt(f"damaged header at byte {offset:,}: wrong checksum")
     return header
 
 
@@ -236,45 +227,42 @@ def _check_end(stream: ForwardStream, offset: int) -> None:
     """After one zero block: a second must follow, and nothing but zeros after it."""
     second = stream.read(BLOCK)
     if len(second) < BLOCK:
-        raise ShardError(ErrorCode.SHARD_TRUNCATED, f"ends after half an end mark at byte {offset:,}")
+        raise _truncated(f"ends after half an end mark at byte {offset:,}")
     if second != _ZEROS:
-        raise ShardError(ErrorCode.SHARD_CORRUPT, f"header of zeros at byte {offset:,} with data behind it")
+        raise _corrupt(f"header of zeros at byte {offset:,} with data behind it")
     while data := stream.read(64 * BLOCK):
         if data.strip(b"\0"):
             at = stream.position - len(data) + len(data) - len(data.lstrip(b"\0"))
-            raise ShardError(
-                ErrorCode.SHARD_CORRUPT,
-                f"data at byte {at:,}, behind the end mark at {offset:,}: a second archive, or damage",
+            raise _corrupt(
+                f"data at byte {at:,}, behind the end mark at {offset:,}: a second archive, or damage"
             )
 
 
 def _check_bounds(stream: ForwardStream, size: int, offset: int) -> None:
     if size < 0:
-        raise ShardError(ErrorCode.SHARD_CORRUPT, f"negative size in the header at byte {offset:,}")
+        raise _corrupt(f"negative size in the header at byte {offset:,}")
     if stream.size is not None and stream.position + size > stream.size:
         left = stream.size - stream.position
-        raise ShardError(
-            ErrorCode.SHARD_TRUNCATED,
-            f"the header at byte {offset:,} says {size:,} bytes follow, the file ends after {left:,}",
+        raise _truncated(
+            f"the header at byte {offset:,} says {size:,} bytes follow, the file ends after {left:,}"
         )
 
 
 def _pass(stream: ForwardStream, target: int, what: str, offset: int) -> None:
     missing = target - stream.position
     if missing > 0 and stream.skip(missing) < missing:
-        raise ShardError(
-            ErrorCode.SHARD_TRUNCATED,
-            f"ends at byte {stream.position:,}, inside the {what} of the member at byte {offset:,}",
+        raise _truncated(
+            f"ends at byte {stream.position:,}, inside the {what} of the member at byte {offset:,}"
         )
 
 
 def _read_extra(stream: ForwardStream, flag: bytes, size: int, offset: int, extra: _Extra) -> None:
     """Read a long-name or pax header's data into `extra`."""
     if size > MAX_METADATA_BYTES:
-        raise ShardError(ErrorCode.SHARD_CORRUPT, f"metadata of {size:,} bytes at byte {offset:,}")
+        raise _corrupt(f"metadata of {size:,} bytes at byte {offset:,}")
     data = stream.read(size)
     if len(data) < size:
-        raise ShardError(ErrorCode.SHARD_TRUNCATED, f"ends inside the metadata at byte {offset:,}")
+        raise _truncated(f"ends inside the metadata at byte {offset:,}")
     if flag == b"L":
         extra.name = data.partition(b"\0")[0]
     elif flag != b"K":  # K: the target of a link, which is never followed
@@ -288,12 +276,12 @@ def _read_pax(data: bytes, offset: int, extra: _Extra) -> None:
         length = int(digits) if digits.isdigit() else 0
         key, equals, value = data[len(digits) + 1 : length - 1].partition(b"=")
         if not space or not equals or length > len(data) or data[length - 1 : length] != b"\n":
-            raise ShardError(ErrorCode.SHARD_CORRUPT, f"damaged pax metadata at byte {offset:,}")
+            raise _corrupt(f"damaged pax metadata at byte {offset:,}")
         if key == b"path":
             extra.name = value
         elif key == b"size":
             if not value.isdigit() or len(value) > 19:
-                raise ShardError(ErrorCode.SHARD_CORRUPT, f"damaged pax size at byte {offset:,}")
+                raise _corrupt(f"damaged pax size at byte {offset:,}")
             extra.size = int(value)
         elif key.startswith(b"GNU.sparse."):
             extra.sparse = True
@@ -306,7 +294,7 @@ def _skip_sparse_map(stream: ForwardStream, header: bytes, offset: int) -> int:
     while more:
         block = stream.read(BLOCK)
         if len(block) < BLOCK:
-            raise ShardError(ErrorCode.SHARD_TRUNCATED, f"ends inside the header at byte {offset:,}")
+            raise _truncated(f"ends inside the header at byte {offset:,}")
         passed, more = passed + BLOCK, block[504]
     return passed
 
@@ -326,9 +314,7 @@ def _number(field: bytes, what: str, offset: int) -> int:
     try:
         return _octal(field)
     except ValueError:
-        raise ShardError(
-            ErrorCode.SHARD_CORRUPT, f"damaged {what} in the header at byte {offset:,}"
-        ) from None
+        raise _corrupt(f"damaged {what} in the header at byte {offset:,}") from None
 
 
 def _octal(field: bytes) -> int:
