@@ -68,9 +68,12 @@ class Case:
 def case(name: str, place: str) -> Case:
     arch = BY_NAME[name]
     with double_precision():
-        model, x = build(name, torch.float64).requires_grad_(True), images(arch.side)
-        layer = find_target_layer(model, (3, arch.side, arch.side), getattr(arch, place, place))
-        raw, slope, logits = layer_and_gradient(model, x, layer.name, of_targets)
+        return case_of(arch, build(name, torch.float64).requires_grad_(True), images(arch.side), place)
+
+
+def case_of(arch: Arch, model: nn.Module, x: Tensor, place: str) -> Case:
+    layer = find_target_layer(model, tuple(x.shape[1:]), getattr(arch, place, place))
+    raw, slope, logits = layer_and_gradient(model, x, layer.name, of_targets)
     return Case(arch, layer, model, x, arch.read(raw), arch.read(slope), logits)
 
 
@@ -154,6 +157,15 @@ def curvature(c: Case) -> Tensor:
             handle.remove()
 
     return ((gradient(1 + h) - gradient(1 - h)) / (2 * h)).abs().flatten(1).amax(1)[:, None, None]
+
+
+def few_relus() -> nn.Module:
+    """Biases of convolutions and of batch norms, ReLUs in place and not."""
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, 2), nn.ReLU(inplace=True),
+            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]  # fmt: skip
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)]
+    return stir(nn.Sequential(*body, *head)).eval().double()
 
 
 def mnasnet() -> nn.Module:

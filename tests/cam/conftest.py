@@ -1,4 +1,4 @@
-"""Double precision for the length of a module."""
+"""Double precision for the length of a test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.cam.tolerance import double_precision
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def double() -> Iterator[None]:
     with double_precision():
         yield

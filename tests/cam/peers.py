@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ from tests.cam.tolerance import (
 )
 
 pgc = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is a development extra")
-from pytorch_grad_cam import ablation_cam, ablation_layer  # noqa: E402
+from pytorch_grad_cam import ablation_cam, ablation_layer, base_cam  # noqa: E402
 from pytorch_grad_cam.utils import image, svd_on_activations  # noqa: E402
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: E402
 
@@ -65,14 +66,21 @@ class Doubles:
         return getattr(np, name)
 
 
+@contextmanager
+def doubled() -> Iterator[None]:
+    """Double precision for the package and the peer."""
+    with double_precision(), pytest.MonkeyPatch.context() as patch:
+        for module in (ablation_cam, ablation_layer, base_cam, image, svd_on_activations):
+            patch.setattr(module, "np", Doubles())
+        yield
+
+
 def watched(cam: object, run: Callable[[], object], what: str = "get_cam_image") -> Tensor:
     """The map of grad-cam before its relu, min-max and resize."""
     made: list[object] = []
     inner = getattr(cam, what)
     setattr(cam, what, lambda *a, **k: made.append(inner(*a, **k)) or made[-1])
-    with double_precision(), pytest.MonkeyPatch.context() as patch:
-        for module in (ablation_cam, ablation_layer, image, svd_on_activations):
-            patch.setattr(module, "np", Doubles())
+    with doubled():
         run()
     cam.activations_and_grads.gradients = []  # its release fails on gradients that are views
     cam.activations_and_grads.release()
@@ -87,8 +95,7 @@ def theirs(c: Case, kind: str, **options: object) -> Tensor:
     return watched(cam, lambda: cam(c.x, targets, **options))
 
 
-def gradient_gap(method: str, name: str, place: str) -> float:
-    c = case(name, place)
+def gradient_gap(method: str, c: Case) -> float:
     share = 0.1 if method == "xgradcam" else 1e-3  # a sum of A near the guard
     return gap(ours(c, method), theirs(c, GRADIENT[method]), gradient_bound(c, method), share)
 

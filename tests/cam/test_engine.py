@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -47,7 +47,7 @@ def state(model: nn.Module) -> list[Any]:
     return [flags, modules, torch.is_grad_enabled()]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(4)), size=st.integers(1, 4))
 def test_no_map_depends_on_batch_order_or_neighbours(order: list[int], size: int) -> None:
     model, x = build("convnext", torch.float64), images(64, 4)

@@ -118,7 +118,7 @@ def dff_gap(run: Callable[..., Tensor]) -> float:
 
     The guard 1e-9 of each update shifts a fixed point by 1e-9 over its denominator (at least 1).
     """
-    parts = torch.zeros(1, 2, 4, 5)
+    parts = torch.zeros(1, 2, 4, 4)
     parts[0, 0, :2], parts[0, 1, 2:] = 2.0, 1.0
     mix = torch.tensor([[1.0, 0.0], [0.5, 0.0], [0.0, 3.0]])
     maps = run(torch.einsum("ck,bkhw->bchw", mix, parts), concepts=2)[0]
@@ -210,9 +210,9 @@ def test_rollout_by_hand() -> None:
 
 def chefer_gap() -> float:
     model, x = OneBlock().eval(), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    p, g = by_hand(model, x, 2)
+    p, g = by_hand(model, x, 1)
     truth = (p * g).relu()[:, 0, 1:].view(2, 2, 2)
-    found = explain(model, x, "norm1", "chefer", "class:2").maps["chefer", "norm1"][:, 0]
+    found = explain(model, x, "norm1", "chefer", "class:1").maps["chefer", "norm1"][:, 0]
     return gap(found, truth, SAME * truth.amax((1, 2), keepdim=True))
 
 

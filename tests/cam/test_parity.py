@@ -11,7 +11,7 @@ import torchvision
 
 from tests.cam import peers
 from tests.cam.cam_zoo import NARROW, PUBLISHED, stir
-from tests.cam.cases import mnasnet
+from tests.cam.cases import case, mnasnet
 from tests.cam.peers import DECOMPOSED, GRADIENT
 
 SLOW = pytest.mark.slow
@@ -26,7 +26,7 @@ def places(*where: str, relu: bool = False) -> list[object]:
 
 @pytest.mark.parametrize(("name", "place"), places("last", "middle"))
 def test_gradient_methods(name: str, place: str) -> None:
-    gaps = {method: peers.gradient_gap(method, name, place) for method in GRADIENT}
+    gaps = {method: peers.gradient_gap(method, case(name, place)) for method in GRADIENT}
     assert max(gaps.values()) <= 1, gaps
 
 

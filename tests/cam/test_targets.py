@@ -10,8 +10,11 @@ from camray.cam import TargetRule, explain, find_target_layer, find_target_layer
 from camray.cam.targets import Aim, as_rules
 from camray.errors import ModelError, UsageError
 from tests.cam.cam_zoo import images
+from tests.cam.tolerance import near
 
-Z = torch.tensor([[2.0, -1.0, 0.5, 1.0], [0.0, 3.0, -2.0, 2.5]])
+pytestmark = pytest.mark.usefixtures("double")
+
+Z = torch.tensor([[2.0, -1.0, 0.5, 1.0], [0.0, 3.0, -2.0, 2.5]], dtype=torch.float64)
 
 
 def settle(text: str, logits: Tensor = Z, labels: Tensor | None = None) -> tuple[list[object], Tensor]:
@@ -39,13 +42,13 @@ def settle(text: str, logits: Tensor = Z, labels: Tensor | None = None) -> tuple
 def test_rules_by_hand(text: str, classes: list[list[int]], scores: list[list[float]]) -> None:
     found, value = settle(text)
     assert found == classes
-    assert torch.allclose(value, torch.tensor(scores))
+    assert near(value, torch.tensor(scores))
 
 
 def test_softmax_and_rest_by_hand() -> None:
     p = Z.exp() / Z.exp().sum(1, keepdim=True)
-    assert torch.allclose(settle("class:3@softmax")[1][:, 0], p[:, 3])
-    assert torch.allclose(settle("class:3@rest")[1][:, 0], Z[:, 3] + p[:, 3].log())
+    assert near(settle("class:3@softmax")[1][:, 0], p[:, 3])
+    assert near(settle("class:3@rest")[1][:, 0], Z[:, 3] + p[:, 3].log())
 
 
 def test_labels_may_be_unknown_for_some_images() -> None:
@@ -64,7 +67,7 @@ def test_binary_models_have_two_classes() -> None:
 def test_similarity_to_an_embedding() -> None:
     e = torch.tensor([[1.0, 0, 0, 0], [0, 2.0, 0, 0]])
     aim = Aim.settle((TargetRule.similarity(e),), Z, None)
-    assert torch.allclose(aim.scores(Z), torch.stack([Z[:, 0], Z[:, 1]], 1) / Z.norm(dim=1, keepdim=True))
+    assert near(aim.scores(Z), torch.stack([Z[:, 0], Z[:, 1]], 1) / Z.norm(dim=1, keepdim=True))
 
 
 def test_scores_of_packed_rows_follow_their_image() -> None:
@@ -187,7 +190,7 @@ def test_an_image_that_is_not_finite_leaves_its_neighbours() -> None:
     x[1, 0, 0, 0] = torch.inf
     found = explain(Net(), x, "last", ["gradcam", "eigencam", "layercam"], "class:1")
     for key, maps in found.maps.items():
-        assert torch.allclose(maps[[0, 2]], clean.maps[key][[0, 2]], atol=1e-6)
+        assert near(maps[[0, 2]], clean.maps[key][[0, 2]])
 
 
 def test_lengths_and_ranges_are_checked() -> None:
