@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 import torchvision
@@ -46,7 +46,7 @@ FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One layer of one network in double precision, with A and G taken by a plain hook."""
 
@@ -89,6 +89,7 @@ def ours(c: Case, method: str, targets: object = None) -> Tensor:
         return explain(c.model, c.x, c.layer, method, targets).maps[method, c.layer.name][:, 0]
 
 
+@cache
 def gradient_bound(c: Case, method: str, guard: float = 2 * GUARD) -> Tensor:
     """2 n u k, and for XGrad-CAM what another guard in its denominator may change."""
     bound = c.unit * condition(FORMULAS[method], c.A, c.G)
@@ -105,6 +106,7 @@ def turned(component: Tensor, like: Tensor) -> Tensor:
     return component * side.sign()
 
 
+@cache
 def ablated_scores(c: Case) -> Tensor:
     """Scores (B, C) with one channel after the other blanked by a hook in a full forward."""
     scores = []
@@ -136,12 +138,14 @@ def ablation_gap(name: str, place: str) -> float:
     return gap(ours(c, "ablationcam"), truth, ablation_bound(c, scores, ablated))
 
 
+@cache
 def steepest(c: Case) -> Tensor:
     """Largest gradient of any logit in the layer, (B, 1, 1)."""
     each = [layer_and_gradient(c.model, c.x, c.layer.name, lambda z, k=k: z[:, k])[1] for k in range(CLASSES)]
     return torch.stack(each, 1).abs().flatten(1).amax(1)[:, None, None]
 
 
+@cache
 def curvature(c: Case) -> Tensor:
     """Largest entry of H A, the derivative of the gradient along A, by a central difference: (B, 1, 1)."""
     h = 1e-4

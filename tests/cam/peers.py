@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pytest
@@ -87,6 +88,7 @@ def watched(cam: object, run: Callable[[], object], what: str = "get_cam_image")
     return torch.as_tensor(made[0]).double()
 
 
+@cache
 def theirs(c: Case, kind: str, **options: object) -> Tensor:
     cam = getattr(pgc, kind)(c.model, [c.model.get_submodule(c.layer.name)], reshape_transform=c.arch.read)
     if hasattr(cam, "batch_size"):

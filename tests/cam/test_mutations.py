@@ -57,12 +57,8 @@ ANY: Mapping[str, Callable[[Run], Run]] = {
     "a neighbour's map": lambda run: lambda *a, **k: run(*a, **k).roll(1, 0),
     "a hundredth too much": lambda run: lambda *a, **k: 1.01 * run(*a, **k),
 }
-BLIND = {  # what makes no difference to a map
-    ("center", "rows taken for columns"),  # on a square it is its own mirror image
-    *(
-        (m, "a neighbour's map") for m in ("center", "dff", *test_golden.GOLDEN)
-    ),  # the only image, or all alike
-}
+ALIKE = ("center", "dff", *test_golden.GOLDEN)  # one image in its comparison, or the same map for all
+BLIND = {("center", "rows taken for columns"), *((m, "a neighbour's map") for m in ALIKE)}
 
 
 def over(weights: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Run], Run]:

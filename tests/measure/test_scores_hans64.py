@@ -16,7 +16,7 @@ from camray.measure.scores import Batch, Copies, Scores, score_batch
 from camray.measure.statistics import kendall_w, win_rate
 from demo import hans64, train
 
-COUNT = 24
+COUNT = 8
 METHODS = ["gradcam", "hirescam", "layercam", "eigencam"]
 ORDER = [*METHODS, "random", "center", "sobel"]
 Values = dict[str, dict[str, np.ndarray]]
