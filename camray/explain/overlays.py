@@ -31,7 +31,8 @@ def overlay_on_input(image: Image, heat: Map, style: OverlayConfig) -> Image:
     factor = -(-INPUT_SIDE // min(image.shape[:2]))  # rounded up; nearest, so that pixels stay pixels
     image = image.repeat(factor, axis=0).repeat(factor, axis=1) if factor > 1 else image
     height, width = image.shape[:2]
-    return _drawn(image, _resized(_unit(heat), width, height), style)
+    unit = cv2.resize(_unit(heat), (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32)
+    return _drawn(image, unit, style)
 
 
 def overlay_on_original(image: Image, heat: Map, geometry: Geometry, style: OverlayConfig) -> Image:
@@ -95,10 +96,6 @@ def _unit(heat: Map) -> Map:
     positive = np.maximum(heat, 0, dtype=np.float32)
     top = float(positive.max())
     return (positive / top).astype(np.float32) if top > 0 else positive
-
-
-def _resized(heat: Map, width: int, height: int) -> Map:
-    return cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32)
 
 
 def _drawn(image: Image, unit: Map, style: OverlayConfig) -> Image:

@@ -21,16 +21,16 @@ def region_signals(
     maps: Tensor, rows: Sequence[Mapping[str, Any]], input_size: tuple[int, int]
 ) -> list[dict[str, float | None]]:
     """Compute the shares for maps (B, h, w) and their rows; `input_size` is (height, width) of a mask."""
-    return [_of_one(heat, row, input_size) for heat, row in zip(maps, rows, strict=True)]
+    positive = np.maximum(maps.double().cpu().numpy(), 0.0)
+    return [_of_one(q, row, input_size) for q, row in zip(positive, rows, strict=True)]
 
 
-def _of_one(heat: Tensor, row: Mapping[str, Any], input_size: tuple[int, int]) -> dict[str, float | None]:
+def _of_one(q: Grid, row: Mapping[str, Any], input_size: tuple[int, int]) -> dict[str, float | None]:
     boxes, mask = row.get("boxes"), row.get("mask")
     found: dict[str, float | None] = {"heat_in_box": None, "heat_in_mask": None, "heat_in_padding": None}
     padded = is_padded(row)
     if not boxes and mask is None and not padded:
         return found | {"heat_in_padding": 0.0}
-    q = np.maximum(heat.double().cpu().numpy(), 0.0)
     total = q.sum()
     if not np.isfinite(total) or total <= 0:
         return found

@@ -82,7 +82,7 @@ def load_model(
 
 def build(build_args: Mapping[str, Any]) -> nn.Module:
     """Make the bare architecture, without weights, its call giving logits."""
-    return as_logits(sources.build(build_args), **build_args["output"])
+    return as_logits(sources.build(Recipe.from_dict(build_args)), **build_args["output"])
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -117,13 +117,13 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
             "--num-classes", f"{source.recipe.name} takes no num_classes", "--model-arg NAME=VALUE"
         )
     found = checkpoints.read_checkpoint(path, config.trust_pickle, source.code)
-    module = sources.build(source.recipe.to_dict())
+    module = sources.build(source.recipe)
     state, renamed = weights.rename(module, found.state)
     size = weights.head_size(module, state) if config.num_classes is None else None
     notes = [*found.notes, *renamed]
     if size is not None and sources.takes_num_classes(source.recipe):
         resized = source.recipe.with_classes(size)
-        candidate = sources.build(resized.to_dict())
+        candidate = sources.build(resized)
         if not weights.misfits(candidate, state):  # else it was not the head that differs
             source, module = replace(source, recipe=resized), candidate
             notes.append(f"head of {size} outputs, as in {path.name}")

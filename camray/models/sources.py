@@ -19,7 +19,7 @@ import socket
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -49,9 +49,20 @@ class Recipe:
     args: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # own code: path -> text
 
+    @property
+    def code(self) -> OwnCode:
+        """Where the class or function is found, of a recipe of kind own."""
+        module, _, name = self.name.rpartition(":")
+        return OwnCode(module, name, self.files)
+
     def with_classes(self, count: int) -> Recipe:
         """Ask for a head of this size."""
         return replace(self, args={**self.args, "num_classes": count})
+
+    @staticmethod
+    def from_dict(parts: Mapping[str, Any]) -> Recipe:
+        """Read it from what `to_dict` gave, whatever else stands beside it."""
+        return Recipe(**{f.name: parts[f.name] for f in fields(Recipe) if f.name in parts})
 
     def to_dict(self) -> dict[str, Any]:
         """Give what `build` needs, as JSON knows it."""
@@ -71,8 +82,7 @@ class Source:
     @property
     def code(self) -> OwnCode | None:
         """The user's own code, if it is that."""
-        module, _, name = self.recipe.name.rpartition(":")
-        return OwnCode(module, name, self.recipe.files) if self.recipe.kind == "own" else None
+        return self.recipe.code if self.recipe.kind == "own" else None
 
 
 def find_source(config: ModelConfig) -> Source:
@@ -106,25 +116,24 @@ def find_source(config: ModelConfig) -> Source:
     return replace(source, recipe=recipe, weights=weights or source.weights)
 
 
-def build(recipe: Mapping[str, Any]) -> nn.Module:
+def build(recipe: Recipe) -> nn.Module:
     """Make the bare architecture, without weights; its random start is the same every time.
 
     Raises:
         ModelError: arguments it does not take, or code that fails.
     """
-    kind, name = recipe["kind"], recipe["name"]
-    args = dict(recipe.get("args", {}))
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            module = _build(kind, name, args, recipe.get("files", {}))
+            module = _build(recipe)
     except CamrayError:
         raise
     except Exception as error:  # noqa: BLE001 - the user's own code may raise anything
-        said = printable(f"{name}: {type(error).__name__}: {error}")
+        said = printable(f"{recipe.name}: {type(error).__name__}: {error}")
         raise ModelError("--model", said, "--model-arg NAME=VALUE gives an argument") from None
     if not isinstance(module, nn.Module):
-        raise ModelError("--model", f"{name} gives a {type(module).__name__}, no nn.Module", "name a class")
+        said = f"{recipe.name} gives a {type(module).__name__}, no nn.Module"
+        raise ModelError("--model", said, "name a class")
     return module
 
 
@@ -132,26 +141,24 @@ def takes_num_classes(recipe: Recipe) -> bool:
     """Tell whether the size of the head is an argument of the architecture."""
     if recipe.kind != "own":
         return True
-    module, _, name = recipe.name.rpartition(":")
     try:
-        parameters = inspect.signature(load_object(OwnCode(module, name, recipe.files))).parameters
+        parameters = inspect.signature(load_object(recipe.code)).parameters
     except (TypeError, ValueError):
         return False
     kinds = {p.kind for p in parameters.values()}
     return "num_classes" in parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
-def _build(kind: str, name: str, args: dict[str, Any], files: Mapping[str, str]) -> Any:
-    if kind == "timm":
+def _build(recipe: Recipe) -> Any:
+    name, args = recipe.name, dict(recipe.args)
+    if recipe.kind == "timm":
         return timm.create_model(name, pretrained=False, **args)
-    if kind == "torchvision":
+    if recipe.kind == "torchvision":
         if name.startswith(("googlenet", "inception", "vgg")):
             args.setdefault("init_weights", False)  # many seconds of drawing numbers that weights replace
         return torchvision.models.get_model(name, weights=None, **args)
-    module, _, attribute = name.rpartition(":")
-    code = OwnCode(module, attribute, files)
-    with importable(code):
-        return load_object(code)(**args)
+    with importable(recipe.code):
+        return load_object(recipe.code)(**args)
 
 
 def _timm(name: str) -> Source:
