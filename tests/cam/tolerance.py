@@ -26,7 +26,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -46,15 +48,25 @@ def near(found: Tensor, truth: Tensor, share: float = SAME) -> bool:
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """New tensors are doubles, and `Tensor.float()` makes doubles: nothing in the body rounds to float32."""
-    single, before = Tensor.float, torch.get_default_dtype()
-    try:
+    """New tensors are doubles, and `Tensor.float()` makes doubles: nothing in the body rounds to float32.
+
+    Random draws stay the numbers they are outside: float32, widened.
+    """
+
+    def widened(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args, **kwargs: draw(*args, **{"dtype": torch.float32} | kwargs).double()
+
+    before = torch.get_default_dtype()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "float", Tensor.double)
+        for name in ("rand", "randn"):
+            if not isinstance(getattr(torch, name), FunctionType):  # not within a body already
+                patch.setattr(torch, name, widened(getattr(torch, name)))
         torch.set_default_dtype(torch.float64)
-        Tensor.float = Tensor.double  # type: ignore[method-assign]
-        yield
-    finally:
-        Tensor.float = single  # type: ignore[method-assign]
-        torch.set_default_dtype(before)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def roundings(model: nn.Module) -> int:
