@@ -23,15 +23,16 @@ from camray.audit.verdicts import FLAGS, Marks
 UNIT = np.linspace(0, 1, 51)
 GREY = np.linspace(0, 255, 52)
 ROUGH = np.expm1(np.linspace(0, 12, 61))  # variance of the Laplacian: 0 to 160,000, finer where it is small
-EDGES = {
-    "image_mean": GREY, "image_std": np.linspace(0, 128, 65), "image_sharpness": ROUGH,
-    "confidence": UNIT, "margin": UNIT,
-    "heat_ring_mass": UNIT, "heat_corner_mass": UNIT, "heat_entropy": UNIT,
+HISTOGRAMS = {  # column -> family of drift, edges of the bins
+    "image_mean": ("pixel", GREY), "image_std": ("pixel", np.linspace(0, 128, 65)),
+    "image_sharpness": ("pixel", ROUGH), "confidence": ("confidence", UNIT), "margin": ("confidence", UNIT),
+    "heat_ring_mass": ("heat", UNIT), "heat_corner_mass": ("heat", UNIT), "heat_entropy": ("heat", UNIT),
 }  # fmt: skip
-RATES = {  # flag -> of which images it is a share
-    "failed": "rows", "wrong": "labelled", "label_suspect": "labelled", "shortcut_confirmed": "ok",
-    "border_heat": "ok", "dead_map": "ok", "low_margin": "ok", "dark": "ok", "bright": "ok", "flat": "ok",
-    "blurry": "ok",
+RATES = {  # flag -> family of drift, of which images it is a share
+    "failed": ("failures", "rows"), "wrong": ("labels", "labelled"), "label_suspect": ("labels", "labelled"),
+    "shortcut_confirmed": ("heat", "ok"), "border_heat": ("heat", "ok"), "dead_map": ("failures", "ok"),
+    "low_margin": ("confidence", "ok"), "dark": ("pixel", "ok"), "bright": ("pixel", "ok"),
+    "flat": ("pixel", "ok"), "blurry": ("pixel", "ok"),
 }  # fmt: skip
 
 
@@ -126,7 +127,7 @@ class NightState:
         default_factory=lambda: dict.fromkeys(("rows", "ok", "labelled", *RATES), 0)
     )
     histograms: dict[str, Floats] = field(
-        default_factory=lambda: {n: np.zeros(len(e) - 1) for n, e in EDGES.items()}
+        default_factory=lambda: {n: np.zeros(len(e) - 1) for n, (_, e) in HISTOGRAMS.items()}
     )
     classes: dict[int, int] = field(default_factory=dict)
     map_sums: dict[int, Floats] = field(default_factory=dict)  # by predicted class, shares of heat
@@ -142,7 +143,7 @@ class NightState:
         self.counts["labelled"] += int((~np.isnan(number(batch, "correct"))).sum())
         for name in RATES:
             self.counts[name] += int(flags[name].sum())
-        for name, edges in EDGES.items():
+        for name, (_, edges) in HISTOGRAMS.items():
             values = number(batch, name)
             values = values[~np.isnan(values)].clip(edges[0], edges[-1])
             self.histograms[name] += np.histogram(values, edges)[0]

@@ -26,7 +26,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2, chi2_contingency, false_discovery_control, norm
 
 from camray.audit.columns import Floats
-from camray.audit.counts import RATES, NightState
+from camray.audit.counts import HISTOGRAMS, RATES, NightState
 
 Level = Literal["none", "moderate", "major"]
 
@@ -36,16 +36,7 @@ PSI_MODERATE, PSI_MAJOR = 0.1, 0.25
 DISTANCE_MODERATE, DISTANCE_MAJOR = 0.1, 0.2
 TIMES_MODERATE, TIMES_MAJOR = 2.0, 4.0  # how much rarer or more frequent
 FEWEST = 30  # images on each side, below which nothing is said
-_FAMILIES = {
-    "image_mean": "pixel", "image_std": "pixel", "image_sharpness": "pixel",
-    "confidence": "confidence", "margin": "confidence",
-    "heat_ring_mass": "heat", "heat_corner_mass": "heat", "heat_entropy": "heat",
-}  # fmt: skip
-_RATE_FAMILIES = {
-    "failed": "failures", "dead_map": "failures", "wrong": "labels", "label_suspect": "labels",
-    "shortcut_confirmed": "heat", "border_heat": "heat", "low_margin": "confidence",
-    "dark": "pixel", "bright": "pixel", "flat": "pixel", "blurry": "pixel",
-}  # fmt: skip
+_MAJOR = {"PSI": PSI_MAJOR, "JS distance": DISTANCE_MAJOR, "times": TIMES_MAJOR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +56,7 @@ def compare_nights(reference: NightState, tonight: NightState) -> list[Finding]:
     """Compare two nights; nothing where one of them has fewer than 30 images."""
     if min(reference.counts["ok"], tonight.counts["ok"]) < FEWEST:
         return []
-    found = [_psi(name, reference.histograms[name], tonight.histograms[name]) for name in _FAMILIES]
+    found = [_psi(name, reference.histograms[name], tonight.histograms[name]) for name in HISTOGRAMS]
     found.append(_class_mix(reference, tonight))
     found += [_rate(name, reference, tonight) for name in RATES]
     return [*_with_levels(found), _mean_map(reference, tonight)]
@@ -104,7 +95,7 @@ def _psi(name: str, reference: Floats, current: Floats) -> Finding:
     spread = 1 / reference.sum() + 1 / current.sum()
     floor = float(chi2.isf(FALSE_ALARMS, max(bins - 1, 1)) * spread)
     p = float(chi2.sf(value / spread, max(bins - 1, 1)))
-    return Finding(_FAMILIES[name], name, "PSI", value, max(PSI_MODERATE, floor), p)
+    return Finding(HISTOGRAMS[name][0], name, "PSI", value, max(PSI_MODERATE, floor), p)
 
 
 def _class_mix(reference: NightState, tonight: NightState) -> Finding:
@@ -118,13 +109,13 @@ def _class_mix(reference: NightState, tonight: NightState) -> Finding:
 
 def _rate(name: str, reference: NightState, tonight: NightState) -> Finding:
     """Compare a share; the value says how many times it grew or shrank, half an image added to each."""
-    of = RATES[name]
+    family, of = RATES[name]
     (a, n), (b, m) = ((s.counts[name], max(s.counts[of], 1)) for s in (reference, tonight))
     times = ((b + 0.5) / (m + 1)) / ((a + 0.5) / (n + 1))
     pooled = (a + b) / (n + m)
     spread = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
     p = float(2 * norm.sf(abs(a / n - b / m) / spread)) if spread > 0 else 1.0
-    return Finding(_RATE_FAMILIES[name], f"{name}_rate", "times", max(times, 1 / times), TIMES_MODERATE, p)
+    return Finding(family, f"{name}_rate", "times", max(times, 1 / times), TIMES_MODERATE, p)
 
 
 def _mean_map(reference: NightState, tonight: NightState) -> Finding:
@@ -139,9 +130,6 @@ def _distance(p: Floats, q: Floats) -> float:
     """Jensen-Shannon distance of two histograms: 0 equal .. 1 disjoint."""
     with np.errstate(invalid="ignore"):  # of equal ones rounding can leave the root of less than nothing
         return float(np.nan_to_num(jensenshannon(p, q, base=2)))
-
-
-_MAJOR = {"PSI": PSI_MAJOR, "JS distance": DISTANCE_MAJOR, "times": TIMES_MAJOR}
 
 
 def _surviving(findings: Sequence[Finding]) -> list[bool]:

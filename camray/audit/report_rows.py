@@ -62,7 +62,7 @@ def written_rows(
     for batch in records.to_batches():
         keys = pa.table({"shard": batch.column("shard"), "index": batch.column("index")})
         keys = keys.append_column("row", pa.array(np.arange(len(batch))))
-        both = keys.join(places, ["shard", "index"], join_type="inner")
+        both = keys.join(places, ["shard", "index"], join_type="inner").sort_by("row")
         chosen = pa.Table.from_batches([batch]).take(both.column("row")).to_pylist()
         for place, record in zip(both.column("place").to_pylist(), chosen, strict=True):
             if not texts[place]:  # of several targets the first

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from camray.audit.counts import EDGES, RATES, NightState
+from camray.audit.counts import HISTOGRAMS, RATES, NightState
 from camray.audit.drift import compare_nights, level_of, psi
 from camray.audit.verdicts import FLAGS
 from tests.audit.report_world import records
@@ -67,7 +67,7 @@ def test_psi_is_chi_square_without_drift() -> None:
     """Over 400 nights PSI / (1/n + 1/m) has the mean and the tail of chi-square with 9 degrees of freedom."""
     rng, values, floor, n = np.random.default_rng(0), [], 0, 500
     for _ in range(400):
-        r, c = (np.histogram(rng.random(n), EDGES["confidence"])[0].astype(float) for _ in range(2))
+        r, c = (np.histogram(rng.random(n), HISTOGRAMS["confidence"][1])[0].astype(float) for _ in range(2))
         value, bins = psi(r, c)
         values.append(value / (2 / n))
         floor += value / (2 / n) > stats.chi2.isf(0.05, bins - 1)
@@ -86,7 +86,7 @@ def test_a_state_survives_a_file_and_a_night_like_it_does_not_drift() -> None:
     again = NightState.from_json(json.loads(json.dumps(one.to_json())))
     assert set(again.counts) == {"rows", "ok", "labelled", *RATES}
     assert (again.counts, again.classes, again.grid) == (one.counts, one.classes, one.grid)
-    for name in EDGES:
+    for name in HISTOGRAMS:
         assert (again.histograms[name] == one.histograms[name]).all()
     for c, total in one.map_sums.items():
         assert np.allclose(again.map_sums[c], total, atol=1e-3)
