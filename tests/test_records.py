@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from camray import records
 from camray.errors import ErrorCode
 from camray.records import (
+    COLUMNS,
     MEMBER,
     RECORD_SCHEMA,
     Accounting,
@@ -192,6 +193,13 @@ def test_record_schema_keeps_to_types_delta_has() -> None:
 
     allowed = {pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.bool_()}
     assert {leaf for f in RECORD_SCHEMA for leaf in leaves(f.type)} <= allowed
+
+
+def test_a_column_is_declared_once_and_says_what_it_is() -> None:
+    assert [(c.name, c.type) for c in COLUMNS] == [(f.name, f.type) for f in RECORD_SCHEMA]
+    for column in COLUMNS:
+        assert column.doc, column.name
+        assert "|" not in column.doc + column.unit, column.name  # a cell of the table in docs/format.md
 
 
 PROMISED = """
