@@ -16,7 +16,7 @@ _GIVEN = "ARCHIVE OUT --model NAME"
 _job = partial(verb, given=_GIVEN, is_job=True)
 
 
-def typed(args: argparse.Namespace) -> Config:
+def typed_config(args: argparse.Namespace) -> Config:
     """Read the config of a command; `plan` has the defaults of the command that it plans.
 
     Raises:
@@ -37,7 +37,7 @@ def planned(args: argparse.Namespace) -> str:
 
 def _whole(args: argparse.Namespace) -> Config:
     """Read the config, and refuse one that does not say what is explained, where to, and by which model."""
-    config = typed(args)
+    config = typed_config(args)
     named = {"ARCHIVE": config.archive.path, "OUT": config.out, "--model": config.model.name}
     for field, value in named.items():
         if not value:
@@ -120,7 +120,7 @@ def layers(args: argparse.Namespace) -> ExitCode:
     """List the layers of a model and mark the one camray would choose."""
     from camray.models.layers import draw_maps, print_layers
 
-    config = typed(args)
+    config = typed_config(args)
     if hasattr(args, "maps"):
         return draw_maps(
             config, args.maps, getattr(args, "image", None), getattr(args, "save", "feature-maps")

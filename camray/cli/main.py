@@ -8,18 +8,26 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from importlib import import_module
 
 from camray import __version__
-from camray.cli import jobs, upkeep
-from camray.cli.arguments import Parser
+from camray.cli.arguments import Parser, Verb
+from camray.cli.jobs import typed_config
 from camray.errors import CamrayError, ExitCode, in_a_line, printable
 from camray.flow.stopping import Stopped, stoppable
 from camray.options import SETTINGS, to_toml
 
-VERBS = (
-    jobs.plan, jobs.explain, jobs.audit, jobs.compare, upkeep.status, upkeep.verify, upkeep.report,
-    upkeep.prune, jobs.layers,
-)  # fmt: skip
+VERBS = (  # in the order of --help: module and function of `camray.cli`
+    "jobs.plan",
+    "jobs.explain",
+    "jobs.audit",
+    "jobs.compare",
+    "upkeep.status",
+    "upkeep.verify",
+    "upkeep.report",
+    "upkeep.prune",
+    "jobs.layers",
+)
 _EXITS = "exit codes:\n" + "\n".join(f"  {int(code):>3}  {code.meaning}" for code in ExitCode)
 _EXIT_NAMES = "exit codes: " + " · ".join(f"{int(code)} {code.name.lower()}" for code in ExitCode)
 _SHORT_EXITS = textwrap.fill(_EXIT_NAMES.replace("_", " ") + " (camray --help)", 98, subsequent_indent="  ")
@@ -33,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shows, code = hasattr(args, "print_config"), ExitCode.DONE
     try:
         if shows:
-            print(to_toml(jobs.typed(args)), end="")
+            print(to_toml(typed_config(args)), end="")
         else:
             with stoppable():
                 code = args.verb.run(args)
@@ -77,7 +85,9 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", prog="camray", parser_class=Parser
     )
-    for verb in VERBS:
+    for place in VERBS:
+        module, _, name = place.partition(".")
+        verb: Verb = getattr(import_module(f"camray.cli.{module}"), name)
         sub = commands.add_parser(
             verb.name, help=verb.text, description=verb.text, epilog=_SHORT_EXITS,
             usage=f"camray {verb.name} {verb.given} [options]", argument_default=argparse.SUPPRESS,

@@ -191,7 +191,7 @@ def test_settings_out_of_range(name: str, value: object, said: str) -> None:
 
 
 def test_toml_and_options_say_the_same(tmp_path: Any) -> None:
-    from camray.cli.jobs import typed
+    from camray.cli.jobs import typed_config
     from camray.cli.main import build_parser
 
     (tmp_path / "c.toml").write_text(
@@ -203,6 +203,6 @@ def test_toml_and_options_say_the_same(tmp_path: Any) -> None:
         "explain a o --model m.py:Net --model-arg width=8 --model-arg deep=False --input-size 256 "
         "--resize 256x320 --mean 0.5,0.5,0.5 --std 0.5"
     )
-    assert typed(build_parser().parse_args(line.split())) == by_file
+    assert typed_config(build_parser().parse_args(line.split())) == by_file
     more = load(str(tmp_path / "c.toml"), {"model.args": {"width": 4, "name": "x"}})
     assert more.model.args == {"width": 4, "deep": False, "name": "x"}
