@@ -22,8 +22,7 @@ from camray.audit.reviewed import decisions, take_in
 from camray.audit.update import ModelUpdate, compare_models
 from camray.config import AuditConfig
 from camray.errors import ExitCode, UsageError, printable
-from camray.ledger.out import open_out
-from camray.ledger.runs import RUNS
+from camray.ledger.out import RUNS, open_out
 from camray.storage import Folder
 
 CONFIDENCE_DISTANCE, HEAT_COSINE = 0.01, 0.99  # a GPU in place of a CPU stays within both

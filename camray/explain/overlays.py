@@ -73,13 +73,13 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
     return bytes(data)
 
 
-def overlay_path(explainer: str, shard_id: str, index: int, key: str, target: str) -> str:
+def overlay_name(shard_id: str, index: int, key: str, target: str) -> str:
     """Name an overlay after its image and the class explained: safe and bounded whatever these are called.
 
     Unique by shard content, index and target; two targets whose names slug alike differ in `target`'s class.
     """
     name = "-".join(part for part in (_slug(key.rpartition("/")[2], 40), _slug(target, 30)) if part)
-    return f"overlays/{explainer}/{shard_id}/{index:06d}{'-' if name else ''}{name}.jpg"
+    return f"{shard_id}/{index:06d}{'-' if name else ''}{name}.jpg"
 
 
 def _slug(text: str, limit: int) -> str:

@@ -21,6 +21,7 @@ from camray.explain import overlays
 from camray.flow.guard import Guard
 from camray.image.guarded import decoder_of
 from camray.image.health import image_health
+from camray.ledger.out import overlay_folder
 from camray.ledger.plan import ShardTask
 from camray.ledger.sink import write_records
 from camray.ledger.table import RECORDS, Kind
@@ -226,7 +227,8 @@ class Sink(ChunkSink):
         key = key_of(image["member"].as_py())
         class_id, label = image["target_class"].as_py(), image["target_label"].as_py()
         target = f"{class_id} {label}" if label else f"class {class_id}"
-        return overlays.overlay_path(self._owner, chunk.shard_id, image["index"].as_py(), key, target)
+        name = overlays.overlay_name(chunk.shard_id, image["index"].as_py(), key, target)
+        return f"{overlay_folder(self._owner)}/{name}"
 
 
 def _caption(image: pa.StructScalar) -> str:

@@ -27,8 +27,8 @@ from camray.flow.flow import Engine, Pool, explain_flow
 from camray.flow.here import run_here
 from camray.job.prepare import Prepared
 from camray.ledger.committed import PARTITION
+from camray.ledger.out import canary_file, run_file
 from camray.ledger.plan import ShardTask
-from camray.ledger.runs import RUNS
 from camray.ledger.table import Table
 from camray.records import Chunk, Data, Shard
 from camray.storage import Folder
@@ -51,12 +51,12 @@ def look(ready: Prepared, engine: Engine, run_id: str, size: int) -> None:
     wanted = [replace(shards[uri], selection=places) for uri, places in chosen.items() if uri in shards]
     weights = engine.share(arrays_of(ready.model.module))
     now = engine.once(explain_again, engine.pool, weights, wanted, ready.config, explainer)
-    ready.out.write(f"{RUNS}/{run_id}/canary.json", json.dumps(difference(first, now)).encode())
+    ready.out.write(run_file(run_id, "canary.json"), json.dumps(difference(first, now)).encode())
 
 
 def first_answers(out: Folder, explainer: str, size: int) -> list[Answer]:
     """Give what was kept of the canary images; chosen again for as long as there are too few."""
-    path = f"canary/{explainer}.json"
+    path = canary_file(explainer)
     kept: list[Answer] = json.loads(out.read(path)) if out.exists(path) else []
     if len(kept) < size:
         kept = choose(Table(out), explainer, size)

@@ -18,6 +18,7 @@ from camray.archive.members import select
 from camray.config import Config, Explainer
 from camray.errors import EmptyArchiveError, UsageError, printable
 from camray.ledger.intake import Grouping, group_files, recall
+from camray.ledger.out import RUNS, TABLE, log_folder
 from camray.ledger.plan import Plan, ShardTask, make_plan
 from camray.ledger.table import Table
 from camray.records import Shard
@@ -99,7 +100,7 @@ def check_out(config: Config) -> Folder:
     kind = out.reach("OUT")
     if kind == pafs.FileType.File:
         raise UsageError("OUT", f"{out.uri} is a file", "give a folder")
-    ours = out.exists("records/_delta_log") or out.exists("runs")
+    ours = out.exists(log_folder(TABLE)) or out.exists(RUNS)
     if kind == pafs.FileType.Directory and not ours:
         found = next(iter(out.folders()), None) or next((e.path for e in out.entries(recursive=False)), None)
         if found is not None:
@@ -127,7 +128,7 @@ def _check_local_out(out: Folder, archive: str) -> None:
 
 def _refuse_links(out: Path) -> None:
     """Refuse folders of OUT that lead elsewhere: who may write in OUT must not choose where a run writes."""
-    for link in (*out.glob("*"), *out.glob("*/_delta_log")):
+    for link in (*out.glob("*"), *out.glob(log_folder("*"))):
         if link.is_symlink() and link.is_dir():
             where = printable(f"{link} is a link to {link.readlink()}")
             raise UsageError("OUT", where, "remove the link; OUT itself may be one")

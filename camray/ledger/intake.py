@@ -20,10 +20,10 @@ from deltalake.exceptions import CommitFailedError
 
 from camray.errors import IncompleteError
 from camray.ledger import log
+from camray.ledger.out import INTAKE
 from camray.records import LooseFile, Shard
 from camray.storage import Folder
 
-INTAKE = "intake"
 GROUP_SIZE = 256  # the cost of one changed file: at most this many images are done again
 
 _SCHEMA = pa.schema(

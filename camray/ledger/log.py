@@ -12,6 +12,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from camray.errors import UsageError, printable, said_by
+from camray.ledger.out import log_folder
 from camray.storage import Folder
 
 _T = TypeVar("_T")
@@ -22,7 +23,7 @@ _AT_FAULT = re.compile(r"Generic (?!LocalFileSystem)\w+ error")
 
 def entry(folder: str, version: int) -> str:
     """Give the place of a log entry below OUT; `folder` is the table's."""
-    return f"{folder}/_delta_log/{version:020d}.json"
+    return f"{log_folder(folder)}/{version:020d}.json"
 
 
 def is_stillborn(out: Folder, folder: str) -> bool:
@@ -34,7 +35,7 @@ def is_stillborn(out: Folder, folder: str) -> bool:
 def flush(out: Folder, folder: str, version: int) -> None:
     """Make a log entry durable, and the checkpoint beside it: Delta Lake leaves that to chance."""
     checkpoint = (f"{version:020d}.checkpoint.parquet", "_last_checkpoint")
-    out.flush([entry(folder, version), *(f"{folder}/_delta_log/{name}" for name in checkpoint)])
+    out.flush([entry(folder, version), *(f"{log_folder(folder)}/{name}" for name in checkpoint)])
 
 
 def is_store_at_fault(error: OSError | DeltaError) -> bool:

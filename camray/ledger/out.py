@@ -7,14 +7,92 @@ OUT/runs/<run>/          run.json, heartbeat, what the audit of that night found
 OUT/intake/              which loose files make up which shard
 OUT/audit/, qa/, qa-inbox/, report/                            verdicts, people's decisions, pages
 OUT/canary/<explainer>.json                                    the first answers of the canary images
-OUT/scores/, panels/, comparisons/                             what `compare` measured
+OUT/scores/, panels/, costs/, comparisons/                     what `compare` measured
+
+Every path here is relative to OUT.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+from camray.config import Explainer, InputSpec
 from camray.errors import UsageError
-from camray.ledger.table import Table
 from camray.storage import Folder, open_folder
+
+if TYPE_CHECKING:
+    from camray.ledger.table import Table
+
+TABLE, INTAKE, AUDIT, QA, SCORES = "records", "intake", "audit", "qa", "scores"  # Delta tables
+LOG = "_delta_log"  # in each of them
+EXPLAINERS, PANELS, RUNS, OVERLAYS, REPORT, INBOX = (
+    "explainers", "panels", "runs", "overlays", "report", "qa-inbox",
+)  # fmt: skip
+PRUNED = f"{OVERLAYS}/pruned.json"
+
+
+def run_file(run_id: str, name: str) -> str:
+    """Give the place of a file of a run: run.json, heartbeat.json, summary.json ..."""
+    return f"{RUNS}/{run_id}/{name}"
+
+
+def explainer_file(explainer: str) -> str:
+    """Give the place of what an explainer id stands for."""
+    return f"{EXPLAINERS}/{explainer}.json"
+
+
+def panel_file(panel: str) -> str:
+    """Give the place of what a panel id stands for."""
+    return f"{PANELS}/{panel}.json"
+
+
+def costs_file(panel: str) -> str:
+    """Give the place of what a panel costs an image."""
+    return f"costs/{panel}.json"
+
+
+def comparison_file(sample: str, name: str) -> str:
+    """Give the place of a file of the comparison on a sample."""
+    return f"comparisons/{sample}/{name}"
+
+
+def canary_file(explainer: str) -> str:
+    """Give the place of the first answers of the canary images."""
+    return f"canary/{explainer}.json"
+
+
+def overlay_folder(explainer: str) -> str:
+    """Give the folder of an explainer's pictures."""
+    return f"{OVERLAYS}/{explainer}"
+
+
+def log_folder(table: str) -> str:
+    """Give the folder of a table's Delta log."""
+    return f"{table}/{LOG}"
+
+
+def files_of_runs(out: Folder, name: str) -> list[str]:
+    """List the files of this name of all runs, oldest run first."""
+    return [f"{RUNS}/{e.path}" for e in out.entries(RUNS) if e.path.endswith(f"/{name}")]
+
+
+def read_explainer(out: Folder, explainer: str) -> Explainer:
+    """Read what an explainer id stands for.
+
+    Raises:
+        OSError, ValueError: it is not there, or damaged.
+    """
+    told: dict[str, Any] = json.loads(out.read(explainer_file(explainer)))
+    try:
+        known = {f.name: told[f.name] for f in fields(Explainer) if f.name in told}
+        sides = told["input"].items()
+        spec: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sides}
+        found = Explainer(**known | {"input": InputSpec(**spec)})
+        return replace(found, class_names=tuple(found.class_names))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{explainer_file(explainer)} is no explainer: {error}") from None
 
 
 def open_out(place: str) -> tuple[Folder, Table]:
@@ -23,6 +101,8 @@ def open_out(place: str) -> tuple[Folder, Table]:
     Raises:
         UsageError: there is no camray table.
     """
+    from camray.ledger.table import Table  # which stands on the paths above
+
     out = open_folder(place, "OUT")
     out.reach("OUT")
     table = Table(out)

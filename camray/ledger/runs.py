@@ -23,10 +23,10 @@ from typing import Any, Self
 
 from camray.config import Config, Explainer
 from camray.errors import ExitCode, OutputLockedError, redacted
+from camray.ledger.out import RUNS, explainer_file, files_of_runs, run_file
 from camray.records import Accounting
 from camray.storage import Folder
 
-RUNS = "runs"
 HEARTBEAT_S = 15.0
 STALE_S = 60.0  # four missed heartbeats
 _PACKAGES = ("camray", "torch", "torchvision", "timm", "ray", "pyarrow", "deltalake", "pillow", "numpy")
@@ -79,7 +79,7 @@ class RunReport:
     def write(self, out: Folder) -> None:
         """Write run.json, replacing the run's earlier one."""
         text = json.dumps(dataclasses.asdict(self), indent=1, default=str)
-        out.write(f"{RUNS}/{self.run_id}/run.json", redacted(text).encode())
+        out.write(run_file(self.run_id, "run.json"), redacted(text).encode())
 
 
 def first_report(
@@ -110,18 +110,14 @@ def installed_versions() -> dict[str, str]:
 
 def read_reports(out: Folder) -> list[dict[str, Any]]:
     """Read every run.json, oldest first."""
-    return [
-        json.loads(out.read(f"{RUNS}/{entry.path}"))
-        for entry in out.entries(RUNS)
-        if entry.path.endswith("/run.json")
-    ]
+    return [json.loads(out.read(path)) for path in files_of_runs(out, "run.json")]
 
 
 def crashed_last(out: Folder) -> bool:
     """Tell whether the latest run crashed, or went without a word."""
     last = max(out.folders(RUNS), default="")
     try:
-        report = json.loads(out.read(f"{RUNS}/{last}/run.json"))
+        report = json.loads(out.read(run_file(last, "run.json")))
     except (FileNotFoundError, ValueError):
         return False
     return isinstance(report, dict) and report.get("exit", 0) in (None, ExitCode.CRASH)
@@ -129,7 +125,7 @@ def crashed_last(out: Folder) -> bool:
 
 def write_explainer(out: Folder, explainer: Explainer) -> None:
     """Say once, in full, what an explainer id stands for."""
-    path = f"explainers/{explainer.id}.json"
+    path = explainer_file(explainer.id)
     if not out.exists(path):
         text = json.dumps(json.loads(explainer.to_json()), indent=1, sort_keys=True)
         out.write(path, text.encode())
@@ -140,7 +136,7 @@ class Hold:
 
     def __init__(self, out: Folder, run_id: str, force: bool = False) -> None:
         self._out, self._run_id, self._force = out, run_id, force
-        self._path = f"{RUNS}/{run_id}/heartbeat.json"
+        self._path = run_file(run_id, "heartbeat.json")
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._owner: dict[str, Any] = {

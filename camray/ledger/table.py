@@ -23,10 +23,10 @@ from deltalake.transaction import AddAction, RemoveAction
 from camray.errors import IncompleteError, UsageError, printable
 from camray.ledger import log
 from camray.ledger.committed import PARTITION, CommittedFiles, RecordFile, is_committed
+from camray.ledger.out import TABLE
 from camray.records import RECORD_SCHEMA, SCHEMA_VERSION, Accounting, Receipt, Shard
 from camray.storage import Folder
 
-TABLE = "records"
 COMMIT_ATTEMPTS = 20
 
 _NO_FILES = pa.table(

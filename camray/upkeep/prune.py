@@ -22,8 +22,7 @@ from deltalake import DeltaTable
 from camray.audit.judge import AUDIT
 from camray.errors import ExitCode, OutputLockedError, UsageError, printable
 from camray.ledger import log
-from camray.ledger.out import open_out
-from camray.ledger.runs import RUNS
+from camray.ledger.out import RUNS, open_out
 from camray.ledger.table import Table
 from camray.storage import Entry, Folder
 

@@ -15,9 +15,9 @@ from camray.config import OverlayConfig
 from camray.explain import overlays
 from camray.explain.overlays import (
     encode_jpeg,
+    overlay_name,
     overlay_on_input,
     overlay_on_original,
-    overlay_path,
     with_caption,
 )
 from camray.records import Geometry
@@ -156,16 +156,14 @@ def test_any_name_is_harmless(key: str) -> None:
 
 
 def check_name(key: str) -> None:
-    for path in (overlay_path("e1", "k-c", 7, key, "3 tabby cat"), overlay_path("e1", "k-c", 7, "x", key)):
+    for path in (overlay_name("k-c", 7, key, "3 tabby cat"), overlay_name("k-c", 7, "x", key)):
         assert posixpath.normpath(path) == path
-        assert re.fullmatch(r"overlays/e1/k-c/000007(-[a-z0-9]([a-z0-9-]{0,69}[a-z0-9])?)?\.jpg", path)
+        assert re.fullmatch(r"k-c/000007(-[a-z0-9]([a-z0-9-]{0,69}[a-z0-9])?)?\.jpg", path)
 
 
 def test_names_differ_by_index_and_help_people() -> None:
-    assert overlay_path("e", "s", 0, "x", "3") != overlay_path("e", "s", 1, "x", "3")
-    assert (
-        overlay_path("e", "s", 12, "cats/Tabby 3", "4 Big cat") == "overlays/e/s/000012-tabby-3-4-big-cat.jpg"
-    )
+    assert overlay_name("s", 0, "x", "3") != overlay_name("s", 1, "x", "3")
+    assert overlay_name("s", 12, "cats/Tabby 3", "4 Big cat") == "s/000012-tabby-3-4-big-cat.jpg"
 
 
 def test_the_triple_shows_image_map_and_blend() -> None:

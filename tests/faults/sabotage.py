@@ -22,6 +22,7 @@ from camray.archive.names import name_kind
 from camray.errors import ErrorCode
 from camray.flow import stages
 from camray.ledger import commit, committed, plan, runs, table
+from camray.ledger.out import RUNS
 from camray.records import Member, Status, account
 from camray.upkeep import verify
 
@@ -166,7 +167,7 @@ def _hold_by_own_clock() -> None:
     real = runs._live_other
 
     def live_other(out: storage.Folder, run_id: str, only_earlier: bool = False) -> Any:
-        beats = [e for e in out.entries(runs.RUNS) if run_id not in e.path and "heartbeat" in e.path]
+        beats = [e for e in out.entries(RUNS) if run_id not in e.path and "heartbeat" in e.path]
         fresh = any(time.time() - int(e.version) / 1e9 < runs.STALE_S for e in beats)
         return real(out, run_id, only_earlier) if fresh else None
 

@@ -14,6 +14,7 @@ import pytest
 from camray.config import Config, Explainer, InputSpec
 from camray.errors import ExitCode, OutputLockedError
 from camray.ledger import runs
+from camray.ledger.out import explainer_file, read_explainer
 from camray.ledger.runs import (
     STALE_S,
     Hold,
@@ -263,3 +264,19 @@ def test_an_explainer_is_written_once_in_full(out: Folder) -> None:
     path.write_text("kept")
     write_explainer(out, EXPLAINER)
     assert path.read_text() == "kept"
+
+
+def test_what_an_explainer_stands_for_is_read_as_it_was_written(out: Folder) -> None:
+    write_explainer(out, EXPLAINER)
+    assert read_explainer(out, EXPLAINER.id) == EXPLAINER
+    told = json.loads(out.read(explainer_file(EXPLAINER.id)))
+    del told["activation"]  # of a table from before there was a choice
+    out.write(explainer_file("older"), json.dumps(told | {"of a later camray": 1}).encode())
+    assert read_explainer(out, "older") == EXPLAINER
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"input": {}}', '{"input": 3}'])
+def test_a_damaged_description_is_a_value_error(out: Folder, text: str) -> None:
+    out.write(explainer_file("e"), text.encode())
+    with pytest.raises(ValueError, match=r"."):
+        read_explainer(out, "e")
