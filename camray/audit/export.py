@@ -22,7 +22,7 @@ from camray.audit.night import latest_nights
 from camray.audit.report_rows import audit_rows, written_rows
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger import log
-from camray.ledger.out import open_out
+from camray.ledger.out import AUDIT, QA, TABLE, open_out, read_explainer
 from camray.storage import Folder, open_folder
 
 Row = dict[str, Any]  # of the queue, as `report_rows.as_shown` gives it
@@ -52,7 +52,7 @@ def print_export(place: str, kind: str, to: str, limit: int, prefix: str, as_jso
     target = open_folder(to, "--to")
     if next(iter(target.entries()), None) is not None:
         raise UsageError("--to", f"{target.uri} is not empty", "give a new folder")
-    names = json.loads(out.read(f"explainers/{explainer}.json"))["class_names"]
+    names = read_explainer(out, explainer).class_names
     judged = audit_rows(out, explainer, limit)
     rows = [json.loads(text) for text in written_rows(out, table, explainer, judged, names) if text]
     written = 0
@@ -115,7 +115,7 @@ def label_studio(_out: Folder, rows: Sequence[Row], prefix: str) -> Files:
 def duckdb_views(out: Folder, _rows: Sequence[Row], _prefix: str) -> Files:
     """views.sql: `records`, `audit`, `qa` over the committed files."""
     views = ["-- as committed now; write it anew after the next night"]
-    for name in ("records", "audit", "qa"):
+    for name in (TABLE, AUDIT, QA):
         if log.exists(out, name):
             paths = log.opened(out, name).file_uris()
             files = ",\n  ".join("'" + path.replace("'", "''") + "'" for path in paths)

@@ -30,11 +30,11 @@ from camray.audit.reviewed import Key
 from camray.config import AuditConfig
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
+from camray.ledger.out import AUDIT
 from camray.ledger.table import Table
 from camray.records import Status
 from camray.storage import Folder
 
-AUDIT = "audit"
 AUDIT_SCHEMA = pa.schema(
     [
         (PARTITION, pa.string()),

@@ -22,7 +22,7 @@ from camray.audit.reviewed import decisions, take_in
 from camray.audit.update import ModelUpdate, compare_models
 from camray.config import AuditConfig
 from camray.errors import ExitCode, UsageError, printable
-from camray.ledger.out import RUNS, open_out
+from camray.ledger.out import explainer_file, files_of_runs, open_out, run_file
 from camray.storage import Folder
 
 CONFIDENCE_DISTANCE, HEAT_COSINE = 0.01, 0.99  # a GPU in place of a CPU stays within both
@@ -173,7 +173,7 @@ def audit_night(
     before = [night for night in nights if night.explainer == explainer]
     taken = take_in(out, reviewed)
     past = Past(frozenset(run for n in before for run in n.covers), decisions(out, explainer))
-    what = json.loads(out.read(f"explainers/{explainer}.json"))
+    what = json.loads(out.read(explainer_file(explainer)))
     names = what["class_names"]
     tally = judge_archive(out, table, explainer, int(what["num_classes"]), settings, past, run_id)
     rates, drift = tally.night.rates(), _drift(out, tally.state, before, settings.baseline)
@@ -209,8 +209,8 @@ def audit_night(
 
 def read_nights(out: Folder) -> list[Night]:
     """Read the summary of every night, oldest first."""
-    names = [e.path for e in out.entries(RUNS) if e.path.endswith("/summary.json")]
-    return [Night.from_json(json.loads(out.read(f"{RUNS}/{name}"))) for name in names]
+    names = files_of_runs(out, "summary.json")
+    return [Night.from_json(json.loads(out.read(name))) for name in names]
 
 
 def latest_nights(out: Folder) -> list[Night]:
@@ -231,7 +231,7 @@ def read_state(out: Folder, run_id: str) -> dict[str, Any] | None:
 
 
 def _read(out: Folder, run_id: str, name: str) -> dict[str, Any] | None:
-    path = f"{RUNS}/{run_id}/{name}.json"
+    path = run_file(run_id, f"{name}.json")
     return json.loads(out.read(path)) if out.exists(path) else None
 
 
@@ -260,11 +260,11 @@ def _drift(out: Folder, tonight: NightState, before: Sequence[Night], baseline: 
 
 def _write(out: Folder, night: Night, state: NightState) -> None:
     """Write the files of a night; the summary last: it says that the night is done."""
-    folder, summary = f"{RUNS}/{night.run_id}", json.dumps(night.to_json(), indent=1)
-    out.write(f"{folder}/state.json", json.dumps(state.to_json()).encode())
-    out.write(f"{folder}/metrics.prom", _metrics(night).encode())
-    out.write(f"{folder}/message.txt", f"{night.message}\n".encode())
-    out.write(f"{folder}/summary.json", summary.encode())
+    summary = json.dumps(night.to_json(), indent=1)
+    out.write(run_file(night.run_id, "state.json"), json.dumps(state.to_json()).encode())
+    out.write(run_file(night.run_id, "metrics.prom"), _metrics(night).encode())
+    out.write(run_file(night.run_id, "message.txt"), f"{night.message}\n".encode())
+    out.write(run_file(night.run_id, "summary.json"), summary.encode())
 
 
 def _metrics(night: Night) -> str:

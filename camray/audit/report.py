@@ -20,10 +20,9 @@ from camray.audit.night import Night, latest_nights, read_state
 from camray.audit.report_rows import SHOWN, audit_rows, index_file, row_files, written_rows
 from camray.audit.verdicts import FLAGS, VERDICTS, title
 from camray.errors import ExitCode
-from camray.ledger.out import open_out
+from camray.ledger.out import REPORT, explainer_file, open_out
 from camray.ledger.runs import installed_versions
 
-REPORT = "report"
 LARGEST = 100_000  # rows of the queue that are kept
 CLUSTERED = 24  # classes whose heatmaps are grouped
 NIGHTS = 60  # in the history
@@ -40,7 +39,7 @@ def write_report(place: str, limit: int = LARGEST) -> str:
     out, table = open_out(place)
     nights = latest_nights(out)
     night = nights[-1]
-    what = json.loads(out.read(f"explainers/{night.explainer}.json"))
+    what = json.loads(out.read(explainer_file(night.explainer)))
     judged = audit_rows(out, night.explainer, limit)
     texts = written_rows(out, table, night.explainer, judged, what["class_names"])
     pages = dict(row_files(texts))

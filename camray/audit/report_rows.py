@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from camray.audit.columns import class_name
-from camray.audit.judge import AUDIT
 from camray.audit.verdicts import FLAGS, VERDICTS
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
+from camray.ledger.out import AUDIT
 from camray.ledger.table import Table
 from camray.records import COLUMNS
 from camray.storage import Folder

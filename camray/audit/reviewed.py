@@ -16,9 +16,9 @@ from deltalake import write_deltalake
 
 from camray.errors import UsageError, printable
 from camray.ledger import log
+from camray.ledger.out import INBOX, QA
 from camray.storage import Folder
 
-QA, INBOX = "qa", "qa-inbox"
 DECISIONS = ("accepted", "problem")
 _COLUMNS = (
     "explainer", "shard", "member", "index", "content_sha256", "verdict", "decision", "decided_at",

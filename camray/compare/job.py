@@ -26,6 +26,7 @@ from camray.flow.stages import Decode, read_shard
 from camray.job.prepare import known_members
 from camray.job.run import Work, choose_engine, execute, told_plainly
 from camray.ledger.intake import remember
+from camray.ledger.out import costs_file, panel_file
 from camray.ledger.plan import ShardTask
 from camray.ledger.runs import Hold, first_report, installed_versions, new_run_id
 from camray.records import Chunk, Status
@@ -119,7 +120,7 @@ def _measure(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> Ex
                 ready.out.write(_costs(price.panel), json.dumps(told, indent=1).encode())
         for panel, plan in ready.todo:
             text = json.dumps(json.loads(panel.to_json()), indent=1, sort_keys=True)
-            ready.out.write(f"panels/{panel.id}.json", text.encode())
+            ready.out.write(panel_file(panel.id), text.encode())
             shards = {"todo": len(plan.tasks), "committed": plan.committed, "changed": plan.changed}
             report = first_report(new_run_id(), panel.id, ready.config, shards)
             report.write(ready.out)
@@ -166,7 +167,7 @@ def _prices(ready: Prepared) -> list[Price]:
 
 
 def _costs(panel: Panel) -> str:
-    return f"costs/{panel.id}.json"
+    return costs_file(panel.id)
 
 
 def _first_images(ready: Prepared) -> pa.StructArray:

@@ -28,6 +28,7 @@ from camray.compare.sample import Sample
 from camray.compare.summary import summarise
 from camray.config import OverlayConfig
 from camray.explain.overlays import encode_jpeg, overlay_on_input
+from camray.ledger.out import comparison_file, costs_file
 from camray.ledger.table import Table
 from camray.storage import Folder
 
@@ -163,19 +164,20 @@ def write_page(out: Folder, sample: Sample, panels: Sequence[Panel], facts: Mapp
     if rows["method"].null_count == rows.num_rows:
         return ""
     subjects = subjects_of(panels)
-    costs = {
-        p.id: json.loads(out.read(f"costs/{p.id}.json")) for p in panels if out.exists(f"costs/{p.id}.json")
-    }
+    priced = [p.id for p in panels if out.exists(costs_file(p.id))]
+    costs = {panel: json.loads(out.read(costs_file(panel))) for panel in priced}
     tree = summarise(rows, subjects, costs)
     strips = _strips(_pictured(dataset, ours, sample), subjects)
-    folder = f"comparisons/{sample.id}"
+    page = comparison_file(sample.id, "index.html")
     out.write_all(
         {
-            f"{folder}/summary.json": json.dumps({"facts": dict(facts), **tree}, indent=1).encode(),
-            f"{folder}/index.html": render(tree, facts, strips).encode(),
+            comparison_file(sample.id, "summary.json"): json.dumps(
+                {"facts": dict(facts), **tree}, indent=1
+            ).encode(),
+            page: render(tree, facts, strips).encode(),
         }
     )
-    return f"{out.uri}/{folder}/index.html"
+    return f"{out.uri}/{page}"
 
 
 def subjects_of(panels: Sequence[Panel]) -> dict[str, str]:

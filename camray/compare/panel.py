@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from camray.config import Explainer, InputSpec
+from camray.ledger.out import SCORES as SCORE_TABLE
 from camray.ledger.table import Kind
 
 _IDENTITY = [
@@ -54,7 +55,7 @@ SCORE_SCHEMA = pa.schema([("run_id", pa.string()), ("shard", pa.string()), *_IDE
 """The columns of a score file. The table adds `panel`, the partition. A failed image has one row, without
 method. The row of metric "map" holds the heatmap itself."""
 
-SCORES = Kind("scores", "panel", SCORE_SCHEMA)
+SCORES = Kind(SCORE_TABLE, "panel", SCORE_SCHEMA)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from camray.config import ArchiveConfig, Config, Explainer
 from camray.errors import EmptyArchiveError, UsageError
 from camray.job.prepare import check_out, chosen_shards, grouped, top_folders
 from camray.ledger.intake import Grouping
+from camray.ledger.out import PANELS, panel_file
 from camray.ledger.plan import Plan, make_plan
 from camray.ledger.table import Table
 from camray.measure.registry import CONTROLS
@@ -157,6 +158,6 @@ def _panels(out: Folder, base: Panel, methods: Sequence[str]) -> list[Panel]:
 
 def read_panels(out: Folder, base: Panel | None = None) -> list[Panel]:
     """Read the panels of OUT; of those like `base` only, if it is given."""
-    paths = [e.path for e in out.entries("panels") if e.path.endswith(".json")]
-    every = [Panel.from_json(out.read(f"panels/{path}").decode()) for path in paths]
+    ids = [e.path.removesuffix(".json") for e in out.entries(PANELS) if e.path.endswith(".json")]
+    every = [Panel.from_json(out.read(panel_file(panel)).decode()) for panel in ids]
     return [p for p in every if base is None or p.without_methods() == base.without_methods()]

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from camray.config import Explainer
 from camray.errors import UsageError
+from camray.ledger.out import EXPLAINERS, explainer_file
 from camray.ledger.table import Table
 from camray.records import Shard, as_text
 from camray.storage import Folder
@@ -152,11 +153,11 @@ def _evenly(total: int, count: int, start: float) -> list[int]:
 
 
 def _explainers(out: Folder) -> list[str]:
-    return [e.path.removesuffix(".json") for e in out.entries("explainers") if e.path.endswith(".json")]
+    return [e.path.removesuffix(".json") for e in out.entries(EXPLAINERS) if e.path.endswith(".json")]
 
 
 def _is_same_model(out: Folder, name: str, explainer: Explainer) -> bool:
     """Tell whether an explainer of OUT predicts as this one does: weights, input and activation."""
-    about = json.loads(out.read(f"explainers/{name}.json"))
+    about = json.loads(out.read(explainer_file(name)))
     own = json.loads(explainer.to_json())
     return all(about.get(k) == own[k] for k in ("weights_sha256", "input", "activation", "model"))

@@ -19,15 +19,13 @@ from typing import Any
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
-from camray.audit.judge import AUDIT
 from camray.errors import ExitCode, OutputLockedError, UsageError, printable
 from camray.ledger import log
-from camray.ledger.out import RUNS, open_out
+from camray.ledger.out import AUDIT, OVERLAYS, PRUNED, RUNS, files_of_runs, open_out
 from camray.ledger.table import Table
 from camray.storage import Entry, Folder
 
 GRACE_HOURS = 24
-PRUNED = "overlays/pruned.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ def find_removals(out: Folder, table: Table, kept: frozenset[str], now: float) -
         run = named.get(_path(entry))
         return run not in kept if run else _age_hours(entry, now) > GRACE_HOURS
 
-    gone = [e for e in out.entries("overlays") if _path(e) != PRUNED and is_gone(e)]
+    gone = [e for e in out.entries(OVERLAYS) if _path(e) != PRUNED and is_gone(e)]
     files = _vacuum(table.delta, _hours_kept(kept, now), dry_run=True) if table.delta else []
     pruned = frozenset(run for run in named.values() if run not in kept)
     return Removal(tuple(_path(e) for e in gone), sum(e.size_bytes for e in gone), tuple(files), pruned)
@@ -116,9 +114,9 @@ def print_prune(
     now = time.time()
     runs = sorted({e.path.partition("/")[0] for e in out.entries(RUNS) if e.path.endswith(".json")})
     kept = choose_runs(runs, keep_last, keep_within_days, pinned, now)
-    alive = [e.path for e in out.entries(RUNS) if e.path.endswith("/heartbeat.json")]
+    alive = [path.split("/")[1] for path in files_of_runs(out, "heartbeat.json")]
     if do_it and alive:
-        raise OutputLockedError(f"OUT: run {alive[0].partition('/')[0]} is at work. Fix: wait for its end")
+        raise OutputLockedError(f"OUT: run {alive[0]} is at work. Fix: wait for its end")
     found = find_removals(out, table, kept, now)
     if do_it:
         remove(out, table, found, kept, now)
@@ -151,7 +149,7 @@ def _hours_kept(kept: frozenset[str], now: float) -> float:
 
 
 def _path(entry: Entry) -> str:
-    return f"overlays/{entry.path}"
+    return f"{OVERLAYS}/{entry.path}"
 
 
 def _age_hours(entry: Entry, now: float) -> float:

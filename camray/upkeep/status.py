@@ -8,7 +8,7 @@ from typing import Any
 from camray.compare.panel import SCORES, Panel
 from camray.errors import ExitCode, printable
 from camray.ledger.committed import PARTITION
-from camray.ledger.out import open_out
+from camray.ledger.out import explainer_file, open_out, panel_file
 from camray.ledger.runs import read_reports
 from camray.ledger.table import Table
 from camray.records import Accounting
@@ -47,7 +47,7 @@ def totals(table: Table) -> dict[str, tuple[int, Accounting]]:
 
 def _describe(out: Folder, explainer: str) -> str:
     try:
-        what = json.loads(out.read(f"explainers/{explainer}.json"))
+        what = json.loads(out.read(explainer_file(explainer)))
     except (OSError, ValueError):
         return "its description is missing: see `camray verify`"
     return printable(f"{what['model']}, {what['method']} at {what['target_layer']}, target {what['target']}")
@@ -55,7 +55,7 @@ def _describe(out: Folder, explainer: str) -> str:
 
 def _methods(out: Folder, panel: str) -> str:
     try:
-        what = Panel.from_json(out.read(f"panels/{panel}.json").decode())
+        what = Panel.from_json(out.read(panel_file(panel)).decode())
     except (OSError, ValueError):
         return "its description is missing: see `camray verify`"
     return printable(f"{what.explainer.model}: {', '.join(what.methods)}")

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from camray.compare.panel import SCORES
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger.committed import RecordFile, checksum
+from camray.ledger.out import EXPLAINERS, PANELS, overlay_folder
 from camray.ledger.table import RECORDS, Kind, Table
 from camray.records import Status
 from camray.storage import Folder
@@ -33,12 +34,12 @@ def find_problems(out: Folder, table: Table) -> Iterator[str]:
         overlays = _overlays(out, explainer)
         return lambda said, files: _check_shard(out, said, files, overlays, pruned, table.columns)
 
-    return _problems(out, table, RECORDS, "explainers", check_of)
+    return _problems(out, table, RECORDS, EXPLAINERS, check_of)
 
 
 def find_score_problems(out: Folder, table: Table) -> Iterator[str]:
     """Yield each problem of the scores of comparisons in one line."""
-    return _problems(out, table, SCORES, "panels", lambda _panel: partial(_check_scores, out, table.columns))
+    return _problems(out, table, SCORES, PANELS, lambda _panel: partial(_check_scores, out, table.columns))
 
 
 def _problems(
@@ -159,5 +160,5 @@ def _intact(out: Folder, file: RecordFile, kind: Kind, columns: Set[str]) -> pa.
 
 def _overlays(out: Folder, explainer: str) -> dict[str, int]:
     """List the overlays of one explainer: path relative to OUT -> bytes."""
-    folder = f"overlays/{explainer}"
+    folder = overlay_folder(explainer)
     return {f"{folder}/{entry.path}": entry.size_bytes for entry in out.entries(folder)}
