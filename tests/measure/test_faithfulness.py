@@ -14,18 +14,14 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from torch import Tensor
 from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 
-from camray.measure import faithfulness
+from camray.measure import faithfulness, imputation
 from camray.measure.faithfulness import area
 from camray.measure.imputation import blur
 from camray.measure.removal import Judge, class_probability
-from tests.measure.measure_toys import (
-    Looker,
-    Small,
-    images,
-    masking_metrics,
-    removal_metrics,
-    tie_free,
-)
+from tests.cam.tolerance import SAME, U32
+from tests.measure.measure_toys import Looker, Small, images, masking_metrics, removal_metrics, tie_free
+
+pytestmark = pytest.mark.usefixtures("double")
 
 SIDE = 16
 
@@ -60,8 +56,8 @@ def test_a_linear_model_has_the_area_of_the_formula() -> None:
     low, high = 0.05, 0.95
     oracle = 0.25 * (low + high) / 2 + 0.75 * low
     opposite = 0.75 * high + 0.25 * (low + high) / 2
-    assert found.values["deletion"][0].tolist() == pytest.approx([oracle, opposite], abs=1e-6)
-    assert found.values["insertion"][0].tolist() == pytest.approx([opposite, oracle], abs=1e-6)
+    assert found.values["deletion"][0].tolist() == pytest.approx([oracle, opposite], abs=SAME)
+    assert found.values["insertion"][0].tolist() == pytest.approx([opposite, oracle], abs=SAME)
 
 
 def test_the_oracle_beats_random_and_its_opposite_loses() -> None:
@@ -105,7 +101,7 @@ def test_curves_of_rise_in_plain_loops(scene: SimpleNamespace) -> None:
                     pixels = order[32 * step : 32 * (step + 1)].copy()
                     now[:, pixels] = end[b].flatten(1)[:, pixels]
                 auc = (sum(y) - y[0] / 2 - y[-1] / 2) / 8
-                assert float(found.values[name][b, m]) == pytest.approx(auc, abs=1e-6)
+                assert float(found.values[name][b, m]) == pytest.approx(auc, abs=SAME)
 
 
 class Extractor:
@@ -127,18 +123,28 @@ class Extractor:
 def test_areas_and_drops_equal_those_of_torchcam(scene: SimpleNamespace) -> None:
     ours = removal_metrics(scene.judge, scene.x, scene.heat, scene.p, steps=8, baseline="zero").values
     masked = masking_metrics(scene.judge, scene.x, scene.heat, scene.p)
+    least = float(scene.p.min())  # beside a guard of 1e-7 in their division
     for m in range(2):
         extractor = Extractor(scene.model, scene.heat[:, m])
         theirs = DeletionInsertionMetric(extractor, lambda z: z.softmax(1), steps=8)  # type: ignore[arg-type]
         theirs.update(scene.x)
         areas = theirs.summary()
         for name, key in (("insertion", "insertion_auc"), ("deletion", "deletion_auc")):
-            assert float(ours[name][:, m].mean()) == pytest.approx(areas[key], abs=1e-6)
+            assert float(ours[name][:, m].mean()) == pytest.approx(
+                areas[key], abs=4 * U32
+            )  # its sums are float32
         drop = ClassificationMetric(extractor, lambda z: z.softmax(1))  # type: ignore[arg-type]
         drop.update(scene.x)
         summary = drop.summary()
-        assert float(masked["average_drop"][:, m].mean()) == pytest.approx(summary["avg_drop"], abs=1e-6)
+        assert float(masked["average_drop"][:, m].mean()) == pytest.approx(
+            summary["avg_drop"], abs=1e-7 / least
+        )
         assert float(masked["increase"][:, m].mean()) == summary["conf_increase"]
+
+
+def single_imputer(image: Tensor, keep: Tensor) -> Tensor:
+    """The reference, which knows float32 only."""
+    return NoisyLinearImputer(noise=0)(image.to(torch.float32), keep).double()
 
 
 def their_road(scene: SimpleNamespace, m: int, percentiles: range) -> np.ndarray:
@@ -146,7 +152,7 @@ def their_road(scene: SimpleNamespace, m: int, percentiles: range) -> np.ndarray
     cams, found = scene.heat[:, m].numpy(), []
     for percentile in percentiles:
         lerf, morf = (
-            PerturbationConfidenceMetric(kind(percentile, NoisyLinearImputer(noise=0)))(
+            PerturbationConfidenceMetric(kind(percentile, single_imputer))(
                 scene.x, cams, targets, scene.model
             )
             for kind in (RemoveLeastRelevantFirst, RemoveMostRelevantFirst)
@@ -158,11 +164,20 @@ def their_road(scene: SimpleNamespace, m: int, percentiles: range) -> np.ndarray
 def test_road_equals_the_reference_where_no_pixels_are_equal(
     scene: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The system solved to the end, as the reference does, which then rounds the image to float32."""
     monkeypatch.setattr(faithfulness, "noise_like", lambda images, seed: torch.zeros_like(images[:1]))
-    fractions = [f / 10 for f in range(1, 10)]
+    monkeypatch.setattr(imputation, "TOLERANCE", 1e-12)
+    fractions = [0.1, 0.3, 0.5, 0.7, 0.9]  # of 256 pixels: where percentile and rounding are the same count
+    x = scene.x.clone().requires_grad_()
+    p = scene.model(x).softmax(1).gather(1, scene.judge.classes[:, None])
+    (slope,) = torch.autograd.grad(p.sum(), x)
+    steepest = float(slope.abs().flatten(1).sum(1).max())
+    bound = (
+        10 * steepest * float(scene.x.abs().max()) * U32 + 4 * U32
+    )  # altered images may be ten times steeper
     ours = removal_metrics(scene.judge, scene.x, scene.heat, scene.p, fractions=fractions).values["road"]
     for m in range(2):
-        assert np.abs(ours[:, m].numpy() - their_road(scene, m, range(10, 100, 10))).max() < 1e-3
+        assert np.abs(ours[:, m].numpy() - their_road(scene, m, range(10, 100, 20))).max() <= bound
 
 
 def test_on_equal_pixels_the_reference_removes_everything_and_we_what_was_asked() -> None:
@@ -189,13 +204,13 @@ def test_drop_is_relative_here_and_absolute_in_grad_cams_metric(scene: SimpleNam
     theirs = DropInConfidence()(scene.x, scene.heat[:, 0].numpy(), targets, scene.model)
     ours = masking_metrics(scene.judge, scene.x, scene.heat, scene.p)["average_drop"][:, 0]
     assert theirs.max() > 0.01
-    assert (ours * scene.p).tolist() == pytest.approx(theirs.tolist(), abs=1e-6)
+    assert (ours * scene.p).tolist() == pytest.approx(theirs.tolist(), abs=2 * U32)  # the peer's are float32
 
 
 def test_a_map_of_ones_drops_nothing_and_gains_nothing(scene: SimpleNamespace) -> None:
     values = masking_metrics(scene.judge, scene.x, torch.ones(4, 1, SIDE, SIDE), scene.p)
-    assert values["average_drop"].abs().max() < 1e-6
-    assert values["average_gain"].abs().max() < 1e-5
+    assert values["average_drop"].abs().max() < SAME
+    assert values["average_gain"].abs().max() < SAME
 
 
 def test_batch_size_and_order_do_not_matter(scene: SimpleNamespace) -> None:
@@ -204,7 +219,7 @@ def test_batch_size_and_order_do_not_matter(scene: SimpleNamespace) -> None:
     judge = Judge(scene.model, scene.judge.classes[turned], chunk=3)
     other = removal_metrics(judge, scene.x[turned], scene.heat[turned], scene.p[turned]).values
     for name, value in whole.items():
-        assert torch.allclose(value[turned], other[name], atol=1e-6), name
+        assert torch.allclose(value[turned], other[name], atol=SAME), name
 
 
 def test_few_steps_come_near_to_many(scene: SimpleNamespace) -> None:

@@ -3,7 +3,10 @@ import torch
 
 from camray.measure.faithfulness import fill_with
 from camray.measure.removal import Judge, Ranking, Removal, class_probability, score_removals
+from tests.cam.tolerance import SAME
 from tests.measure.measure_toys import Small, images, tie_free
+
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def test_exactly_so_many_pixels_go_however_many_are_equal() -> None:
@@ -28,7 +31,7 @@ def test_the_coldest_are_the_last_of_the_same_order() -> None:
             rank = ranking.ranks[b, m].reshape(16, 16)
             for r, gone in enumerate((rank < 100, rank >= 100, rank < 0)):
                 alone = (model((x[b] * ~gone)[None]).double().softmax(1))[0, b]
-                assert found.probability[b, m, r].item() == pytest.approx(alone.item(), abs=1e-6)
+                assert found.probability[b, m, r].item() == pytest.approx(alone.item(), abs=SAME)
     assert found.forwards == 2 * 3 * 2  # the unaltered image is known
 
 
@@ -58,4 +61,4 @@ def test_probability(outputs: int, activation: str) -> None:
     else:
         all_ = z.softmax(1) if activation == "softmax" else z.sigmoid()
         truth = [all_[0, 0], all_[1, 1]]
-    assert p.tolist() == pytest.approx([float(t) for t in truth], abs=1e-7)
+    assert p.tolist() == pytest.approx([float(t) for t in truth], abs=SAME)

@@ -27,12 +27,15 @@ def values(seed: int = 0, n: int = 400) -> np.ndarray:
 
 def test_weights_are_poisson_of_mean_one_and_come_from_the_id_alone() -> None:
     w = np.stack([weights(i) for i in IDS])
-    assert w.mean() == pytest.approx(1, abs=0.01)
-    assert w.var() == pytest.approx(1, abs=0.02)
-    seen = np.bincount(w.ravel(), minlength=6)[:6] / w.size
-    assert seen == pytest.approx(stats.poisson(1).pmf(range(6)), abs=0.003)
+    once = 1 / math.sqrt(
+        w.size
+    )  # standard error of the mean; five of them are passed once in two million times
+    assert w.mean() == pytest.approx(1, abs=5 * once)
+    assert w.var() == pytest.approx(1, abs=5 * math.sqrt(3) * once)  # fourth moment 4, less the square of 1
+    seen, truth = np.bincount(w.ravel(), minlength=6)[:6] / w.size, stats.poisson(1).pmf(range(6))
+    assert bool((np.abs(seen - truth) <= 5 * np.sqrt(truth * (1 - truth)) * once).all())
     assert np.array_equal(weights("a"), weights("a"))
-    assert abs(np.corrcoef(w[0], w[1])[0, 1]) < 0.1
+    assert abs(np.corrcoef(w[0], w[1])[0, 1]) < 5 / math.sqrt(w.shape[1])
 
 
 def test_weights_of_a_known_image_never_change() -> None:
@@ -60,7 +63,8 @@ def test_intervals_are_those_of_theory_and_cover() -> None:
         sample = np.random.default_rng(100 + seed).exponential(size=(80, 1))
         low, high = Means.of([f"{seed}/{i}" for i in range(80)], sample, 300).interval()
         covered += low[0] <= 1 <= high[0]
-    assert 86 <= covered <= 99
+    # intervals of 95 % cover 93 % of such skewed samples; one draw in a thousand is outside; this one is fixed
+    assert stats.binom(100, 0.93).ppf(5e-4) <= covered <= 99
 
 
 def test_differences_are_paired() -> None:
