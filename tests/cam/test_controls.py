@@ -62,6 +62,7 @@ def test_random_weights_are_one_draw_for_all() -> None:
 
 def test_center_is_a_gaussian_in_the_middle() -> None:
     assert center_gap(controls.center) <= 1
+    assert int(controls.center(layer())[0].argmax()) == 12
 
 
 def test_sobel_is_the_length_of_the_gradient() -> None:

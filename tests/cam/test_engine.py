@@ -49,8 +49,9 @@ def state(model: nn.Module) -> list[Any]:
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(4)), size=st.integers(1, 4))
-def test_no_map_depends_on_batch_order_or_neighbours(order: list[int], size: int) -> None:
-    model, x = build("convnext", torch.float64), images(64, 4)
+@pytest.mark.parametrize("name", ["convnext", pytest.param("convnext_tiny", marks=pytest.mark.slow)])
+def test_no_map_depends_on_batch_order_or_neighbours(name: str, order: list[int], size: int) -> None:
+    model, x = build(name, torch.float64), images(64, 4)
     whole = explain(model, x, LAYER, EVERY, "class:2")
     rows = order[:size]
     part = explain(model, x[rows], LAYER, EVERY, "class:2")
@@ -245,7 +246,9 @@ def test_the_tail_runs_alone_in_front_of_a_relu_in_place() -> None:
 @pytest.mark.parametrize(
     ("name", "layer"),
     [("regnet", "last"), ("convnext", "last"), ("vgg", "last"), ("regnet", "s3.b1.conv3"), ("vit", "last"),
-     ("swin", "layers.3.blocks.0")],
+     ("swin", "layers.3.blocks.0")]
+    + [pytest.param(n, "last", marks=pytest.mark.slow)
+       for n in ("regnety_002", "convnext_tiny", "vgg16_bn", "vit_small_patch16_224")],
 )  # fmt: skip
 def test_ablation_equals_running_the_whole_model(name: str, layer: str) -> None:
     """Closed form, mean, tail and class token against a hook that blanks a channel in a full forward."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camray.cam import TargetLayer, controls, decompositions, explain, gradients
+from camray.cam import TargetLayer, decompositions, explain, gradients
 from camray.cam.layout import read_layout
 from camray.errors import UsageError
 from tests.cam.tolerance import SAME, gap, near
@@ -141,22 +141,6 @@ def test_factorisation_is_as_good_as_a_reference() -> None:
 
     error = sum(nnls(W, column)[1] ** 2 for column in rows.T) ** 0.5
     assert error <= 1.1 * theirs.reconstruction_err_
-
-
-def test_random_weights_repeat_and_center_peaks_in_the_middle() -> None:
-    X = torch.rand(2, 5, 5, 5)
-    assert torch.equal(controls.random(X), controls.random(X.clone()))
-    assert torch.equal(controls.random(X)[1:], controls.random(X[1:]))
-    assert not torch.equal(controls.random(X), controls.random(X, seed=1))
-    assert int(controls.center(X)[0].argmax()) == 12
-
-
-def test_sobel_sees_an_edge_and_nothing_else() -> None:
-    image = torch.zeros(1, 3, 6, 6)
-    image[..., 3:] = 1
-    edge = controls.sobel(image)[0]
-    assert near(edge[:, 2:4], torch.full((6, 2), 4.0))
-    assert float(edge[:, [0, 1, 4, 5]].abs().max()) == 0
 
 
 class OneBlock(nn.Module):

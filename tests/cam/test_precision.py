@@ -51,7 +51,11 @@ def test_autocast_is_near_full_precision(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("name", "place", "affine", "mean_only"),
     [("regnet", "last", True, True), ("convnext", "last", False, True), ("mobilenetv3", "last", False, True),
-     ("vgg", "last", False, False), ("regnet", "middle", False, False), ("vit", "last", False, False)],
+     ("vgg", "last", False, False), ("regnet", "middle", False, False), ("vit", "last", False, False)]
+    + [pytest.param(n, "last", *kind, marks=pytest.mark.slow)
+       for n, *kind in (("regnety_002", True, True), ("convnext_tiny", False, True),
+                        ("mobilenetv3_small_100", False, True), ("vgg16_bn", False, False),
+                        ("vit_small_patch16_224", False, False))],
 )  # fmt: skip
 def test_heads_are_recognised(name: str, place: str, affine: bool, mean_only: bool) -> None:
     net, arch = build(name), case(name, place).arch

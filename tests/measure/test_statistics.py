@@ -63,7 +63,7 @@ def test_intervals_are_those_of_theory_and_cover() -> None:
         sample = np.random.default_rng(100 + seed).exponential(size=(80, 1))
         low, high = Means.of([f"{seed}/{i}" for i in range(80)], sample, 300).interval()
         covered += low[0] <= 1 <= high[0]
-    # intervals of 95 % cover 93 % of such skewed samples; one draw in a thousand is outside; this one is fixed
+    # intervals of 95 % cover 93 % of such skewed samples; a draw in a thousand is outside; this is fixed
     assert stats.binom(100, 0.93).ppf(5e-4) <= covered <= 99
 
 
