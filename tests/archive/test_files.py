@@ -75,3 +75,10 @@ def test_unwanted_files_are_not_opened(tmp_path):
     files = tuple(LooseFile(f"{i}.png", 1, "1") for i in range(3))  # none of them exists
     members = list(read_members(Shard("g", "files", 3, "", files, str(tmp_path)), CONFIG, lambda _: False))
     assert [m.status for m in members] == [Status.OK] * 3
+
+
+def test_a_sidecar_is_read_by_the_name_it_has(tmp_path):
+    for name, data in (("a.PNG", png(1)), ("a.CLS", b"7"), ("a.Txt", b"wolf")):
+        put(tmp_path, name, data)
+    (member,) = read_members(group(tmp_path), CONFIG)
+    assert (member.label, member.label_class) == ("wolf", 7)
