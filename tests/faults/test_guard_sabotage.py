@@ -28,7 +28,7 @@ def test_without_a_process_of_its_own_a_crash_ends_the_worker() -> None:
 
 
 def test_without_a_limit_of_cpu_time(monkeypatch: pytest.MonkeyPatch, misled: GuardedDecoder) -> None:
-    monkeypatch.setattr(test_guarded, "replace", lambda limits, wall_s: Limits(10**6, 3.0))
+    monkeypatch.setattr(test_guarded, "FRUGAL", Limits(cpu_s=10**6, wall_s=3))
     with pytest.raises(AssertionError):
         test_guarded.test_endless_work_is_cut_by_cpu_time(misled)
 
