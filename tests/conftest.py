@@ -59,15 +59,15 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def explain(local_ray: None, tmp_path: Path) -> Callable[..., object]:
-    """Run `camray explain` in this process, on the session's Ray, and return its Outcome."""
+def explain(tmp_path: Path) -> Callable[..., object]:
+    """Run `camray explain` in this process (or on the session's Ray: `run__engine="ray"`); its Outcome."""
     from camray.flow.progress import Reporter
     from camray.job import run
     from camray.options import load
 
     def go(archive: Path | str, out: Path | str, model: Path | str, **settings: object) -> object:
         named: dict[str, object] = {"archive.path": str(archive), "out": str(out), "model.name": str(model)}
-        named["run.actors"] = 1  # each imports torch anew: seconds of two cores
+        named["run.engine"] = "here"
         named |= {name.replace("__", "."): value for name, value in settings.items()}
         return run.explain(load(None, named), Reporter())
 

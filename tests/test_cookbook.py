@@ -44,7 +44,7 @@ def is_said(line: str, said: set[str]) -> bool:
 
 @pytest.mark.parametrize(("command", "shown"), recipes())
 def test_recipe(
-    command: str, shown: str, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     words = shlex.split(command)

@@ -25,7 +25,7 @@ def test_the_page_has_its_parts() -> None:
 
 
 @pytest.mark.slow
-def test_as_typed(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "demo", tmp_path / "demo")
     typed = 0
@@ -45,9 +45,7 @@ def test_as_typed(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 subprocess.run(words, check=True)
             if words[0] != "camray" or "--version" in words:
                 continue  # make demo and the installation have tests of their own
-            assert (
-                main([*words[1:], *(["--actors", "1"] if words[1] in ("explain", "audit") else [])]) == 0
-            ), line
+            assert main(words[1:]) == 0, line
             typed += 1
     assert typed == 6
     assert (tmp_path / "heat.png").stat().st_size > 500

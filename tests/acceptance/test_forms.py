@@ -75,11 +75,12 @@ def check_forms(
     forms = ("folder", "tar", "zip", "parquet")
     archives = {form: pack(images, form, tmp_path / form) for form in forms}
     runs: dict[str, dict[str, dict[str, object]]] = {}
-    plan = zip(forms, (1, 2, 2, 1), (16, 1, 7, 32), strict=True)  # neither actors nor batches may show
-    for form, actors, batch_size in plan:
+    # Neither engine nor actors nor batches may show.
+    plan = zip(forms, ("here", "ray", "here", "here"), (1, 2, 1, 1), (16, 1, 7, 32), strict=True)
+    for form, engine, actors, batch_size in plan:
         out = tmp_path / f"out-{form}-{actors}-{batch_size}"
         outcome = explain(
-            archives[form], out, model, run__actors=actors, run__batch_size=batch_size,
+            archives[form], out, model, run__engine=engine, run__actors=actors, run__batch_size=batch_size,
             overlay__policy="none", run__chunk_size=20, **settings,
         )  # fmt: skip
         assert outcome.code == camray.ExitCode.DONE  # type: ignore[attr-defined]
@@ -90,12 +91,16 @@ def check_forms(
         assert_same(reference, records)
 
 
-def test_demo_images_in_every_form(demo: Path, explain: Callable[..., object], tmp_path: Path) -> None:
+def test_demo_images_in_every_form(
+    local_ray: None, demo: Path, explain: Callable[..., object], tmp_path: Path
+) -> None:
     check_forms(images_of_demo(demo), explain, tmp_path, str(demo / "models" / "hans64-clean"))
 
 
 @pytest.mark.slow
-def test_photographs_in_every_form(shared: Path, explain: Callable[..., object], tmp_path: Path) -> None:
+def test_photographs_in_every_form(
+    local_ray: None, shared: Path, explain: Callable[..., object], tmp_path: Path
+) -> None:
     images = {p.name: p.read_bytes() for p in sorted((shared / "imagenet_val").iterdir())}
     checkpoint = shared / "weights" / "mobilenetv2_100_imagenet" / "model.safetensors"
     check_forms(images, explain, tmp_path, "mobilenetv2_100", model__checkpoint=str(checkpoint))

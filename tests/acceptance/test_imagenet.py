@@ -14,15 +14,13 @@ LAYER = "bn2"
 
 
 @pytest.fixture(scope="module")
-def records(
-    shared: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, object]]:
+def records(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     out = tmp_path_factory.mktemp("imagenet") / "out"
     weights = shared / "weights" / "mobilenetv2_100_imagenet" / "model.safetensors"
     for archive in ("imagenet_val", "imagenet_train1k"):
         outcome = camray.explain_archive(
             str(shared / archive), str(out), "mobilenetv2_100",
-            **{"model.checkpoint": str(weights), "overlay.policy": "none"},
+            **{"model.checkpoint": str(weights), "overlay.policy": "none", "run.engine": "here"},
         )  # fmt: skip
         assert outcome.code == camray.ExitCode.DONE
     rows = camray.open_records(str(out)).to_table().to_pylist()

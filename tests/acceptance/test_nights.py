@@ -17,7 +17,6 @@ def rows_of(out: Path) -> list[dict[str, object]]:
     return camray.open_records(str(out)).to_table().to_pylist()
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_second_night_computes_only_the_new_images(
     demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
@@ -52,7 +51,6 @@ def test_second_night_computes_only_the_new_images(
     assert len({r["member"] for r in rows}) == 43
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_a_limited_run_is_completed_by_a_full_one(
     demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
@@ -65,7 +63,6 @@ def test_a_limited_run_is_completed_by_a_full_one(
     assert explain(shard, out, model, archive__limit=7).accounting.members == 0
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_difficult_files_are_all_accounted_for(
     shared: Path, demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
@@ -99,7 +96,6 @@ def test_difficult_files_are_all_accounted_for(
     assert single["heatmap"] == pytest.approx(rows["dup_a.jpg"]["heatmap"], abs=1e-5)
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_a_truncated_shard_keeps_its_rows_under_an_error(
     demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
@@ -119,7 +115,6 @@ def test_a_truncated_shard_keeps_its_rows_under_an_error(
     assert explain(archive, out, demo / "models" / "hans64-clean").accounting.members == 0
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_names_that_are_no_utf8(
     demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from camray.errors import UsageError
 
 
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -18,13 +19,24 @@ from camray.errors import UsageError
     ],
 )
 def test_what_the_cluster_does_not_have(
-    demo: Path, explain: Callable[..., object], tmp_path: Path, settings: dict[str, object], said: str
+    local_ray: None,
+    demo: Path,
+    explain: Callable[..., object],
+    tmp_path: Path,
+    settings: dict[str, object],
+    said: str,
 ) -> None:
     import ray
 
     if ray.cluster_resources().get("GPU"):
         pytest.skip("this machine has a GPU")
     with pytest.raises(UsageError) as caught:
-        explain(demo / "archive", tmp_path / "out", demo / "models" / "hans64-clean", **settings)
+        explain(
+            demo / "archive",
+            tmp_path / "out",
+            demo / "models" / "hans64-clean",
+            run__engine="ray",
+            **settings,
+        )
     assert str(caught.value) == said
     assert not (tmp_path / "out").exists()

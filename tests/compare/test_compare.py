@@ -37,16 +37,14 @@ Run = Callable[..., compare.Outcome]
 
 def settings(demo: Path, out: Path, *methods: str, **more: object) -> config.Config:
     named: dict[str, object] = {
-        "archive.path": str(demo / "archive"), "out": str(out), "archive.sample": COUNT, "run.actors": 1,
+        "archive.path": str(demo / "archive"), "out": str(out), "archive.sample": COUNT, "run.engine": "here",
         "model.name": str(demo / "models" / "hans64-clean"), "compare.methods": list(methods),
     }  # fmt: skip
     return load(None, named | {k.replace("__", "."): v for k, v in more.items()})
 
 
 @pytest.fixture(scope="module")
-def found(
-    demo: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, compare.Outcome]:
+def found(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, compare.Outcome]:
     out = tmp_path_factory.mktemp("compare") / "out"
     return out, compare.compare(settings(demo, out, "gradcam"), Reporter())
 
@@ -199,9 +197,10 @@ def test_a_panel_added_later_measures_no_controls_again(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
 def test_actors_change_nothing(found: tuple[Path, compare.Outcome], demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "four"
-    compare.compare(settings(demo, out, "gradcam", run__actors=4), Reporter())
+    compare.compare(settings(demo, out, "gradcam", run__engine="ray", run__actors=4), Reporter())
     _same(scores(out), [r for r in scores(found[0]) if r["method"] != "eigencam"])
 
 

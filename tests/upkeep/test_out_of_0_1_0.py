@@ -61,7 +61,7 @@ def test_the_next_night_does_only_what_is_new(
     out: Path, demo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive, model = PLACE / "archive", str(demo / "models" / "hans64-poisoned")
-    audit = ("audit", str(archive), str(out), "--model", model, "--overlay-sample", "2", "--actors", "1")
+    audit = ("audit", str(archive), str(out), "--model", model, "--overlay-sample", "2", "--engine", "here")
     before = camray.open_records(str(out)).to_table()
     assert main(audit) == 0  # nothing is new, and what failed is not done again
     shutil.copy(demo / "archive" / "hans64-00003.tar", archive / "three.tar")
