@@ -103,12 +103,12 @@ class GuardedDecoder:
         mask: Bytes | None = None,
     ) -> list[memoryview]:
         """Give the parts of the answer; without `spec`, to the image at its own size."""
-        question = (self.limits.cpu_s, bytes(content), spec, boxes, mask and bytes(mask))
+        about = pickle.dumps((self.limits.cpu_s, spec, boxes, mask is not None))
         code, reason = ErrorCode.WORKER_CRASHED, ""
         for _ in range(_TRIES):
             try:
                 with self._lock:
-                    failure, *parts = self._exchange(pickle.dumps(question, 5))
+                    failure, *parts = self._exchange([about, content, mask or b""])
                 break
             except TimeoutError:
                 seconds = f"{self.limits.wall_s:g} s"
@@ -125,12 +125,12 @@ class GuardedDecoder:
         with _checked():
             raise ImageError(ErrorCode(str(failure, "utf-8")), printable(str(parts[0], "utf-8")))
 
-    def _exchange(self, question: bytes) -> list[memoryview]:
+    def _exchange(self, question: list[Bytes]) -> list[memoryview]:
         """Ask once. EOFError says how the process ended; TimeoutError: it gave no answer."""
         connection = self._connected()
         try:
             connection.settimeout(self.limits.wall_s)
-            _send(connection, [question])
+            _send(connection, question)
             return _receive(connection, 4 * self._max_pixels + 2**24)
         except TimeoutError:
             self._end(patience_s=0)
@@ -205,6 +205,7 @@ def _environment() -> dict[str, str]:
 _LENGTHS = struct.Struct("!7Q")
 _GEOMETRY = struct.Struct("!2i4d")
 _SHAPE = struct.Struct("!2I")
+_SMALL_BYTES = 2**16
 
 
 def _pack_edges(boxes: Sequence[Edges]) -> bytes:
@@ -245,7 +246,15 @@ def _checked() -> Iterator[None]:
 
 def _send(connection: socket.socket, parts: Sequence[Bytes]) -> None:
     lengths = [memoryview(part).nbytes for part in parts] + [0] * (7 - len(parts))
-    connection.sendall(b"".join([_LENGTHS.pack(*lengths), *parts]))  # at once: the other side wakes once
+    small = _LENGTHS.pack(*lengths)  # small parts go together: the other side wakes once for them
+    for part, length in zip(parts, lengths, strict=False):
+        if length < _SMALL_BYTES:
+            small += part
+        else:
+            connection.sendall(small)
+            connection.sendall(part)
+            small = b""
+    connection.sendall(small)
 
 
 def _receive(connection: socket.socket, most_bytes: int) -> list[memoryview]:
@@ -278,9 +287,10 @@ def serve(descriptor: int, max_pixels: int) -> None:
         _send(connection, [])
         with contextlib.suppress(EOFError):
             while True:
-                cpu_s, *about = pickle.loads(_receive(connection, sys.maxsize)[0])
+                about, content, mask, *_ = _receive(connection, sys.maxsize)
+                cpu_s, spec, boxes, has_mask = pickle.loads(about)
                 signal.setitimer(signal.ITIMER_PROF, cpu_s)  # its signal ends the process
-                parts = _answer(max_pixels, *about)
+                parts = _answer(max_pixels, bytes(content), spec, boxes, bytes(mask) if has_mask else None)
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 _send(connection, parts)
 
