@@ -84,7 +84,7 @@ OPTIONS = """
 --device cuda:9          | --device: invalid choice: 'cuda:9' (choose from 'auto', 'cpu', 'cuda')
 --device mps             | --device: invalid choice: 'mps'
 --device tpu             | --device: invalid choice: 'tpu'
---method magic           | --method: 'magic' is unknown. Fix: one of cam, gradcam
+--method magic           | --method: 'magic' is unknown. Fix: one of ablationcam, cam, captum
 --method gradcan         | --method: 'gradcan' is unknown. Fix: did you mean gradcam?
 --method gradcam(        | --method: 'gradcam(' cannot be read
 --method gradcam(3)      | --method: 'gradcam(3)' cannot be read

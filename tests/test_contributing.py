@@ -53,14 +53,19 @@ class Example:
 def copy(tmp_path: Path) -> Path:
     """A copy of what a contributor edits."""
     tree = tmp_path / "tree"
-    tree.mkdir()
-    names = ("camray", "docs", "tests", "jobs", "deploy", "README.md", "Makefile", "pyproject.toml")
-    for name in (*names, "CONTRIBUTING.md", "CHANGELOG.md", "constraints.txt"):
-        place = ROOT / name
-        if place.is_dir():
-            shutil.copytree(place, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(place, tree / name)
+    left_out = shutil.ignore_patterns(
+        ".git",
+        ".venv",
+        ".*_cache",
+        ".hypothesis",
+        "demo",
+        "demo-out",
+        "build",
+        "dist",
+        "*.egg-info",
+        "__pycache__",
+    )
+    shutil.copytree(ROOT, tree, ignore=left_out)
     (tree / "demo").symlink_to(ROOT / "demo")
     return tree
 

@@ -108,7 +108,7 @@ def parse_method(text: str) -> Method:
         raise UsageError("method", f"{text!r} is unknown", "for example captum:IntegratedGradients")
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, 1)
-        fix = f"did you mean {near[0]}?" if near else f"one of {', '.join(METHODS)}"
+        fix = f"did you mean {near[0]}?" if near else f"one of {', '.join(sorted(METHODS))}"
         raise UsageError("method", f"{name!r} is unknown", fix)
     if not bracket:
         return Method(text, name, fixed)

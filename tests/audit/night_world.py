@@ -21,13 +21,13 @@ from camray.records import ShardEnd
 from demo import hans64
 
 MODELS = Path(hans64.__file__).parent / "models"
-AUDIT = {"audit.confirm": 0.15, "overlay.policy": "none"}
 POOL = Pool(actors=1, max_actors=1, device="cpu", cpus=1, gpus=0, threads=1, batch_size=32)
 
 
 def settings_for(archive: Path, out: Path, model: str = "hans64-poisoned", **settings: Any) -> Config:
     named = {"archive.path": str(archive), "out": str(out), "model.name": str(MODELS / model)}
-    return load(None, named | {name.replace("__", "."): v for name, v in settings.items()}, AUDIT)
+    named |= {"overlay.policy": "none", "audit.canary": 0}
+    return load(None, named | {name.replace("__", "."): v for name, v in settings.items()}, "audit")
 
 
 def explain(settings: Config, run_id: str, die_after: int | None = None) -> int:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from camray.cam import METHODS, controls, engine, registry
+from camray.cam import METHODS, controls, registry
 from camray.cam.gradients import weigh
 from tests.cam import test_controls, test_formulas, test_golden
 from tests.cam.cases import SPACE, ablation_gap, case, few_relus
@@ -198,8 +198,6 @@ def test_a_wrong_method_is_rejected(
     entry: Any = METHODS[method]
     wrong = replace(entry, run=change(entry.run), graph=entry.needs == "scene")
     monkeypatch.setattr(registry, "METHODS", MappingProxyType({**METHODS, method: wrong}))
-    if method == "refinecam":  # over several layers: the engine calls it by its name
-        monkeypatch.setattr(engine, "refinecam", wrong.run)
     monkeypatch.setattr(registry, "_check_options", lambda *_: None)  # reads the options off the function
     with double_precision():
         assert COMPARISONS[method]() >= 100

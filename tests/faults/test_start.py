@@ -59,9 +59,11 @@ def prepare(place: Path, deed: str) -> list[str]:
 def settings_of(place: Path) -> dict[str, object]:
     prepare(place, RAISES)
     model = {"model__checkpoint": str(place / "w.safetensors"), "method__layer": "features"}
-    return {**model, "preprocess__input_size": [32], "overlay__policy": "none", "archive__limit": 20}
+    small = {"preprocess__input_size": [32], "overlay__policy": "none", "archive__limit": 20}
+    return {**model, **small, "run__engine": "ray", "run__actors": 1}
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_worker_without_a_file(
     demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
@@ -78,6 +80,7 @@ def test_a_worker_without_a_file(
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("local_ray")
 def test_a_worker_that_got_its_file(
     demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
