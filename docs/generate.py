@@ -16,6 +16,7 @@ import pyarrow as pa
 from camray.archive.columns import PATHS
 from camray.archive.names import TABLE_ENDINGS
 from camray.archive.readers import readers
+from camray.cli.main import verbs
 from camray.options import SETTINGS, expected_of
 from camray.records import COLUMNS
 
@@ -111,9 +112,16 @@ def formats() -> str:
     return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+def commands() -> str:
+    """Give every command with the line that its --help begins with."""
+    rows = [f"| `camray {verb.name} {verb.given}` | {verb.text} |" for verb in verbs()]
+    return "\n".join(["| command | what it does |", "|---|---|", *rows])
+
+
 # name of the block -> the page that holds it, and what gives its text
 BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {
     "formats": ("docs/archives.md", formats),
+    "commands": ("README.md", commands),
     "settings": ("docs/settings.md", settings_tables),
     "methods": ("docs/methods.md", methods),
     "record columns": ("docs/format.md", record_columns),

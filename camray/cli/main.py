@@ -73,6 +73,12 @@ def _last_line(code: ExitCode, args: argparse.Namespace) -> None:
         print(f"camray: exit {int(code)}: {code.meaning}", file=sys.stderr)
 
 
+def verbs() -> list[Verb]:
+    """Give every command, in the order of --help."""
+    places = (place.partition(".") for place in VERBS)
+    return [getattr(import_module(f"camray.cli.{module}"), name) for module, _, name in places]
+
+
 def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
     """Build the parser of every verb; without `show_all` their --help has what most runs need."""
     parser = Parser(
@@ -85,9 +91,7 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", prog="camray", parser_class=Parser
     )
-    for place in VERBS:
-        module, _, name = place.partition(".")
-        verb: Verb = getattr(import_module(f"camray.cli.{module}"), name)
+    for verb in verbs():
         sub = commands.add_parser(
             verb.name, help=verb.text, description=verb.text, epilog=_SHORT_EXITS,
             usage=f"camray {verb.name} {verb.given} [options]", argument_default=argparse.SUPPRESS,
