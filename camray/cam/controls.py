@@ -1,4 +1,4 @@
-"""Maps that know nothing of the class: what any method must beat.
+"""Maps that ignore the model: what any method must beat.
 
 Flows in: A or the scene. Flows out: (B, h, w), or of the image's size.
 """
