@@ -234,7 +234,7 @@ class RunConfig:
     chunk_size: int = setting(256, "images per unit of work", "--chunk-size N", 1, 65536, verbs=RUNS)
     top_k: int = setting(5, "predictions kept per image", "--top-k K", 1, 1000, verbs=RUNS, result=True)
     max_failed: int | float = setting(
-        0.01, "failures allowed: a number of images, or a share", "--max-failed N", 0, 1, common="explain audit")
+        0.01, "failures allowed: images, or a share", "--max-failed N", 0, 1, common="explain audit")
     allow_empty: bool = setting(False, "accept an archive without images", "--allow-empty", verbs=RUNS)
     force: bool = setting(False, "run although another run seems to hold OUT", "--force")
 
