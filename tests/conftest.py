@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CAMRAY_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes: tests of a file stay together, and those that need Ray share one."""
     for item in items:
@@ -26,6 +27,13 @@ def pytest_runtest_setup() -> None:
     """One thread of torch, or CAMRAY_TEST_THREADS: small networks gain nothing from more, and wait."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(os.environ.get("CAMRAY_TEST_THREADS", "1")))
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_by_chance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Ray of other tests in this process is none of a test that does not ask for it."""
+    if "local_ray" not in request.fixturenames and "camray.job.run" in sys.modules:
+        monkeypatch.setattr("camray.job.run._is_ray_up", lambda: False)
 
 
 @pytest.fixture(scope="session")
