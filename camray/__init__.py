@@ -16,8 +16,8 @@ from camray.errors import CamrayError, ErrorCode, ExitCode, UsageError
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
-    from camray.audit.job import Outcome as AuditOutcome
-    from camray.compare.job import Outcome as CompareOutcome
+    from camray.audit.job import AuditOutcome
+    from camray.compare.job import CompareOutcome
     from camray.job.run import Outcome
 
 try:
@@ -61,7 +61,7 @@ def audit_archive(archive: str, out: str, model: str, **settings: Any) -> AuditO
     """Explain what is new in an archive and audit it from Python, as `camray audit` does.
 
     Further settings go by their dotted names: ``**{"audit.fail_on": "confirmed_rate>0.5%"}``.
-    Returns a `camray.audit.job.Outcome`: exit code, run id, OUT, explainer, summary, page.
+    Returns a `camray.audit.job.AuditOutcome`: exit code, run id, OUT, explainer, summary, page.
 
     Raises:
         UsageError: a bad setting; nothing was written.
@@ -81,7 +81,7 @@ def compare_methods(
     """Measure methods on a sample of an archive from Python, as `camray compare` does.
 
     Further settings go by their dotted names: ``**{"archive.sample": 500, "compare.baseline": "zero"}``.
-    Returns a `camray.compare.job.Outcome`: exit code, OUT, the sample's id, the place of the page.
+    Returns a `camray.compare.job.CompareOutcome`: exit code, OUT, the sample's id, the place of the page.
 
     Raises:
         UsageError: a bad setting; nothing was written.

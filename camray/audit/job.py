@@ -16,11 +16,11 @@ from camray.audit.reviewed import check_reviews
 from camray.config import Config
 from camray.errors import ExitCode
 from camray.flow.progress import Reporter
-from camray.job.run import explain
+from camray.job.run import COMPLETE, explain
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AuditOutcome:
     """How the night ended. `summary` is that of runs/<run_id>/summary.json, empty where the run stopped."""
 
     code: ExitCode
@@ -31,7 +31,7 @@ class Outcome:
     page: str
 
 
-def audit(config: Config, reporter: Reporter, reviewed: Sequence[str] = ()) -> Outcome:
+def audit(config: Config, reporter: Reporter, reviewed: Sequence[str] = ()) -> AuditOutcome:
     """Explain what is new, audit it, and write the report; `reviewed` names files of decisions.
 
     Raises:
@@ -40,11 +40,11 @@ def audit(config: Config, reporter: Reporter, reviewed: Sequence[str] = ()) -> O
     parse_gate(config.audit.fail_on)
     check_reviews(reviewed)
     ran = explain(config, reporter)
-    if ran.code not in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
-        return Outcome(ran.code, ran.run_id, ran.out, ran.explainer, {}, "")
+    if ran.code not in COMPLETE:
+        return AuditOutcome(ran.code, ran.run_id, ran.out, ran.explainer, {}, "")
     night = audit_night(ran.out, ran.explainer, ran.run_id, config.audit, reviewed)
     reporter.say(night.message.removeprefix("camray: "), **night.rates)
     page = write_report(ran.out)
     reporter.say(f"report: {page}")
     code = night.exit_code or ran.code
-    return Outcome(code, ran.run_id, ran.out, ran.explainer, night.to_json(), page)
+    return AuditOutcome(code, ran.run_id, ran.out, ran.explainer, night.to_json(), page)

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from camray.compare.actor import score_flow
 from camray.compare.panel import Panel
-from camray.compare.prepare import Prepared, prepare, read_panels
+from camray.compare.prepare import Comparison, prepare, read_panels
 from camray.config import Config
 from camray.errors import EmptyArchiveError, ExitCode, UsageError
 from camray.flow.guard import Guard
 from camray.flow.progress import Reporter, spoken_duration
 from camray.flow.stages import Decode, read_shard
 from camray.job.prepare import known_members
-from camray.job.run import Work, choose_engine, execute, told_plainly
-from camray.ledger.intake import remember
+from camray.job.run import Work, choose_engine, execute, one_line_errors, writing
 from camray.ledger.out import costs_file, panel_file
 from camray.ledger.plan import ShardTask
-from camray.ledger.runs import Hold, first_report, installed_versions, new_run_id
+from camray.ledger.runs import installed_versions, new_run_id
 from camray.records import Chunk, Status
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ TRIED = 2  # images on which the cost is measured before it is paid
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CompareOutcome:
     """How a comparison ended."""
 
     code: ExitCode
@@ -49,18 +49,16 @@ class Outcome:
     page: str
 
 
-def compare(config: Config, reporter: Reporter) -> Outcome:
+@one_line_errors()
+def compare(config: Config, reporter: Reporter) -> CompareOutcome:
     """Measure what is left of the sample, commit it, and write the page.
 
     Raises:
         CamrayError: with the exit code of its class.
     """
-    with told_plainly():
-        return _compare(config, reporter)
-
-
-def _compare(config: Config, reporter: Reporter) -> Outcome:
     ready = prepare(config)
+    for note in ready.model.notes:
+        reporter.say(note)
     reporter.say(_sentence(ready), sample=ready.sample.id)
     code = ExitCode.DONE
     if ready.todo:
@@ -70,14 +68,14 @@ def _compare(config: Config, reporter: Reporter) -> Outcome:
     else:
         reporter.say("nothing to measure: every method is committed for this sample")
     if code in STOPPED:
-        return Outcome(code, ready.out.uri, ready.sample.id, "")
+        return CompareOutcome(code, ready.out.uri, ready.sample.id, "")
     page = _report(ready, code)
     shown = f"page: {page}" if page else "no page: no image could be measured"
     reporter.say(f"scores: {ready.out.uri}/scores   {shown}", page=page)
-    return Outcome(code, ready.out.uri, ready.sample.id, page)
+    return CompareOutcome(code, ready.out.uri, ready.sample.id, page)
 
 
-def _report(ready: Prepared, code: ExitCode) -> str:
+def _report(ready: Comparison, code: ExitCode) -> str:
     """Write summary and page of everything measured on the sample; give the place of the page."""
     from camray.compare.page import write_page
 
@@ -98,38 +96,25 @@ def _report(ready: Prepared, code: ExitCode) -> str:
     return write_page(ready.out, ready.sample, panels, facts)
 
 
-def _measure(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> ExitCode:
-    from camray.compare.actor import score_flow
-
+def _measure(ready: Comparison, prices: Sequence[Price], reporter: Reporter) -> ExitCode:
     seconds = sum(
         (known_members(plan.tasks) or 0) * price.estimate["seconds"]
         for (_, plan), price in zip(ready.todo, prices, strict=True)
     )
     small = f"{seconds:.0f} s of work" if seconds < HERE_S else ""
     engine = choose_engine(ready.config, ready.out, small, reporter)
-    run_id = new_run_id()
     worst = ExitCode.DONE
-    with Hold(ready.out, run_id, ready.config.run.force):
+    with writing(ready, new_run_id()):
         ready.sample.write(ready.out)
-        ready.table.create()
-        if ready.grouping is not None:
-            remember(ready.out, ready.grouping.root, ready.grouping.new)
         for price in prices:
             if price.trial is not None:
-                told = price.trial.costs() | {"estimate": price.estimate}
-                ready.out.write(_costs(price.panel), json.dumps(told, indent=1).encode())
+                costs = price.trial.costs() | {"estimate": price.estimate}
+                ready.out.write(_costs(price.panel), json.dumps(costs, indent=1).encode())
         for panel, plan in ready.todo:
             text = json.dumps(json.loads(panel.to_json()), indent=1, sort_keys=True)
             ready.out.write(panel_file(panel.id), text.encode())
-            shards = {"todo": len(plan.tasks), "committed": plan.committed, "changed": plan.changed}
-            report = first_report(new_run_id(), panel.id, ready.config, shards)
-            report.write(ready.out)
-            flow = partial(score_flow, ready.config, panel)
-            work = Work(
-                ready.out, ready.table, panel.id, plan.tasks, ready.model.module, flow,
-                ready.config.run.max_failed,
-            )  # fmt: skip
-            worst = max(worst, execute(work, report, reporter, engine).code)
+            work = Work(panel.id, plan, partial(score_flow, ready.config, panel))
+            worst = max(worst, execute(ready, work, new_run_id(), reporter, engine).code)
             if worst in STOPPED:
                 break
     return worst
@@ -151,7 +136,7 @@ class Price:
     trial: Trial | None
 
 
-def _prices(ready: Prepared) -> list[Price]:
+def _prices(ready: Comparison) -> list[Price]:
     """Try each incomplete panel on the first images of the sample, or recall what that gave."""
     from camray.compare.trial import Trial
 
@@ -170,7 +155,7 @@ def _costs(panel: Panel) -> str:
     return costs_file(panel.id)
 
 
-def _first_images(ready: Prepared) -> pa.StructArray:
+def _first_images(ready: Comparison) -> pa.StructArray:
     """Decode the first images of the sample that can be decoded.
 
     Raises:
@@ -188,7 +173,7 @@ def _first_images(ready: Prepared) -> pa.StructArray:
     raise EmptyArchiveError("ARCHIVE: no image of the sample can be decoded. Fix: see `camray explain`")
 
 
-def _check_budget(ready: Prepared, prices: Sequence[Price], reporter: Reporter) -> None:
+def _check_budget(ready: Comparison, prices: Sequence[Price], reporter: Reporter) -> None:
     """Tell the cost before it is paid.
 
     Raises:
@@ -215,7 +200,7 @@ def _check_budget(ready: Prepared, prices: Sequence[Price], reporter: Reporter) 
         )  # fmt: skip
 
 
-def _sentence(ready: Prepared) -> str:
+def _sentence(ready: Comparison) -> str:
     sample = ready.sample
     how = f"stratified by {', '.join(sample.stratified_by)}" if sample.stratified_by else "drawn at random"
     methods = [m for panel, _ in ready.panels for m in panel.methods]

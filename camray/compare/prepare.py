@@ -1,14 +1,14 @@
 """What a comparison measures: methods, a sample of the archive, and which of it is done already.
 
-Flows in: a config. Flows out: `Prepared`; nothing is written. A method belongs to the panel that measured it
-first; those that no panel of OUT holds yet make a new one.
+Flows in: a config. Flows out: a `Comparison`; nothing is written. A method belongs to the panel that measured
+it first; those that no panel of OUT holds yet make a new one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from camray.archive.listing import list_archive
 from camray.archive.members import image_indices, select
@@ -16,8 +16,7 @@ from camray.compare.panel import SCORES, Panel
 from camray.compare.sample import FIELDS, Sample, draw, explained_images, freeze, read_sample, sample_id
 from camray.config import ArchiveConfig, Config, Explainer
 from camray.errors import EmptyArchiveError, UsageError
-from camray.job.prepare import check_out, chosen_shards, grouped, top_folders
-from camray.ledger.intake import Grouping
+from camray.job.prepare import Inputs, check_out, chosen_shards, grouped, top_folders
 from camray.ledger.out import PANELS, panel_file
 from camray.ledger.plan import Plan, make_plan
 from camray.ledger.table import Table
@@ -25,25 +24,17 @@ from camray.measure.registry import CONTROLS
 from camray.records import Shard
 from camray.storage import Folder
 
-if TYPE_CHECKING:
-    from camray.models.load import LoadedModel
-
 SAMPLE = 2000  # images, unless asked otherwise
 CHUNK = 4  # images between two receipts: each costs hundreds of forwards, half a minute on a core
 BATCH = 4  # images whose maps are held at once; their altered copies fill larger batches
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """Everything a comparison needs, with nothing written yet."""
+class Comparison(Inputs):
+    """Everything that `compare` needs."""
 
-    config: Config
-    out: Folder
-    grouping: Grouping | None
     sample: Sample
     shards: tuple[Shard, ...]  # cut down to the sample
-    model: LoadedModel
-    table: Table
     panels: tuple[tuple[Panel, Plan], ...]  # with the methods asked for, the new one last
 
     @property
@@ -52,7 +43,7 @@ class Prepared:
         return [(panel, plan) for panel, plan in self.panels if plan.tasks]
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config) -> Comparison:
     """Check the options, list the archive, load the model, draw or recall the sample, plan. Writes nothing.
 
     Raises:
@@ -88,7 +79,7 @@ def prepare(config: Config) -> Prepared:
     base = Panel(explainer, (), settings, sample.id, sample.pictured)
     panels = _panels(out, base, methods)
     plans = tuple((p, make_plan(out, p.id, cut, table.shards(p.id), CHUNK, SCORES)) for p in panels)
-    return Prepared(config, out, grouping, sample, tuple(cut), model, table, plans)
+    return Comparison(config, out, listing, explainer, model, table, grouping, sample, tuple(cut), plans)
 
 
 def asked_methods(config: Config) -> tuple[str, ...]:

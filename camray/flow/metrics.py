@@ -6,13 +6,12 @@ The numbers of a finished night are elsewhere: OUT/runs/<run>/run.json and metri
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
+from contextlib import contextmanager
 
 from camray.flow.progress import RunProgress
+from camray.ledger.runs import repeating
 
 TELL_EVERY_S = 5.0  # half of Ray's report interval
 OWNER = "explainer"  # a label of every metric: the explainer id, or the panel of a comparison
@@ -39,52 +38,39 @@ def counted(progress: RunProgress) -> Iterator[tuple[str, str, float]]:
     yield "camray_changed_answers", "border", progress.changed_answers
 
 
-class RunMetrics:
-    """Tells Ray every few seconds what has changed: ``with RunMetrics(owner, progress): ...``.
+@contextmanager
+def run_metrics(owner: str, progress: RunProgress) -> Iterator[None]:
+    """Tell Ray every few seconds within the body what has changed.
 
     From a thread: Ray forgets a gauge that is not set again within two of its reports, and a run that stands
     still must not vanish.
     """
+    from ray.util.metrics import Counter, Gauge
 
-    def __init__(self, owner: str, progress: RunProgress) -> None:
-        from ray.util.metrics import Counter, Gauge
+    tags = {OWNER: owner}
+    counters = {
+        name: Counter(name, text, (OWNER, label)).set_default_tags(tags)
+        for name, (text, label) in COUNTERS.items()
+    }
+    gauges = {
+        name: Gauge(name, text, (OWNER, label) if label else (OWNER,)).set_default_tags(tags)
+        for name, (text, label) in GAUGES.items()
+    }
+    totals: defaultdict[tuple[str, str], float] = defaultdict(float)  # as Ray knows them
 
-        tags = {OWNER: owner}
-        self._counters = {
-            name: Counter(name, text, (OWNER, label)).set_default_tags(tags)
-            for name, (text, label) in COUNTERS.items()
-        }
-        self._gauges = {
-            name: Gauge(name, text, (OWNER, label) if label else (OWNER,)).set_default_tags(tags)
-            for name, (text, label) in GAUGES.items()
-        }
-        self._progress = progress
-        self._told: defaultdict[tuple[str, str], float] = defaultdict(float)
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="metrics", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        while not self._done.wait(TELL_EVERY_S):
-            self._tell()
-        self._tell()
-
-    def _tell(self) -> None:
-        for name, label, value in counted(self._progress):
-            grown = value - self._told[name, label]
+    def update() -> None:
+        for name, label, value in counted(progress):
+            grown = value - totals[name, label]
             if grown > 0:
-                self._told[name, label] = value
-                self._counters[name].inc(grown, {COUNTERS[name][1]: label})
-        self._gauges["camray_shards_left"].set(self._progress.shards_left)
-        limit, share = self._progress.limit()
+                totals[name, label] = value
+                counters[name].inc(grown, {COUNTERS[name][1]: label})
+        gauges["camray_shards_left"].set(progress.shards_left)
+        limit, share = progress.limit()
         if limit:
-            self._gauges["camray_bottleneck_share"].set(share, {"limit": limit})
+            gauges["camray_bottleneck_share"].set(share, {"limit": limit})
+
+    try:
+        with repeating(update, TELL_EVERY_S, "metrics"):
+            yield
+    finally:
+        update()

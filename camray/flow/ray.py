@@ -29,7 +29,7 @@ from camray.errors import IncompleteError, UsageError, printable
 from camray.flow.actor import Arrays, Weights
 from camray.flow.flow import Engine, Flow, Pool, size_pool, told
 from camray.flow.guard import Attempts, Guard
-from camray.flow.metrics import RunMetrics
+from camray.flow.metrics import run_metrics
 from camray.flow.stages import read_shard
 from camray.flow.stopping import handlers_kept
 from camray.ledger.plan import ShardTask
@@ -51,7 +51,7 @@ def on_ray(config: Config, out: Folder) -> Engine:
     """
     pool = size_pool(config, *connect(out))
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    return Engine("ray", pool, run_waves, share, on_a_worker, RunMetrics)
+    return Engine("ray", pool, run_waves, share, on_a_worker, run_metrics)
 
 
 def connect(out: Folder | None = None) -> tuple[float, float]:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """Everything a run needs, with nothing written yet."""
+class Inputs:
+    """What every job works with, and where it writes; nothing is written yet."""
 
     config: Config
     out: Folder
@@ -38,7 +38,13 @@ class Prepared:
     explainer: Explainer
     model: LoadedModel
     table: Table
-    grouping: Grouping | None
+    grouping: Grouping | None  # of the loose images
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared(Inputs):
+    """Everything that `explain` needs."""
+
     plan: Plan
 
 

@@ -10,32 +10,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from camray.config import Config
-from camray.errors import (
-    CamrayError,
-    ExitCode,
-    IncompleteError,
-    no_model,
-    printable,
-    said_by,
-)
+from camray.errors import CamrayError, ExitCode, IncompleteError, no_model, printable, said_by
 from camray.flow.actor import Weights, arrays_of
+from camray.flow.flow import Engine, Flow, explain_flow
 from camray.flow.progress import Reporter, RunProgress
 from camray.flow.stopping import Stopped, stoppable
-from camray.job.prepare import Prepared, known_members, prepare
+from camray.job.canary import look
+from camray.job.prepare import Inputs, Prepared, known_members, prepare
 from camray.ledger.commit import CommitDesk
 from camray.ledger.intake import remember
-from camray.ledger.plan import ShardTask
-from camray.ledger.runs import Hold, RunReport, crashed_last, first_report, new_run_id, write_explainer
-from camray.ledger.table import STORE_ERRORS, Table
+from camray.ledger.plan import Plan
+from camray.ledger.runs import RunReport, crashed_last, first_report, hold, new_run_id, write_explainer
+from camray.ledger.table import STORE_ERRORS
 from camray.records import Accounting
 from camray.storage import Folder
 
-if TYPE_CHECKING:
-    from camray.flow.flow import Engine, Flow
-
+COMPLETE = (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET)  # every shard is committed
 HERE_IMAGES = 128
 """So few are done sooner by this process than by Ray, which takes seconds to start and loads torch anew."""
 HERE_BYTES = 16 * 2**20  # where nobody has counted the images
@@ -45,13 +37,9 @@ HERE_BYTES = 16 * 2**20  # where nobody has counted the images
 class Work:
     """One pass of the pipeline over a plan, whichever job it is of; `owner` names its rows in the table."""
 
-    out: Folder
-    table: Table
     owner: str
-    tasks: tuple[ShardTask, ...]
-    module: Any  # torch.nn.Module whose weights the actors get
+    plan: Plan
     flow: Callable[[Weights, str], Flow]  # takes the weights and the run id
-    max_failed: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +53,48 @@ class Outcome:
     explainer: str
 
 
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn a failure of a store, or inside a Ray task, into one line with the right exit code."""
+    try:
+        yield
+    except Exception as error:
+        cause = _innermost(error)
+        if isinstance(cause, CamrayError):
+            raise cause from (None if cause is error else error)
+        if isinstance(cause, STORE_ERRORS):
+            full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = printable(said_by(cause))
+            if "HTTP status 411" in reason:
+                reason += ". Fix for older stores: export AWS_REQUEST_CHECKSUM_CALCULATION=WHEN_REQUIRED"
+            if full or "No space left" in str(cause):
+                reason = "no space left in OUT"
+            raise IncompleteError(f"{reason}; what is committed stays, the same command resumes") from error
+        raise
+
+
+def _innermost(error: Exception) -> Exception:
+    """Give what a Ray task really raised."""
+    if "ray" not in sys.modules:
+        return error
+    import ray
+
+    while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    if isinstance(error, ray.exceptions.RaySystemError | ray.exceptions.NodeDiedError):
+        return IncompleteError(f"the cluster is gone: {printable(str(error))}")
+    if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
+        return no_model(str(error).strip().rpartition("\n")[2])  # below the traceback: what was raised
+    return error
+
+
+@one_line_errors()
 def explain(config: Config, reporter: Reporter) -> Outcome:
     """Explain what is left of the archive and commit it.
 
     Raises:
         CamrayError: with the exit code of its class.
     """
-    with told_plainly():
-        return _explain(config, reporter)
-
-
-def _explain(config: Config, reporter: Reporter) -> Outcome:
     ready = prepare(config)
     run_id = new_run_id()
     _announce(ready, reporter)
@@ -84,32 +103,25 @@ def _explain(config: Config, reporter: Reporter) -> Outcome:
         return Outcome(ExitCode.DONE, run_id, Accounting(), ready.out.uri, ready.explainer.id)
     images, size = known_members(ready.plan.tasks), ready.plan.size_bytes
     small = size <= HERE_BYTES if images is None else images <= HERE_IMAGES
-    what = f"{size / 1e6:,.1f} MB" if images is None else f"{images:,} images"
-    engine = choose_engine(config, ready.out, what if small else "", reporter)  # before the first write
-    with Hold(ready.out, run_id, config.run.force):
+    amount = f"{size / 1e6:,.1f} MB" if images is None else f"{images:,} images"
+    engine = choose_engine(config, ready.out, amount if small else "", reporter)  # before the first write
+    work = Work(ready.explainer.id, ready.plan, partial(explain_flow, config, ready.explainer))
+    with writing(ready, run_id):
         write_explainer(ready.out, ready.explainer)
-        ready.table.create()
-        if ready.grouping is not None:
-            remember(ready.out, ready.grouping.root, ready.grouping.new)
-        shards = {
-            "todo": len(ready.plan.tasks),
-            "committed": ready.plan.committed,
-            "changed": ready.plan.changed,
-        }
-        report = first_report(run_id, ready.explainer.id, config, shards, ready.model.notes)
-        report.write(ready.out)
-        from camray.flow.flow import explain_flow
-
-        work = Work(
-            ready.out, ready.table, ready.explainer.id, ready.plan.tasks, ready.model.module,
-            partial(explain_flow, config, ready.explainer), config.run.max_failed,
-        )  # fmt: skip
-        outcome = execute(work, report, reporter, engine)
-        if config.audit.canary and outcome.code in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
-            from camray.job.canary import look
-
+        outcome = execute(ready, work, run_id, reporter, engine)
+        if config.audit.canary and outcome.code in COMPLETE:
             look(ready, engine, run_id, config.audit.canary)
-        return outcome
+    return outcome
+
+
+@contextmanager
+def writing(inputs: Inputs, run_id: str) -> Iterator[None]:
+    """Hold OUT for a run, its table made and the groups of loose images remembered."""
+    with hold(inputs.out, run_id, inputs.config.run.force):
+        inputs.table.create()
+        if inputs.grouping is not None:
+            remember(inputs.out, inputs.grouping.root, inputs.grouping.new)
+        yield
 
 
 def choose_engine(config: Config, out: Folder, small: str, reporter: Reporter) -> Engine:
@@ -139,15 +151,19 @@ def _is_ray_up() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
-def execute(work: Work, report: RunReport, reporter: Reporter, engine: Engine) -> Outcome:
-    """Drive the pipeline over the tasks, commit, account, and complete the run's report."""
+def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine: Engine) -> Outcome:
+    """Drive the pipeline over the plan, commit, account; write the run's report before and after."""
+    plan, out, max_failed = work.plan, inputs.out, inputs.config.run.max_failed
+    shards = {"todo": len(plan.tasks), "committed": plan.committed, "changed": plan.changed}
+    report = first_report(run_id, work.owner, inputs.config, shards, inputs.model.notes)
+    report.write(out)
     started = time.monotonic()
     total, code = Accounting(), ExitCode.CRASH
-    progress = RunProgress(reporter, len(work.tasks), known_members(work.tasks))
+    progress = RunProgress(reporter, len(plan.tasks), known_members(plan.tasks))
     try:
-        for done in _commits(work, report.run_id, progress, engine):
+        for done in _commits(inputs, work, run_id, progress, engine):
             total += done
-        code = _judge(total, work.max_failed)
+        code = _judge(total, max_failed)
     except Stopped as stop:
         code = stop.code
     except CamrayError as error:
@@ -156,14 +172,14 @@ def execute(work: Work, report: RunReport, reporter: Reporter, engine: Engine) -
     finally:
         duration = time.monotonic() - started
         ended = report.ended(code, total, duration, dict(progress.stage_seconds), progress.bottleneck())
-        _keep(ended, work.out, reporter)
+        _write_last(ended, out, reporter)
     _summarise(total, code, duration, progress, reporter)
     if code == ExitCode.FAILURES_OVER_BUDGET and total.n_failed:
-        reporter.say(_over_budget(total, work.max_failed))
-    return Outcome(code, report.run_id, total, work.out.uri, work.owner)
+        reporter.say(_over_budget(total, max_failed))
+    return Outcome(code, run_id, total, out.uri, work.owner)
 
 
-def _keep(report: RunReport, out: Folder, reporter: Reporter) -> None:
+def _write_last(report: RunReport, out: Folder, reporter: Reporter) -> None:
     """Write the last report; where that fails too, it must not hide why the run ended."""
     try:
         report.write(out)
@@ -171,20 +187,22 @@ def _keep(report: RunReport, out: Folder, reporter: Reporter) -> None:
         reporter.say(f"run.json keeps its first state: {error}")
 
 
-def _commits(work: Work, run_id: str, progress: RunProgress, engine: Engine) -> Iterator[Accounting]:
+def _commits(
+    inputs: Inputs, work: Work, run_id: str, progress: RunProgress, engine: Engine
+) -> Iterator[Accounting]:
     """Drive the pipeline; yield the accounting of each committed shard."""
-    desk = CommitDesk(work.table, work.owner, run_id, work.tasks)
+    desk = CommitDesk(inputs.table, work.owner, run_id, work.plan.tasks)
     progress.actors = engine.pool.actors if engine.name == "ray" else 0
-    flow = work.flow(engine.share(arrays_of(work.module)), run_id)
+    flow = work.flow(engine.share(arrays_of(inputs.model.module)), run_id)
     with stoppable(), progress, engine.metrics(work.owner, progress):
-        for chunks in engine.run(work.tasks, flow, engine.pool):
+        for chunks in engine.run(work.plan.tasks, flow, engine.pool):
             commits = desk.take(chunks)
             progress.take(chunks, len(commits))
             yield from (c.accounting for c in commits)
         commits = desk.flush()
         progress.take([], len(commits))
         yield from (c.accounting for c in commits)
-    if not work.out.is_local:
+    if not inputs.out.is_local:
         desk.confirm()
     if desk.open_shards:
         why = "".join(f"; {reason}" for reason in desk.unread()[:3])
@@ -234,39 +252,5 @@ def _summarise(
     )  # fmt: skip
     for error, count in sorted(total.shard_errors.items()):
         reporter.say(f"{count} shards with {error}: see the records whose member is null")
-    if progress.bottleneck() and code in (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET):
+    if progress.bottleneck() and code in COMPLETE:
         reporter.say(progress.bottleneck())
-
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """Turn a failure of a store, or inside a Ray task, into one line with the right exit code."""
-    try:
-        yield
-    except Exception as error:
-        cause = _innermost(error)
-        if isinstance(cause, CamrayError):
-            raise cause from (None if cause is error else error)
-        if isinstance(cause, STORE_ERRORS):
-            full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-            said = printable(said_by(cause))
-            if "HTTP status 411" in said:
-                said += ". Fix for older stores: export AWS_REQUEST_CHECKSUM_CALCULATION=WHEN_REQUIRED"
-            what = "no space left in OUT" if full or "No space left" in str(cause) else said
-            raise IncompleteError(f"{what}; what is committed stays, the same command resumes") from error
-        raise
-
-
-def _innermost(error: Exception) -> Exception:
-    """Give what a Ray task really raised."""
-    if "ray" not in sys.modules:
-        return error
-    import ray
-
-    while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
-        error = error.cause
-    if isinstance(error, ray.exceptions.RaySystemError | ray.exceptions.NodeDiedError):
-        return IncompleteError(f"the cluster is gone: {printable(str(error))}")
-    if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
-        return no_model(str(error).strip().rpartition("\n")[2])  # below the traceback: what was raised
-    return error

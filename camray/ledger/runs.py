@@ -14,12 +14,12 @@ import platform
 import secrets
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from camray.config import Config, Explainer
 from camray.errors import ExitCode, OutputLockedError, redacted
@@ -131,60 +131,70 @@ def write_explainer(out: Folder, explainer: Explainer) -> None:
         out.write(path, text.encode())
 
 
-class Hold:
-    """Holds OUT for one run: ``with Hold(out, run_id): ...``."""
+@contextmanager
+def hold(out: Folder, run_id: str, force: bool = False) -> Iterator[None]:
+    """Hold OUT for one run, as long as the body lasts.
 
-    def __init__(self, out: Folder, run_id: str, force: bool = False) -> None:
-        self._out, self._run_id, self._force = out, run_id, force
-        self._path = run_file(run_id, "heartbeat.json")
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._owner: dict[str, Any] = {
-            "holds": False,
-            "run_id": run_id,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "pid_space": _pid_space(),
-            "process_started": process_start(os.getpid()),
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+    Raises:
+        OutputLockedError: another run holds it.
+    """
+    path = run_file(run_id, "heartbeat.json")
+    owner = {
+        "holds": False,
+        "run_id": run_id,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "pid_space": _pid_space(),
+        "process_started": process_start(os.getpid()),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
-    def __enter__(self) -> Self:
-        self._write()
-        self._give_way(_live_other(self._out, self._run_id))
-        self._owner["holds"] = True
-        self._write()
-        # One that wrote after the first look and looked before the second write goes too: the earlier stays.
-        self._give_way(_live_other(self._out, self._run_id, only_earlier=True))
-        self._thread.start()
-        return self
+    def beat() -> None:
+        out.write(path, json.dumps(owner).encode())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join(timeout=HEARTBEAT_S)
-        if self._out.exists(self._path):
-            self._out.delete(self._path)
+    def beat_on() -> None:
+        with suppress(OSError):  # a full or absent store stops the run elsewhere, with its name
+            beat()
 
-    def _give_way(self, other: dict[str, Any] | None) -> None:
-        if other is None or self._force:
+    def give_way(other: dict[str, Any] | None) -> None:
+        if other is None or force:
             return
-        self._out.delete(self._path)
+        out.delete(path)
         raise OutputLockedError(
             f"OUT: run {other['run_id']} on {other['host']} (process {other['pid']}, started "
-            f"{other['started_at']}) holds {self._out.uri}. Fix: wait for it, or --force if it is dead"
+            f"{other['started_at']}) holds {out.uri}. Fix: wait for it, or --force if it is dead"
         )
 
-    def _write(self) -> None:
-        self._out.write(self._path, json.dumps(self._owner).encode())
+    beat()
+    give_way(_live_other(out, run_id))
+    owner["holds"] = True
+    beat()
+    # One that wrote after the first look and looked before the second write goes too: the earlier stays.
+    give_way(_live_other(out, run_id, only_earlier=True))
+    try:
+        with repeating(beat_on, HEARTBEAT_S, "heartbeat"):
+            yield
+    finally:
+        if out.exists(path):
+            out.delete(path)
 
-    def _beat(self) -> None:
-        while not self._done.wait(HEARTBEAT_S):
-            try:
-                self._write()
-            except OSError:
-                continue  # a full or absent store stops the run elsewhere, with its name
+
+@contextmanager
+def repeating(act: Callable[[], None], every_s: float, name: str) -> Iterator[None]:
+    """Call `act` every few seconds within the body, from a thread of this name."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(every_s):
+            act()
+
+    thread = threading.Thread(target=repeat, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=every_s)  # a store that hangs must not hold the end of the run
 
 
 def _live_other(out: Folder, run_id: str, only_earlier: bool = False) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from camray import config
 from camray.cli.arguments import names
 from camray.cli.main import main
 from camray.compare import job as compare
+from camray.compare.job import CompareOutcome
 from camray.compare.prepare import read_panels
 from camray.compare.scorer import BatchScorer
 from camray.errors import ExitCode, UsageError
@@ -32,7 +33,7 @@ from camray.storage import open_folder
 from demo import hans64
 
 COUNT = 6
-Run = Callable[..., compare.Outcome]
+Run = Callable[..., CompareOutcome]
 
 
 def settings(demo: Path, out: Path, *methods: str, **more: object) -> config.Config:
@@ -44,7 +45,7 @@ def settings(demo: Path, out: Path, *methods: str, **more: object) -> config.Con
 
 
 @pytest.fixture(scope="module")
-def found(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, compare.Outcome]:
+def found(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompareOutcome]:
     out = tmp_path_factory.mktemp("compare") / "out"
     return out, compare.compare(settings(demo, out, "gradcam"), Reporter())
 
@@ -54,7 +55,9 @@ def scores(out: Path) -> list[dict[str, object]]:
     return sorted(rows, key=lambda r: (r["shard"], r["index"], r["method"], r["metric"]))
 
 
-def test_every_image_has_every_metric_of_every_method_once(found: tuple[Path, compare.Outcome]) -> None:
+def test_every_image_has_every_metric_of_every_method_once(
+    found: tuple[Path, CompareOutcome],
+) -> None:
     out, outcome = found
     assert outcome.code == ExitCode.DONE
     rows = scores(out)
@@ -68,7 +71,7 @@ def test_every_image_has_every_metric_of_every_method_once(found: tuple[Path, co
         assert not isinstance(row["value"], float) or math.isfinite(row["value"])
 
 
-def test_regions_are_the_generators_own(found: tuple[Path, compare.Outcome]) -> None:
+def test_regions_are_the_generators_own(found: tuple[Path, CompareOutcome]) -> None:
     """The heat of `center` inside the true box, by hand: its Gaussian summed over the object's box."""
     out, _ = found
     for row in scores(out):
@@ -96,7 +99,7 @@ def _center(side: int) -> list[list[float]]:
     return [[a * b for b in line] for a in line]
 
 
-def test_a_second_run_measures_nothing(found: tuple[Path, compare.Outcome], demo: Path) -> None:
+def test_a_second_run_measures_nothing(found: tuple[Path, CompareOutcome], demo: Path) -> None:
     out, first = found
     version = DeltaTable(str(out / "scores")).version()
     again = compare.compare(settings(demo, out, "gradcam"), Reporter())
@@ -106,7 +109,7 @@ def test_a_second_run_measures_nothing(found: tuple[Path, compare.Outcome], demo
     assert [p.methods for p, plan in subset.panels if plan.tasks] == [("layercam",)]
 
 
-def test_the_page_asks_for_nothing_outside(found: tuple[Path, compare.Outcome]) -> None:
+def test_the_page_asks_for_nothing_outside(found: tuple[Path, CompareOutcome]) -> None:
     page = Path(found[1].page).read_text()
     assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:|#)[a-z]+:", page)
     assert "default-src 'none'" in page
@@ -165,7 +168,7 @@ def test_commas_between_brackets_belong_to_the_method() -> None:
 
 @pytest.mark.slow
 def test_a_method_added_later_computes_only_itself(
-    found: tuple[Path, compare.Outcome], demo: Path, tmp_path: Path
+    found: tuple[Path, CompareOutcome], demo: Path, tmp_path: Path
 ) -> None:
     out, first = found
     before = scores(out)
@@ -183,7 +186,7 @@ def test_a_method_added_later_computes_only_itself(
 
 
 def test_a_panel_added_later_measures_no_controls_again(
-    found: tuple[Path, compare.Outcome], demo: Path
+    found: tuple[Path, CompareOutcome], demo: Path
 ) -> None:
     (panel,) = read_panels(open_folder(str(found[0]), "OUT"))
     model = load_model(config.ModelConfig(name=str(demo / "models" / "hans64-clean")))
@@ -198,7 +201,7 @@ def test_a_panel_added_later_measures_no_controls_again(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_actors_change_nothing(found: tuple[Path, compare.Outcome], demo: Path, tmp_path: Path) -> None:
+def test_actors_change_nothing(found: tuple[Path, CompareOutcome], demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "four"
     compare.compare(settings(demo, out, "gradcam", run__engine="ray", run__actors=4), Reporter())
     _same(scores(out), [r for r in scores(found[0]) if r["method"] != "eigencam"])
@@ -218,7 +221,7 @@ def _same(one: list[dict[str, object]], other: list[dict[str, object]]) -> None:
 
 
 def test_status_and_verify_know_an_out_of_scores_alone(
-    found: tuple[Path, compare.Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    found: tuple[Path, CompareOutcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(found[0], out)

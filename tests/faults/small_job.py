@@ -36,10 +36,10 @@ from camray.flow import stages
 from camray.flow.flow import Flow, Pool
 from camray.flow.here import run_here
 from camray.image.decode import Decoded, decode
-from camray.job.run import told_plainly
+from camray.job.run import one_line_errors
 from camray.ledger import commit
 from camray.ledger.plan import ShardTask, make_plan
-from camray.ledger.runs import Hold, first_report, new_run_id, write_explainer
+from camray.ledger.runs import first_report, hold, new_run_id, write_explainer
 from camray.ledger.table import Table
 from camray.records import EXPLAINED, Accounting, Chunk, Data, struct_array
 from camray.storage import open_folder
@@ -177,7 +177,7 @@ def drive(order: Order) -> ExitCode:
     if not plan.tasks:
         return ExitCode.DONE
     run_id = new_run_id()
-    with Hold(out, run_id, order.force):
+    with hold(out, run_id, order.force):
         write_explainer(out, EXPLAINER)
         table.create()
         report = first_report(run_id, EXPLAINER, config, {"todo": len(plan.tasks)})
@@ -237,7 +237,7 @@ def _run(
 def _job(order: Order) -> int:
     os.setpgid(0, 0)
     try:
-        with told_plainly():
+        with one_line_errors():
             return int(drive(order))
     except CamrayError as error:
         print(f"{error}", file=sys.stderr, flush=True)

@@ -17,8 +17,8 @@ from camray.ledger import runs
 from camray.ledger.out import explainer_file, read_explainer
 from camray.ledger.runs import (
     STALE_S,
-    Hold,
     first_report,
+    hold,
     new_run_id,
     process_start,
     read_reports,
@@ -58,24 +58,24 @@ def test_run_ids_sort_by_time_and_never_repeat() -> None:
 
 
 def test_a_hold_is_there_while_it_lasts(out: Folder) -> None:
-    with Hold(out, "r1"):
+    with hold(out, "r1"):
         (path,) = beats(out)
         owner = json.loads(out.read(f"runs/{path}"))
         assert (owner["holds"], owner["run_id"], owner["pid"]) == (True, "r1", os.getpid())
     assert beats(out) == []
-    with Hold(out, "r2"):
+    with hold(out, "r2"):
         pass
 
 
 def test_a_hold_ends_with_an_error_too(out: Folder) -> None:
-    with pytest.raises(ZeroDivisionError), Hold(out, "r1"):
+    with pytest.raises(ZeroDivisionError), hold(out, "r1"):
         raise ZeroDivisionError
     assert beats(out) == []
 
 
 def test_a_second_run_is_refused_and_told_who_is_there(out: Folder) -> None:
     beat_of(out, "r1", age_s=20)
-    with pytest.raises(OutputLockedError) as caught, Hold(out, "r2"):
+    with pytest.raises(OutputLockedError) as caught, hold(out, "r2"):
         pass
     said = str(caught.value)
     for word in ("r1", "elsewhere", "4711", "2026-01-01T00:00:00+00:00", out.uri, "--force"):
@@ -87,25 +87,25 @@ def test_a_second_run_is_refused_and_told_who_is_there(out: Folder) -> None:
 
 def test_a_live_run_in_another_process_is_respected(out: Folder) -> None:
     code = (
-        "import sys; from camray.ledger.runs import Hold; from camray.storage import open_folder\n"
-        f"with Hold(open_folder({out.path!r}, 'OUT'), 'r1'): print('held', flush=True); sys.stdin.read()"
+        "import sys; from camray.ledger.runs import hold; from camray.storage import open_folder\n"
+        f"with hold(open_folder({out.path!r}, 'OUT'), 'r1'): print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout is not None
     try:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(OutputLockedError, match=f"process {other.pid}"), Hold(out, "r2"):
+        with pytest.raises(OutputLockedError, match=f"process {other.pid}"), hold(out, "r2"):
             pass
     finally:
         other.kill()
         other.communicate()
-    with Hold(out, "r3"):  # killed: its heartbeat is fresh, but its process is gone
+    with hold(out, "r3"):  # killed: its heartbeat is fresh, but its process is gone
         assert "r1/heartbeat.json" in beats(out)
 
 
 def test_force_goes_in_beside_a_live_run(out: Folder) -> None:
     beat_of(out, "r1")
-    with Hold(out, "r2", force=True):
+    with hold(out, "r2", force=True):
         assert len(beats(out)) == 2
 
 
@@ -113,10 +113,10 @@ def test_force_goes_in_beside_a_live_run(out: Folder) -> None:
 def test_a_heartbeat_is_stale_by_the_stores_clock(out: Folder, age: float, free: bool) -> None:
     beat_of(out, "r1", age_s=age)
     if free:
-        with Hold(out, "r2"):
+        with hold(out, "r2"):
             pass
     else:
-        with pytest.raises(OutputLockedError), Hold(out, "r2"):
+        with pytest.raises(OutputLockedError), hold(out, "r2"):
             pass
 
 
@@ -124,7 +124,7 @@ def test_this_machines_own_clock_does_not_matter(out: Folder, monkeypatch: pytes
     beat_of(out, "r1", age_s=10)
     for wrong in (time.time() + 1e6, time.time() - 1e6):
         monkeypatch.setattr(time, "time", lambda wrong=wrong: wrong)
-        with pytest.raises(OutputLockedError), Hold(out, "r2"):
+        with pytest.raises(OutputLockedError), hold(out, "r2"):
             pass
 
 
@@ -133,7 +133,7 @@ def test_a_dead_process_of_this_machine_is_taken_over_at_once(out: Folder) -> No
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
     beat_of(out, "r1", host=socket.gethostname(), pid=int(done.stdout), process_started="1", **HERE)
-    with Hold(out, "r2"):
+    with hold(out, "r2"):
         pass
 
 
@@ -141,16 +141,16 @@ def test_a_process_id_in_use_again_is_no_life_sign(out: Folder) -> None:
     mine = process_start(os.getpid())
     assert mine is not None
     beat_of(out, "r1", host=socket.gethostname(), pid=os.getpid(), process_started=str(int(mine) - 1), **HERE)
-    with Hold(out, "r2"):
+    with hold(out, "r2"):
         pass
     beat_of(out, "r3", host=socket.gethostname(), pid=os.getpid(), process_started=mine, **HERE)
-    with pytest.raises(OutputLockedError), Hold(out, "r4"):
+    with pytest.raises(OutputLockedError), hold(out, "r4"):
         pass
 
 
 def test_a_container_that_shares_the_host_name_is_another_machine(out: Folder) -> None:
     beat_of(out, "r1", host=socket.gethostname(), pid=2**22 + 1, pid_space="pid:[1]")
-    with pytest.raises(OutputLockedError), Hold(out, "r2"):
+    with pytest.raises(OutputLockedError), hold(out, "r2"):
         pass
 
 
@@ -168,21 +168,21 @@ def test_the_earlier_of_the_two_stays_when_the_later_gives_way(
         return found
 
     monkeypatch.setattr(runs, "_live_other", look)
-    with Hold(out, "r1"):
+    with hold(out, "r1"):
         assert len(looks) == 2
 
 
 def test_the_same_process_id_on_another_machine_says_nothing(out: Folder) -> None:
     beat_of(out, "r1", host="elsewhere", pid=2**22 + 1)
-    with pytest.raises(OutputLockedError), Hold(out, "r2"):
+    with pytest.raises(OutputLockedError), hold(out, "r2"):
         pass
 
 
 def test_of_two_that_start_together_the_first_by_name_goes(out: Folder) -> None:
     beat_of(out, "r1", holds=False)
-    with pytest.raises(OutputLockedError), Hold(out, "r2"):
+    with pytest.raises(OutputLockedError), hold(out, "r2"):
         pass
-    with Hold(out, "r0"):
+    with hold(out, "r0"):
         pass
 
 
@@ -200,14 +200,14 @@ def test_a_candidate_that_was_not_seen_at_first_is_seen_before_the_work(
         return found
 
     monkeypatch.setattr(runs, "_live_other", look)
-    with pytest.raises(OutputLockedError), Hold(out, "r2"):
+    with pytest.raises(OutputLockedError), hold(out, "r2"):
         pass
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"{}", b"[]"])
 def test_an_unreadable_heartbeat_does_not_stop_a_run_for_ever(out: Folder, text: bytes) -> None:
     out.write("runs/r1/heartbeat.json", text)
-    with Hold(out, "r2"):
+    with hold(out, "r2"):
         pass
 
 
@@ -224,7 +224,7 @@ def test_the_heartbeat_goes_on_and_survives_a_store_that_fails(
         real(self, relative, data)
 
     monkeypatch.setattr(Folder, "write", write)
-    with Hold(out, "r1"):
+    with hold(out, "r1"):
         path = Path(out.path) / "runs/r1/heartbeat.json"
         first = path.stat().st_mtime_ns
         deadline = time.monotonic() + 10
