@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from camray.errors import ErrorCode
+from camray.errors import ErrorCode, Stage
 
 SCHEMA_VERSION = 1
 
@@ -423,6 +423,16 @@ def member_array(members: Sequence[Member]) -> pa.StructArray:
         "content": [m.content for m in members],
     }
     return struct_array(columns, MEMBER)
+
+
+def failure(stage: Stage, error_code: str | None, message: str | None) -> dict[str, str | None]:
+    """Give the columns of an item, or of a shard, that failed at a stage."""
+    return {
+        "status": str(Status.FAILED),
+        "error_code": error_code and str(error_code),
+        "error_stage": str(stage),
+        "error_message": message,
+    }
 
 
 def struct_array(columns: dict[str, Any], item_type: pa.StructType) -> pa.StructArray:

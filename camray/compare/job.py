@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,12 @@ from camray.config import Config
 from camray.errors import EmptyArchiveError, ExitCode, UsageError
 from camray.flow.guard import Guard
 from camray.flow.progress import Reporter, spoken_duration
-from camray.flow.stages import Decode, read_shard
+from camray.flow.stages import Decode, read_first
 from camray.job.prepare import known_members
 from camray.job.run import Work, choose_engine, execute, one_line_errors, writing
 from camray.ledger.out import costs_file, panel_file
-from camray.ledger.plan import ShardTask
 from camray.ledger.runs import installed_versions, new_run_id
-from camray.records import Chunk, Status
+from camray.records import Status
 
 if TYPE_CHECKING:
     from camray.compare.trial import Trial
@@ -164,12 +163,10 @@ def _first_images(ready: Comparison) -> pa.StructArray:
     spec, max_pixels = ready.model.input, ready.config.archive.max_pixels
     decode = Decode(spec, max_pixels, False, Guard()).decode
     for shard in ready.shards:
-        few = replace(shard, selection=(shard.selection or ())[: 4 * TRIED])
-        for row in read_shard(ShardTask(few), ready.config.archive, 4 * TRIED):
-            images = decode(Chunk.from_row(row).images)
-            images = images.filter(pc.equal(images.field("status"), str(Status.OK)))[:TRIED]
-            if len(images):
-                return images
+        images = decode(read_first(shard, ready.config.archive, 4 * TRIED).images)
+        images = images.filter(pc.equal(images.field("status"), str(Status.OK)))[:TRIED]
+        if len(images):
+            return images
     raise EmptyArchiveError("ARCHIVE: no image of the sample can be decoded. Fix: see `camray explain`")
 
 

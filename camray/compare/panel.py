@@ -14,8 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from camray.config import Explainer, InputSpec
+from camray.config import Explainer
 from camray.ledger.out import SCORES as SCORE_TABLE
+from camray.ledger.out import explainer_of
 from camray.ledger.table import Kind
 
 _IDENTITY = [
@@ -81,10 +82,8 @@ class Panel:
     def from_json(text: str) -> Panel:
         """Read what `to_json` wrote."""
         tree = json.loads(text)
-        about = tree["explainer"]
-        spec: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["input"].items()}
-        about |= {"input": InputSpec(**spec), "class_names": tuple(about["class_names"])}
-        return Panel(**{**tree, "explainer": Explainer(**about), "methods": tuple(tree["methods"])})
+        read = {"explainer": explainer_of(tree["explainer"]), "methods": tuple(tree["methods"])}
+        return Panel(**tree | read)
 
     def without_methods(self) -> str:
         """Give what two panels share whose methods may be set side by side as if measured together."""

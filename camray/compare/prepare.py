@@ -17,7 +17,7 @@ from camray.compare.sample import FIELDS, Sample, draw, explained_images, freeze
 from camray.config import ArchiveConfig, Config, Explainer
 from camray.errors import EmptyArchiveError, UsageError
 from camray.job.prepare import Inputs, check_out, chosen_shards, grouped, top_folders
-from camray.ledger.out import PANELS, panel_file
+from camray.ledger.out import PANELS, ids_in, panel_file
 from camray.ledger.plan import Plan, make_plan
 from camray.ledger.table import Table
 from camray.measure.registry import CONTROLS
@@ -149,6 +149,5 @@ def _panels(out: Folder, base: Panel, methods: Sequence[str]) -> list[Panel]:
 
 def read_panels(out: Folder, base: Panel | None = None) -> list[Panel]:
     """Read the panels of OUT; of those like `base` only, if it is given."""
-    ids = [e.path.removesuffix(".json") for e in out.entries(PANELS) if e.path.endswith(".json")]
-    every = [Panel.from_json(out.read(panel_file(panel)).decode()) for panel in ids]
+    every = [Panel.from_json(out.read(panel_file(panel)).decode()) for panel in ids_in(out, PANELS)]
     return [p for p in every if base is None or p.without_methods() == base.without_methods()]

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from camray.config import Explainer
 from camray.errors import UsageError
-from camray.ledger.out import EXPLAINERS, explainer_file
+from camray.ledger.out import EXPLAINERS, explainer_file, ids_in
 from camray.ledger.table import Table
 from camray.records import Shard, as_text
 from camray.storage import Folder
@@ -119,7 +119,7 @@ def explained_images(
 
     One row an image, sorted by shard and index; empty where the model explained nothing yet.
     """
-    names = [name for name in _explainers(out) if _is_same_model(out, name, explainer)]
+    names = [name for name in ids_in(out, EXPLAINERS) if _is_same_model(out, name, explainer)]
     empty = pa.table({"key": pa.array([], pa.string()), "index": pa.array([], pa.int32())})
     if table.delta is None or not names:
         return empty
@@ -150,10 +150,6 @@ def draw(images: pa.Table, count: int, fields: Sequence[str], seed: int) -> list
 def _evenly(total: int, count: int, start: float) -> list[int]:
     """Give `count` places of `total`, evenly apart; `start` in [0, 1) moves them."""
     return [int((i + start) * total / count) for i in range(count)]
-
-
-def _explainers(out: Folder) -> list[str]:
-    return [e.path.removesuffix(".json") for e in out.entries(EXPLAINERS) if e.path.endswith(".json")]
 
 
 def _is_same_model(out: Folder, name: str, explainer: Explainer) -> bool:

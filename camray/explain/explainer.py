@@ -20,7 +20,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from camray import cam
 from camray.cam.registry import Method
 from camray.config import Config, Explainer
-from camray.errors import ErrorCode, ImageError, ModelError, Stage, printable
+from camray.errors import ErrorCode, ModelError, Stage, printable
 from camray.explain import confirm
 from camray.explain.regions import region_signals
 from camray.explain.signals import heat_signals, heat_status, top2_cosine
@@ -28,7 +28,7 @@ from camray.models.labels import classes_named, label_lookup, target_by_index
 from camray.models.load import LoadedModel, build, load_model
 from camray.models.outputs import class_scores, score_entropy
 from camray.models.preprocessing import to_input
-from camray.records import DECODED, EXPLAINED, SCHEMA_VERSION, Status, struct_array
+from camray.records import DECODED, EXPLAINED, SCHEMA_VERSION, Status, failure, struct_array
 
 Row = dict[str, Any]
 LARGEST_MAP = 32  # cells a side that a record keeps
@@ -109,21 +109,26 @@ class BatchExplainer:
 
         Failed and skipped items pass through, once each.
         """
+        rows, explained = self.in_batches(images)
+        if self.explainer.confirm:
+            self._look_again(explained, images.field("pixels"))
+        out = [row | result for i, row in enumerate(rows) for result in explained.get(i) or [{}]]
+        columns: dict[str, Any] = {name: [row.get(name) for row in out] for name in _FILLED}
+        return struct_array(columns | {"heatmap": _list_column(columns["heatmap"])}, EXPLAINED)
+
+    def in_batches(self, images: pa.StructArray) -> tuple[list[Row], dict[int, list[Row]]]:
+        """Explain every decoded item: give all items as rows, and the results of each by its position."""
         rows = _as_rows({name: images.field(name).to_pylist() for name in _PASSED})
         for row in rows:
             row["label_class"] = self.label_class(row)
         pixels = images.field("pixels")
         ready = [i for i, row in enumerate(rows) if row["status"] == Status.OK and self.accept(row)]
-        found: dict[int, list[Row]] = {}
+        results: dict[int, list[Row]] = {}
         for start in range(0, len(ready), self.batch_size):
             batch = ready[start : start + self.batch_size]
             views = np.stack([self.view(pixels[i]) for i in batch])
-            found |= zip(batch, self._explain_or_split([rows[i] for i in batch], views), strict=True)
-        if self.explainer.confirm:
-            self._look_again(found, pixels)
-        out = [row | result for i, row in enumerate(rows) for result in found.get(i) or [{}]]
-        columns: dict[str, Any] = {name: [row.get(name) for row in out] for name in _FILLED}
-        return struct_array(columns | {"heatmap": _list_column(columns["heatmap"])}, EXPLAINED)
+            results |= zip(batch, self._explain_or_split([rows[i] for i in batch], views), strict=True)
+        return rows, results
 
     def view(self, pixels: pa.LargeBinaryScalar) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Read an item's pixels: (H, W, 3)."""
@@ -138,7 +143,7 @@ class BatchExplainer:
             raise  # the device is lost for this process: every later image would fail too
         except RuntimeError as error:
             if len(rows) == 1:
-                return [[failure(ImageError(ErrorCode.MODEL_FAILED, printable(str(error))))]]
+                return [[failure(Stage.EXPLAIN, ErrorCode.MODEL_FAILED, printable(str(error)))]]
         return [self._explain_or_split(rows[i : i + 1], views[i : i + 1])[0] for i in range(len(rows))]
 
     def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
@@ -146,34 +151,34 @@ class BatchExplainer:
         x = to_input(torch.from_numpy(views).to(self.device), self.mean, self.std)  # (B, C, H, W)
         spec, aims_at_label = self.explainer.input, self._rule.select == "label"
         labels = torch.tensor([row["label_class"] for row in rows]) if aims_at_label else None
-        found = cam.explain(self.module, x, self.layer, self._method, self._rule, labels)
-        logits, input_size = found.logits.double(), (spec.height, spec.width)  # (B, classes)
-        maps = _stored_size(found.maps[self._method.text, self.layer.name], input_size)  # (B, K, h, w)
+        explained = cam.explain(self.module, x, self.layer, self._method, self._rule, labels)
+        logits, input_size = explained.logits.double(), (spec.height, spec.width)  # (B, classes)
+        maps = _stored_size(explained.maps[self._method.text, self.layer.name], input_size)  # (B, K, h, w)
         count = maps.shape[1]
         flat = maps.flatten(0, 1)  # B * K maps
         regions = region_signals(flat, [row for row in rows for _ in range(count)], input_size)
         heat = [one | other for one, other in zip(_heat(flat), regions, strict=True)]
         alike = top2_cosine(maps if self._rule.select == "top" else maps[:, :1])
         predictions, finite = _predictions(logits, self.explainer), logits.isfinite().all(1).tolist()
-        asked = _asked(self.explainer)
+        method = _method_columns(self.explainer)
         out: list[list[Row]] = []
-        for i, (row, classes) in enumerate(zip(rows, found.classes[:, :count].tolist(), strict=True)):
+        for i, (row, classes) in enumerate(zip(rows, explained.classes[:, :count].tolist(), strict=True)):
             if not finite[i]:
-                error = ImageError(ErrorCode.NONFINITE_OUTPUT, "the model's logits are not finite")
-                out.append([failure(error)])
+                reason = "the model's logits are not finite"
+                out.append([failure(Stage.EXPLAIN, ErrorCode.NONFINITE_OUTPUT, reason)])
                 continue
             label, predicted = row["label_class"], predictions[i]["predicted_class"]
             correct = None if label is None else label == predicted  # None: the archive names no class
-            common = asked | predictions[i] | {"correct": correct, "heat_top2_cosine": alike[i]}
-            explained = [
+            common = method | predictions[i] | {"correct": correct, "heat_top2_cosine": alike[i]}
+            targets = [
                 common | heat[i * count + k] | {"target_class": c, "target_label": self.explainer.label_of(c)}
                 for k, c in enumerate(classes)
                 if c >= 0
             ]
-            out.append(explained or [common | {"heat_status": "no_target"}])
+            out.append(targets or [common | {"heat_status": "no_target"}])
         return out
 
-    def _look_again(self, found: Mapping[int, Sequence[Row]], pixels: pa.Array) -> None:
+    def _look_again(self, results: Mapping[int, Sequence[Row]], pixels: pa.Array) -> None:
         """Fill the confirmation of rows whose heat lies suspiciously far out, within the budget."""
 
         def scores(images: Sequence[int], change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -182,7 +187,9 @@ class BatchExplainer:
                 logits = self.module(change(to_input(views, self.mean, self.std))).double()
             return class_scores(logits, self.explainer.activation).cpu()
 
-        explained = [(i, row) for i, rows in found.items() for row in rows if row.get("heatmap") is not None]
+        explained = [
+            (i, row) for i, rows in results.items() for row in rows if row.get("heatmap") is not None
+        ]
         budget = math.ceil(self.explainer.confirm * len(pixels))
         confirm.look_again(explained, budget, self.batch_size, scores)
 
@@ -196,8 +203,8 @@ class BatchExplainer:
     def accept(self, row: Row) -> bool:
         """Tell whether an item has a class to explain; where it has none it becomes a failed one."""
         if self._rule.select == "label" and row["label_class"] is None:
-            said = printable(_why_no_class(row["label"], self.explainer.class_names))
-            row |= failure(ImageError(ErrorCode.BAD_TARGET, said))
+            reason = printable(_why_no_class(row["label"], self.explainer.class_names))
+            row |= failure(Stage.EXPLAIN, ErrorCode.BAD_TARGET, reason)
             return False
         return True
 
@@ -240,20 +247,10 @@ def _stored_size(maps: Tensor, input_size: tuple[int, int]) -> Tensor:
     return adaptive_avg_pool2d(maps, (min(h, LARGEST_MAP), min(w, LARGEST_MAP)))
 
 
-def _asked(explainer: Explainer) -> Row:
+def _method_columns(explainer: Explainer) -> Row:
     target = explainer.target
     kind = "class" if target.isdecimal() else target.partition(":")[0]
     return {"method": explainer.method, "target_layer": explainer.target_layer, "target_kind": kind}
-
-
-def failure(error: ImageError) -> Row:
-    """Give the columns of an item that failed here."""
-    return {
-        "status": str(Status.FAILED),
-        "error_code": str(error.code),
-        "error_stage": str(Stage.EXPLAIN),
-        "error_message": error.message,
-    }
 
 
 def _predictions(logits: Tensor, explainer: Explainer) -> list[Row]:

@@ -40,23 +40,11 @@ def shared_state(weights: Weights) -> dict[str, Any]:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def batch_explainer(
-    explainer: Explainer, state: dict[str, Any], device: str, batch_size: int, threads: int
-) -> BatchExplainer:
-    """Make the core of an actor; `threads` is for this whole process."""
-    import torch
-
-    from camray.explain.explainer import BatchExplainer
-
-    torch.set_num_threads(threads)
-    return BatchExplainer(explainer, state, device, batch_size)
-
-
-def device_here(wanted: str) -> str:
+def device_here(device: str) -> str:
     """Resolve `auto` for this machine."""
     import torch
 
-    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class ExplainActor:
@@ -72,9 +60,15 @@ class ExplainActor:
         overlay: OverlayConfig,
         guard: Guard,
     ) -> None:
-        self._explain = guard.start(
-            lambda: batch_explainer(explainer, shared_state(weights), device, batch_size, threads)
-        )
+        def load() -> BatchExplainer:
+            import torch
+
+            from camray.explain.explainer import BatchExplainer
+
+            torch.set_num_threads(threads)  # of this whole process
+            return BatchExplainer(explainer, shared_state(weights), device, batch_size)
+
+        self._explain = guard.start(load)
         self._overlay, self._guard = overlay, guard
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -99,13 +93,13 @@ def choose_overlays(
     indices = images.field("index").to_pylist()
     drawable = [status in _DRAWABLE for status in images.field("heat_status").to_pylist()]
     due = [index in chosen and can for index, can in zip(indices, drawable, strict=True)]
-    kept = "content" if overlay.on == "original" else "pixels"
-    source = {index: i for i, index in enumerate(decoded.field("index").to_pylist())}
-    values = decoded.field(kept)
+    source_column = "content" if overlay.on == "original" else "pixels"
+    position = {index: i for i, index in enumerate(decoded.field("index").to_pylist())}
+    values = decoded.field(source_column)
     columns: dict[str, Any] = {f.name: images.field(f.name) for f in EXPLAINED}
     columns |= {"overlay": due, "pixels": None, "content": None}
-    places = [source[i] if d else None for i, d in zip(indices, due, strict=True)]
-    columns[kept] = values.take(pa.array(places, pa.int64()))
+    places = [position[i] if d else None for i, d in zip(indices, due, strict=True)]
+    columns[source_column] = values.take(pa.array(places, pa.int64()))
     return struct_array(columns, EXPLAINED)
 
 

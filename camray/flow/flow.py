@@ -97,7 +97,7 @@ class Engine:
     metrics: Callable[[str, RunProgress], AbstractContextManager[Any]]  # of the owner of the rows
 
 
-def told(block: pa.Table) -> list[Chunk]:
+def receipts_of(block: pa.Table) -> list[Chunk]:
     """Read what a sink gave: receipts and ends of shards, without images.
 
     Raises:

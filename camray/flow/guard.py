@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from camray.errors import CamrayError, ErrorCode, IncompleteError, Stage, no_model
-from camray.records import Chunk, Data, Lost, Status, struct_array
+from camray.records import Chunk, Data, Lost, failure, struct_array
 
 WHOLE_CHUNK_TRIES = 2
 STARTS = 3  # of one worker; Ray would start it again for ever
@@ -107,13 +107,7 @@ class Guard:
 
 def _crashed(image: pa.StructArray, stage: Stage) -> pa.StructArray:
     """Give the same item, failed: every stage lets it pass untouched."""
+    reason = "this image ended its worker process three times (crash or out of memory)"
     columns: dict[str, Any] = {f.name: image.field(f.name) for f in image.type}
-    columns |= {
-        "status": [str(Status.FAILED)],
-        "error_code": [str(ErrorCode.WORKER_CRASHED)],
-        "error_stage": [str(stage)],
-        "error_message": ["this image ended its worker process three times (crash or out of memory)"],
-        **({"content": None} if "content" in columns else {}),
-        **({"pixels": None} if "pixels" in columns else {}),
-    }
-    return struct_array(columns, image.type)
+    columns |= {name: [value] for name, value in failure(stage, ErrorCode.WORKER_CRASHED, reason).items()}
+    return struct_array(columns | {"content": None, "pixels": None}, image.type)

@@ -14,7 +14,7 @@ from typing import Any
 
 from camray.config import Config
 from camray.errors import UsageError
-from camray.flow.flow import Engine, Flow, Pool, Stage, size_pool, told
+from camray.flow.flow import Engine, Flow, Pool, Stage, receipts_of, size_pool
 from camray.flow.guard import Guard
 from camray.flow.stages import read_shard
 from camray.ledger.plan import ShardTask
@@ -34,7 +34,7 @@ def here(config: Config) -> Engine:
     threads = torch.get_num_threads()
     alone = replace(config, run=replace(config.run, actors=1))
     pool = replace(size_pool(alone, threads, torch.cuda.device_count()), threads=threads)
-    return Engine("here", pool, run_here, lambda arrays: lambda: arrays, _once, lambda *_: nullcontext())
+    return Engine("here", pool, run_here, lambda arrays: lambda: arrays, _at_once, lambda *_: nullcontext())
 
 
 def run_here(tasks: Sequence[ShardTask], flow: Flow, pool: Pool) -> Iterator[list[Chunk]]:
@@ -42,7 +42,7 @@ def run_here(tasks: Sequence[ShardTask], flow: Flow, pool: Pool) -> Iterator[lis
     work = stages_here(flow, pool, tasks)
     for task in tasks:
         for row in read_shard(task, flow.config.archive, flow.config.run.chunk_size):
-            yield told(work(row))
+            yield receipts_of(work(row))
 
 
 def stages_here(flow: Flow, pool: Pool, tasks: Sequence[ShardTask]) -> Stage:
@@ -52,5 +52,5 @@ def stages_here(flow: Flow, pool: Pool, tasks: Sequence[ShardTask]) -> Stage:
     return lambda row: sink(actor(decode(row)))
 
 
-def _once(work: Callable[..., Any], pool: Pool, *arguments: Any) -> Any:
+def _at_once(work: Callable[..., Any], pool: Pool, *arguments: Any) -> Any:
     return work(pool, *arguments)

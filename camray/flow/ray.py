@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Nod
 from camray.config import Config
 from camray.errors import IncompleteError, UsageError, printable
 from camray.flow.actor import Arrays, Weights
-from camray.flow.flow import Engine, Flow, Pool, size_pool, told
+from camray.flow.flow import Engine, Flow, Pool, receipts_of, size_pool
 from camray.flow.guard import Attempts, Guard
 from camray.flow.metrics import run_metrics
 from camray.flow.stages import read_shard
@@ -212,7 +212,7 @@ def run_waves(tasks: Sequence[ShardTask], flow: Flow, pool: Pool) -> Iterator[li
         dataset = _graph(tasks[start : start + WAVE_SHARDS], flow, pool, guard)
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(block, pa.Table)
-            yield told(block)
+            yield receipts_of(block)
     ray.kill(attempts)  # its handle travelled inside the stages' code, where Ray does not count it
 
 

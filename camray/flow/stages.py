@@ -36,9 +36,11 @@ from camray.records import (
     Lost,
     Member,
     Receipt,
+    Shard,
     ShardEnd,
     Status,
     as_text,
+    failure,
     key_of,
     member_array,
     struct_array,
@@ -75,6 +77,12 @@ def read_shard(task: ShardTask, archive: ArchiveConfig, chunk_size: int) -> Iter
             break
     problem = (str(error.code), error.message) if error else (None, None)
     yield Chunk(shard.id, n_chunks, ShardEnd(n_chunks, n_members, *problem)).to_row(MEMBER)
+
+
+def read_first(shard: Shard, archive: ArchiveConfig, count: int) -> Chunk:
+    """Read the first `count` members of a shard, and no further; of one without members its end."""
+    first = replace(shard, selection=tuple((shard.selection or range(count))[:count]))
+    return Chunk.from_row(next(read_shard(ShardTask(first), archive, count)))
 
 
 def _chunk_of(task: ShardTask, index: int, members: list[Member], seconds: float) -> Chunk:
@@ -118,8 +126,7 @@ class Decode:
                 content, self._spec, _boxes(image), image["mask"].as_py()
             )
         except ImageError as error:
-            failure = (str(Status.FAILED), str(error.code), str(Stage.DECODE), error.message)
-            return row | dict(zip(_OUTCOME, failure, strict=True))
+            return row | failure(Stage.DECODE, error.code, error.message)
         row |= asdict(decoded.geometry) | image_health(decoded.pixels)
         return row | {
             "format": decoded.format,
@@ -165,7 +172,9 @@ class ChunkSink:
             seconds = note.seconds | {str(Stage.SINK): round(time.perf_counter() - started, 4)}
             return [replace(chunk, note=replace(receipt, seconds=seconds))]
         if isinstance(note, ShardEnd) and note.error_code and note.error_code not in PASSING_ERRORS:
-            return [replace(chunk, note=self._save(chunk, _shard_error(note), 1)), chunk]
+            failed = failure(Stage.READ, note.error_code, note.error_message)
+            columns = {name: [value] for name, value in failed.items()}
+            return [replace(chunk, note=self._save(chunk, columns, 1)), chunk]
         return [chunk]
 
     def _columns(self, chunk: Chunk) -> Row:
@@ -234,20 +243,11 @@ class Sink(ChunkSink):
 def _caption(image: pa.StructScalar) -> str:
     """Say what the model said, and which class the map explains where that is another one."""
     predicted, target = image["predicted_class"].as_py(), image["target_class"].as_py()
-    said = image["predicted_label"].as_py() or f"class {predicted}"
-    text = f"{said} {image['confidence'].as_py():.1%}"
+    label = image["predicted_label"].as_py() or f"class {predicted}"
+    text = f"{label} {image['confidence'].as_py():.1%}"
     if target != predicted:
         text += f" · map of {image['target_label'].as_py() or f'class {target}'}"
     return text
-
-
-def _shard_error(end: ShardEnd) -> Row:
-    return {
-        "status": [str(Status.FAILED)],
-        "error_code": [end.error_code],
-        "error_stage": [str(Stage.READ)],
-        "error_message": [end.error_message],
-    }
 
 
 _NOTHING = pa.struct([("index", pa.int32())])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from camray.errors import ExitCode
 
@@ -28,21 +29,13 @@ def stoppable() -> Iterator[None]:
     Outside the main thread nothing changes: there a library's user handles signals.
     """
 
-    def stopper(code: ExitCode) -> Callable[[int, FrameType | None], None]:
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            raise Stopped(code)
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Stopped(SIGNALS[signal.Signals(number)])
 
-        return stop
-
-    if threading.current_thread() is not threading.main_thread():
+    with _restored() as handlers:
+        for number in handlers:
+            signal.signal(number, stop)
         yield
-        return
-    before = {number: signal.signal(number, stopper(code)) for number, code in SIGNALS.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -51,16 +44,22 @@ def handlers_kept() -> Iterator[None]:
 
     Its own for SIGTERM leave with exit codes of theirs; a signal that met them is given to the one kept.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # nothing can be replaced here
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with _restored() as handlers:
+        try:
+            yield
+        except SystemExit:
+            if callable(handler := handlers.get(signal.SIGTERM)):
+                handler(signal.SIGTERM, None)
+            raise
+
+
+@contextmanager
+def _restored() -> Iterator[dict[signal.Signals, Any]]:
+    """Give the handlers of the signals and put them back; outside the main thread none can be replaced."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS} if in_main else {}
     try:
-        yield
-    except SystemExit:
-        if callable(kept := before[signal.SIGTERM]):
-            kept(signal.SIGTERM, None)
-        raise
+        yield handlers
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from camray.flow.actor import arrays_of, device_here
 from camray.flow.flow import Pool, explain_flow
 from camray.flow.here import stages_here
 from camray.flow.progress import spoken_duration
-from camray.flow.stages import read_shard
+from camray.flow.stages import read_first
 from camray.job.prepare import Prepared, known_members
 from camray.ledger.plan import ShardTask
 from camray.records import MEMBER, Chunk, Data, Receipt, Shard, Status
@@ -83,16 +82,16 @@ class Pilot:
         }
 
 
-def pilot(ready: Prepared, wanted: int) -> Pilot:
-    """Take about `wanted` images of the shards to do through every stage.
+def pilot(ready: Prepared, count: int) -> Pilot:
+    """Take about `count` images of the shards to do through every stage.
 
     Raises:
         UsageError: less than one image is asked for.
         EmptyArchiveError: none of them could be read.
     """
-    if wanted < 1:
-        raise UsageError("--pilot", f"{wanted} is out of range", "give a number of images, 32 for example")
-    members, read_s, shards = _members(ready, wanted)
+    if count < 1:
+        raise UsageError("--pilot", f"{count} is out of range", "give a number of images, 32 for example")
+    members, read_s, shards = _members(ready, count)
     device, n = device_here(ready.config.run.device), len(members)
     receipt, pictures = _work(ready, members, device)
     archive_images, counted = _count(ready)
@@ -142,29 +141,19 @@ def _count(ready: Prepared) -> tuple[int, str]:
     return estimate, f"estimated: {members:,} in one shard of {mb:,.1f} MB, {total:,.1f} MB to read"
 
 
-def _members(ready: Prepared, wanted: int) -> tuple[pa.StructArray, float, int]:
+def _members(ready: Prepared, count: int) -> tuple[pa.StructArray, float, int]:
     """Read the first members of shards spread over those to do; give them as one chunk, seconds, shards."""
     tasks = ready.plan.tasks
-    count = min(SHARDS, len(tasks), wanted)
-    chosen = [tasks[i * len(tasks) // count] for i in range(count)] if count else []
-    each = math.ceil(wanted / max(1, count))
-    read = [found for task in chosen for found in _first(task, ready, each)]
-    images = pa.concat_arrays([pa.array([], MEMBER), *(c.images for c in read if c.images is not None)])
-    members = images.filter(pc.equal(images.field("status"), str(Status.OK)))[:wanted]
+    shards = min(SHARDS, len(tasks), count)
+    chosen = [tasks[i * len(tasks) // shards] for i in range(shards)]
+    each = math.ceil(count / max(1, shards))
+    firsts = [read_first(task.shard, ready.config.archive, each) for task in chosen]
+    read = [chunk for chunk in firsts if isinstance(chunk.note, Data)]
+    images = pa.concat_arrays([pa.array([], MEMBER), *(chunk.images for chunk in read)])
+    members = images.filter(pc.equal(images.field("status"), str(Status.OK)))[:count]
     if not len(members):
         raise EmptyArchiveError("--pilot: no image could be read. Fix: see `camray explain`")
     columns = [members.field(f.name) for f in MEMBER]
     columns[MEMBER.get_field_index("index")] = pa.array(range(len(members)), pa.int32())
     seconds = sum(chunk.note.seconds[Stage.READ] for chunk in read if isinstance(chunk.note, Data))
     return pa.StructArray.from_arrays(columns, fields=list(MEMBER)), seconds, len(read)
-
-
-def _first(task: ShardTask, ready: Prepared, each: int) -> Iterator[Chunk]:
-    """Read the first `each` members of a shard, and no further."""
-    selection: Sequence[int] = task.shard.selection or range(each)
-    few = replace(task.shard, selection=tuple(selection[:each]))
-    for row in read_shard(ShardTask(few), ready.config.archive, each):
-        chunk = Chunk.from_row(row)
-        if isinstance(chunk.note, Data):
-            yield chunk
-        return

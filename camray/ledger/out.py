@@ -15,7 +15,8 @@ Every path here is relative to OUT.
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from camray.config import Explainer, InputSpec
@@ -84,15 +85,23 @@ def read_explainer(out: Folder, explainer: str) -> Explainer:
     Raises:
         OSError, ValueError: it is not there, or damaged.
     """
-    told: dict[str, Any] = json.loads(out.read(explainer_file(explainer)))
+    tree = json.loads(out.read(explainer_file(explainer)))
     try:
-        known = {f.name: told[f.name] for f in fields(Explainer) if f.name in told}
-        sides = told["input"].items()
-        spec: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sides}
-        found = Explainer(**known | {"input": InputSpec(**spec)})
-        return replace(found, class_names=tuple(found.class_names))
+        return explainer_of(tree)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{explainer_file(explainer)} is no explainer: {error}") from None
+
+
+def explainer_of(tree: Mapping[str, Any]) -> Explainer:
+    """Read an explainer from its JSON; what a later camray said besides is left out."""
+    known = {f.name: tree[f.name] for f in fields(Explainer) if f.name in tree}
+    spec: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["input"].items()}
+    return Explainer(**known | {"input": InputSpec(**spec), "class_names": tuple(tree["class_names"])})
+
+
+def ids_in(out: Folder, folder: str) -> list[str]:
+    """List what a folder of JSON files describes: the ids of explainers, or of panels."""
+    return [e.path.removesuffix(".json") for e in out.entries(folder) if e.path.endswith(".json")]
 
 
 def open_out(place: str) -> tuple[Folder, Table]:

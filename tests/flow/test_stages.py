@@ -15,7 +15,7 @@ from PIL import Image
 
 from camray.config import ArchiveConfig, Config, Explainer, InputSpec, OverlayConfig, RunConfig
 from camray.errors import IncompleteError, Stage
-from camray.flow.flow import told
+from camray.flow.flow import receipts_of
 from camray.flow.guard import Guard
 from camray.flow.stages import Decode, Sink, read_shard
 from camray.ledger.plan import ShardTask
@@ -318,7 +318,7 @@ def test_the_end_of_a_broken_shard_writes_the_shards_own_row(
     sink: Callable[..., Sink], tmp_path: Path
 ) -> None:
     note = ShardEnd(2, 300, "shard_truncated", "ends at byte 7")
-    first, second = told(sink()(Chunk("k-c", 2, note).to_row(EXPLAINED)))
+    first, second = receipts_of(sink()(Chunk("k-c", 2, note).to_row(EXPLAINED)))
     receipt = first.note
     assert isinstance(receipt, Receipt)
     assert (first.index, second.note) == (2, note)
@@ -341,5 +341,5 @@ def test_a_lost_chunk_stops_the_driver_with_its_reason() -> None:
     """A full disk keeps its number, which the exit code follows from; a model that is missing has none."""
     for note, kind in ((Lost(28, "no space"), OSError), (Lost(None, "no model"), IncompleteError)):
         with pytest.raises(kind, match=note.message) as stopped:
-            told(Chunk("k-c", 0, note).to_row(MEMBER))
+            receipts_of(Chunk("k-c", 0, note).to_row(MEMBER))
         assert getattr(stopped.value, "errno", None) == note.errno
