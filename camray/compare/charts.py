@@ -122,12 +122,12 @@ def _free(taken: Sequence[tuple[float, float]], x: float, y: float) -> float:
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """Name the points that none beats on cost (low) and value (high) both, cheapest first."""
-    best, found = -math.inf, []
+    best, front = -math.inf, []
     for name, (_, value) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
         if value > best:
-            found.append(name)
+            front.append(name)
             best = value
-    return found
+    return front
 
 
 def curves(

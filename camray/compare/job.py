@@ -31,7 +31,7 @@ from camray.ledger.runs import installed_versions, new_run_id
 from camray.records import Status
 
 if TYPE_CHECKING:
-    from camray.compare.trial import Trial
+    from camray.compare.scorer import Trial
 
 STOPPED = (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 HERE_S = 10  # of work, which this process does before Ray has started
@@ -137,7 +137,7 @@ class Price:
 
 def _prices(ready: Comparison) -> list[Price]:
     """Try each incomplete panel on the first images of the sample, or recall what that gave."""
-    from camray.compare.trial import Trial
+    from camray.compare.scorer import Trial
 
     prices, images = [], None
     for panel, _ in ready.todo:

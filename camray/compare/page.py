@@ -75,12 +75,12 @@ def number(value: float | None, digits: int = 3) -> str:
 def colours_of(tree: Tree) -> dict[str, int]:
     """Give every method its colour; controls are grey, twins share one."""
     first = {m: g[0] for g in tree["groups"] for m in g}
-    found: dict[str, int] = {}
+    colours: dict[str, int] = {}
     for method in tree["methods"]:
         one = first.get(method, method)
-        taken = len({c for c in found.values() if c != GREY})
-        found[method] = GREY if method in tree["controls"] else found.get(one, taken % GREY)
-    return found
+        taken = len({c for c in colours.values() if c != GREY})
+        colours[method] = GREY if method in tree["controls"] else colours.get(one, taken % GREY)
+    return colours
 
 
 def shade(value: float | None, low: float = -1.0) -> str:
@@ -108,11 +108,11 @@ def _rows(tree: Tree) -> list[dict[str, Any]]:
 def _pairs(tree: Tree) -> dict[str, dict[str, Tree]]:
     """Give the differences from the reference, method -> metric, of the metrics that rank."""
     used = {m["name"] for m in tree["metrics"] if m["ranks"]}
-    found: dict[str, dict[str, Tree]] = {}
+    pairs: dict[str, dict[str, Tree]] = {}
     for d in tree["differences"]:
         if d["metric"] in used:
-            found.setdefault(d["method"], {})[d["metric"]] = d
-    return found
+            pairs.setdefault(d["method"], {})[d["metric"]] = d
+    return pairs
 
 
 def _one_of_each(tree: Tree) -> list[str]:

@@ -51,27 +51,27 @@ def prepare(config: Config) -> Comparison:
         EmptyArchiveError: nothing to measure.
     """
     out = check_out(config)
-    methods = asked_methods(config)
+    methods = listed_methods(config)
     config = replace(
         config, run=replace(config.run, chunk_size=CHUNK, batch_size=config.run.batch_size or BATCH)
     )
     listing = list_archive(config.archive)
     if not listing.shards and not listing.files:
         raise _nothing(config)
-    from camray.compare.trial import resolve  # torch: late, so that bad options are told at once
+    from camray.compare.scorer import resolve  # torch: late, so that bad options are told at once
 
     explainer, model = resolve(config, methods, top_folders(listing))
     grouping = grouped(out, listing, lambda _: False)
     shards = chosen_shards(listing, listing, grouping)
-    asked = _asked_sample(config)
-    sample = read_sample(out, sample_id(asked)) or _by_records(config, out, explainer, shards, asked)
+    request = _sample_request(config)
+    sample = read_sample(out, sample_id(request)) or _by_records(config, out, explainer, shards, request)
     if sample is None:
-        chosen = select(listing, replace(config.archive, sample=asked["count"]))
+        chosen = select(listing, replace(config.archive, sample=request["count"]))
         drawn = chosen_shards(chosen, listing, grouping)
         places = [(shard.key, i) for shard in drawn for i in _images(shard, config.archive)]
         if not places:
             raise _nothing(config)
-        sample = freeze(asked, (), 0, places, shards)
+        sample = freeze(request, (), 0, places, shards)
     cut = sample.shards(shards)
     table = Table(out, SCORES)
     table.check_columns()
@@ -82,7 +82,7 @@ def prepare(config: Config) -> Comparison:
     return Comparison(config, out, listing, explainer, model, table, grouping, sample, tuple(cut), plans)
 
 
-def asked_methods(config: Config) -> tuple[str, ...]:
+def listed_methods(config: Config) -> tuple[str, ...]:
     """Give the methods to measure, each spelled its one way, the controls among them.
 
     Raises:
@@ -96,7 +96,7 @@ def asked_methods(config: Config) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*named, *CONTROLS]))
 
 
-def _asked_sample(config: Config) -> dict[str, Any]:
+def _sample_request(config: Config) -> dict[str, Any]:
     a = config.archive
     stratify = config.compare.stratify
     for name in stratify or ():
@@ -109,15 +109,15 @@ def _asked_sample(config: Config) -> dict[str, Any]:
 
 
 def _by_records(
-    config: Config, out: Folder, explainer: Explainer, shards: Sequence[Shard], asked: dict[str, Any]
+    config: Config, out: Folder, explainer: Explainer, shards: Sequence[Shard], request: dict[str, Any]
 ) -> Sample | None:
     """Draw a stratified sample where the model's records are there, else None."""
     fields = config.compare.stratify
     used = FIELDS[::2] if fields is None else fields  # predicted_class, confidence
     images = explained_images(out, Table(out), explainer, shards, used) if used else None
     if images is not None and images.num_rows:
-        places = draw(images, asked["count"], used, asked["seed"])
-        return freeze(asked, used, images.num_rows, places, shards)
+        places = draw(images, request["count"], used, request["seed"])
+        return freeze(request, used, images.num_rows, places, shards)
     if fields:
         raise UsageError(
             "--stratify", "OUT holds no records of this model and archive",
@@ -139,12 +139,12 @@ def _nothing(config: Config) -> EmptyArchiveError:
 
 def _panels(out: Folder, base: Panel, methods: Sequence[str]) -> list[Panel]:
     """Give the panels of OUT that hold some of the methods, then one of the rest."""
-    found, left = [], list(methods)
+    panels, left = [], list(methods)
     for panel in read_panels(out, base):
         if set(panel.methods) & set(left):
-            found.append(panel)
+            panels.append(panel)
             left = [m for m in left if m not in panel.methods]
-    return [*found, replace(base, methods=tuple(left))] if left else found
+    return [*panels, replace(base, methods=tuple(left))] if left else panels
 
 
 def read_panels(out: Folder, base: Panel | None = None) -> list[Panel]:

@@ -148,14 +148,14 @@ class _Coded:
         maps = held["heatmap"].combine_chunks()
         start, flat = np.asarray(maps.offsets), np.asarray(maps.values, dtype=np.float64)
         image, method = self._at(own)
-        found = []
+        stacks = []
         for j in range(len(self.methods)):
             mine = np.flatnonzero(method == j)
             stack = np.full((len(self.images), int(start[mine[0] + 1] - start[mine[0]])), np.nan)
             for i in mine[good[mine]]:
                 stack[image[i]] = flat[start[i] : start[i + 1]]
-            found.append(stack)
-        return found
+            stacks.append(stack)
+        return stacks
 
     def curves(self, metric: str) -> dict[str, Floats]:
         """Give the curves of each method."""

@@ -1,12 +1,16 @@
 """The core of a scoring actor: decoded images in, rows of scores out. A plain class that needs no Ray.
 
+Before anything is paid: `resolve` tries every method on the model, `Trial` what they cost an image.
+
 Flows in: a `DECODED` struct array. Flows out: a `SCORED` one: for every image one row per method and metric,
 and one that holds the map; for a failed or skipped image one row without scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -16,14 +20,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from camray.cam import explain
+from camray import cam
 from camray.compare.panel import SCORED, Panel
+from camray.config import Config, Explainer
+from camray.explain import explainer as explaining
 from camray.explain.explainer import BatchExplainer
 from camray.explain.overlays import encode_jpeg
 from camray.explain.regions import share_of_input
+from camray.flow.actor import device_here
 from camray.measure.catalogue import METRICS
+from camray.measure.cost import count_passes, measure_cost
 from camray.measure.registry import ScoreStatus
-from camray.measure.scores import Batch, Copies, Scores, Settings, score_batch
+from camray.measure.scores import Batch, Copies, Scores, Settings, check_target, score_batch
+from camray.models.load import LoadedModel
 from camray.models.outputs import class_scores
 from camray.models.preprocessing import to_input
 from camray.records import EDGES, struct_array
@@ -32,6 +41,26 @@ Row = dict[str, Any]
 # Altered images run at once. MobileNetV2, one core, 224 pixels: 34 to 64 ms each in fours, 113 to 118 in 64s.
 _AT_ONCE = {"cpu": 4}
 _PICTURE_SIDE, _PICTURE_QUALITY = 224, 85
+
+
+def resolve(
+    config: Config, methods: Sequence[str], folders: Iterable[str] = ()
+) -> tuple[Explainer, LoadedModel]:
+    """Load the model, choose the layer, and try every method on a grey image.
+
+    Raises:
+        UsageError: a model, layer, target or method that cannot work.
+    """
+    check_target(config.method.target, methods)
+    explainer, model = explaining.resolve(config, folders)
+    spec = model.input
+    layer = cam.find_target_layer(
+        model.module, (len(spec.mean), spec.height, spec.width), explainer.target_layer
+    )
+    grey = torch.zeros(1, len(spec.mean), spec.height, spec.width)
+    labels = torch.zeros(1, dtype=torch.int64)
+    cam.explain(model.module, grey, layer, methods, targets=explainer.target, labels=labels)
+    return replace(explainer, method="compare"), model
 
 
 class BatchScorer(BatchExplainer):
@@ -83,7 +112,7 @@ class BatchScorer(BatchExplainer):
     def explainer_of(self, images: pa.StructArray) -> tuple[Callable[[str], Callable[[], object]], Tensor]:
         """Give a function that explains these items' predicted classes by one method, and their input."""
         x = self._input(np.stack([self.view(v) for v in images.field("pixels") if v.is_valid]))
-        return lambda method: partial(explain, self.module, x, self.layer, method), x
+        return lambda method: partial(cam.explain, self.module, x, self.layer, method), x
 
     def _rows(self, scores: Scores) -> list[list[Row]]:
         """Give the rows of each image: its maps first, then its values."""
@@ -116,6 +145,36 @@ class BatchScorer(BatchExplainer):
                 if name == "box_iou" and hits is not None:
                     row["hits"] = np.packbits(hits[j]).tobytes()
                 yield row
+
+
+class Trial:
+    """A panel on a few images of the archive, on the best device of this machine."""
+
+    def __init__(self, panel: Panel, model: LoadedModel, images: pa.StructArray, device: str) -> None:
+        self.device = device_here(device)
+        self._scorer = BatchScorer(panel, model.module.state_dict(), self.device, len(images))
+        self._images = images
+
+    def estimate(self) -> dict[str, Any]:
+        """Count and time one run: {forwards, backwards, seconds, device} of an image, what is shared once."""
+        n, start = len(self._images), time.perf_counter()
+        with count_passes(self._scorer.module) as passes:
+            self._scorer(self._images)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        return {
+            "forwards": passes.forwards / n, "backwards": passes.backwards / n, "seconds": seconds / n,
+            "device": self.device,
+        }  # fmt: skip
+
+    def costs(self) -> dict[str, Any]:
+        """Measure each method alone: {device, batch, methods: {method: `cost.Cost`}}."""
+        explain, x = self._scorer.explainer_of(self._images)
+        made = {
+            m: asdict(measure_cost(self._scorer.module, x, explain(m))) for m in self._scorer.panel.methods
+        }
+        return {"device": self.device, "batch": len(x), "methods": made}
 
 
 def _map_rows(scores: Scores, i: int) -> Iterator[Row]:

@@ -106,12 +106,12 @@ def _refuse_unshared(out: Path) -> None:
 
     look: Any = ray.remote(num_cpus=0, max_retries=0)(sees)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".camray-probe-") as probe:
-        asked = [
+        looks = [
             look.options(scheduling_strategy=NodeAffinity(n, soft=True)).remote(probe.name) for n in nodes
         ]
-        found = ray.get(asked)
-    if not all(found):
-        blind = f"{found.count(False)} of {len(nodes)} nodes of the cluster do not see {folder}"
+        seen = ray.get(looks)
+    if not all(seen):
+        blind = f"{seen.count(False)} of {len(nodes)} nodes of the cluster do not see {folder}"
         raise UsageError("OUT", blind, "a shared disk, or s3:// or gs://")
 
 
@@ -122,13 +122,13 @@ def _native_stderr_closed() -> Iterator[None]:
     The level set here also hides a notice that every actor pool logs (ray#53727).
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(nowhere)
 
 

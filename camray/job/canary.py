@@ -34,7 +34,7 @@ from camray.records import Chunk, Data, Shard
 from camray.storage import Folder
 
 LOOKED_AT = 20_000  # rows, the first that come; the choice among them is by checksum
-_KEPT = ("shard", "index", "content_sha256", "predicted_class", "confidence", "heatmap")
+_ANSWER = ("shard", "index", "content_sha256", "predicted_class", "confidence", "heatmap")
 
 Answer = dict[str, Any]
 
@@ -48,27 +48,27 @@ def look(ready: Prepared, engine: Engine, run_id: str, size: int) -> None:
     first = first_answers(ready.out, explainer.id, size)
     shards = {shard.uri: shard for shard in _shards(ready)}
     chosen = _by_shard(first)
-    wanted = [replace(shards[uri], selection=places) for uri, places in chosen.items() if uri in shards]
+    parts = [replace(shards[uri], selection=places) for uri, places in chosen.items() if uri in shards]
     weights = engine.share(arrays_of(ready.model.module))
-    now = engine.once(explain_again, engine.pool, weights, wanted, ready.config, explainer)
+    now = engine.once(explain_again, engine.pool, weights, parts, ready.config, explainer)
     ready.out.write(run_file(run_id, "canary.json"), json.dumps(difference(first, now)).encode())
 
 
 def first_answers(out: Folder, explainer: str, size: int) -> list[Answer]:
     """Give what was kept of the canary images; chosen again for as long as there are too few."""
     path = canary_file(explainer)
-    kept: list[Answer] = json.loads(out.read(path)) if out.exists(path) else []
-    if len(kept) < size:
-        kept = choose(Table(out), explainer, size)
-        out.write(path, json.dumps(kept).encode())
-    return kept
+    answers: list[Answer] = json.loads(out.read(path)) if out.exists(path) else []
+    if len(answers) < size:
+        answers = choose(Table(out), explainer, size)
+        out.write(path, json.dumps(answers).encode())
+    return answers
 
 
 def choose(table: Table, explainer: str, size: int) -> list[Answer]:
     """Pick explained images by the lowest checksums: the same ones whatever the order of the work."""
-    asked = (ds.field(PARTITION) == explainer) & (ds.field("heat_status") == "ok")
-    asked &= ds.field("target_class") == ds.field("predicted_class")
-    rows = table.dataset().scanner(columns=[*_KEPT], filter=asked).head(LOOKED_AT)
+    usable = (ds.field(PARTITION) == explainer) & (ds.field("heat_status") == "ok")
+    usable &= ds.field("target_class") == ds.field("predicted_class")
+    rows = table.dataset().scanner(columns=[*_ANSWER], filter=usable).head(LOOKED_AT)
     chosen: list[Answer] = rows.sort_by("content_sha256").slice(0, size).to_pylist()
     return chosen
 
@@ -84,8 +84,8 @@ def explain_again(
 
     def keep(row: pa.Table, uris: dict[str, str]) -> pa.Table:
         chunk = Chunk.from_row(row)
-        for found in chunk.images.to_pylist() if isinstance(chunk.note, Data) else ():
-            answers.append({"shard": uris[chunk.shard_id]} | {name: found[name] for name in _KEPT[1:]})
+        for image in chunk.images.to_pylist() if isinstance(chunk.note, Data) else ():
+            answers.append({"shard": uris[chunk.shard_id]} | {name: image[name] for name in _ANSWER[1:]})
         return row
 
     flow = explain_flow(config, explainer, weights, "")
@@ -119,7 +119,7 @@ def _by_shard(answers: Sequence[Answer]) -> dict[str, tuple[int, ...]]:
     places: dict[str, set[int]] = defaultdict(set)
     for answer in answers:
         places[answer["shard"]].add(answer["index"])
-    return {uri: tuple(sorted(found)) for uri, found in places.items()}
+    return {uri: tuple(sorted(indices)) for uri, indices in places.items()}
 
 
 def _key(answer: Answer) -> tuple[str, int, str]:

@@ -108,10 +108,10 @@ def check_out(config: Config) -> Folder:
         raise UsageError("OUT", f"{out.uri} is a file", "give a folder")
     ours = out.exists(log_folder(TABLE)) or out.exists(RUNS)
     if kind == pafs.FileType.Directory and not ours:
-        found = next(iter(out.folders()), None) or next((e.path for e in out.entries(recursive=False)), None)
-        if found is not None:
+        other = next(iter(out.folders()), None) or next((e.path for e in out.entries(recursive=False)), None)
+        if other is not None:
             raise UsageError(
-                "OUT", f"{out.uri} is not empty and not camray's (it holds {printable(found)!r})",
+                "OUT", f"{out.uri} is not empty and not camray's (it holds {printable(other)!r})",
                 "give a new or empty folder",
             )  # fmt: skip
     if out.is_local:
@@ -159,11 +159,11 @@ def grouped(out: Folder, listing: Listing, is_committed: Callable[[Shard], bool]
 def chosen_shards(chosen: Listing, listing: Listing, grouping: Grouping | None) -> list[Shard]:
     """Give the chosen shards, then the groups; where only some files are asked for, as a selection."""
     everything = len(chosen.files) == len(listing.files)
-    wanted = {f.path for f in chosen.files}
+    paths = {f.path for f in chosen.files}
     shards = list(chosen.shards)
     for group in grouping.groups if grouping is not None else ():
         shard = group.shard(listing.root)
-        indices = tuple(i for i, f in enumerate(group.files) if f.path in wanted)
+        indices = tuple(i for i, f in enumerate(group.files) if f.path in paths)
         if everything or len(indices) == len(group.files):
             shards.append(shard)
         elif indices:

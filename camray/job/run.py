@@ -134,8 +134,8 @@ def choose_engine(config: Config, out: Folder, small: str, reporter: Reporter) -
         UsageError: the engine, the device or the actors that are asked for are not there.
     """
     run = config.run
-    asked = run.engine != "auto" or run.actors or run.max_actors or "RAY_ADDRESS" in os.environ
-    if small and not asked and not _is_ray_up() and not crashed_last(out):
+    chosen = run.engine != "auto" or run.actors or run.max_actors or "RAY_ADDRESS" in os.environ
+    if small and not chosen and not _is_ray_up() and not crashed_last(out):
         reporter.say(f"engine here: {small}, starting Ray would cost more (--engine ray)", engine="here")
         config = replace(config, run=replace(run, engine="here"))
     if config.run.engine == "here":

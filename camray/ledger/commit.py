@@ -31,14 +31,14 @@ class _Open:
         if not all(i in self.receipts for i in range(files)):
             return None
         receipts = tuple(self.receipts[i] for i in range(files))
-        found = account(receipts)
-        if found.members != self.end.members:
+        total = account(receipts)
+        if total.members != self.end.members:
             raise CamrayError(
-                f"{self.shard.uri}: {self.end.members} members were read but {found.members} have rows"
+                f"{self.shard.uri}: {self.end.members} members were read but {total.members} have rows"
             )
         if self.end.error_code is not None:
-            found += Accounting(shard_errors={self.end.error_code: 1})
-        return ShardCommit(self.shard, receipts, found)
+            total += Accounting(shard_errors={self.end.error_code: 1})
+        return ShardCommit(self.shard, receipts, total)
 
 
 class CommitDesk:

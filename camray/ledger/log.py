@@ -91,5 +91,5 @@ def dataset(out: Folder, folder: str, table: DeltaTable) -> pads.FileSystemDatas
     aborts.
     """
     place = pafs.SubTreeFileSystem(out.at(folder), out.fs)
-    found: pads.FileSystemDataset = table.to_pyarrow_dataset(filesystem=place)
-    return found
+    files: pads.FileSystemDataset = table.to_pyarrow_dataset(filesystem=place)
+    return files

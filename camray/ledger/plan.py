@@ -55,10 +55,10 @@ def make_plan(
     """Compare the archive with the table and with the files of interrupted runs."""
     left: list[Shard] = []
     known: set[str] = set()  # committed files of shards that changed
-    kept = changed = 0
+    done = changed = 0
     for shard in shards:
         if committed.holds(shard):
-            kept += 1
+            done += 1
         else:
             files = committed.get(shard.key, [])
             left.append(shard)
@@ -68,10 +68,10 @@ def make_plan(
     finished = _finished_chunks(out, explainer, ids, known, chunk_size, kind) if left else {}
     return Plan(
         tasks=tuple(ShardTask(s, finished.get(s.id, {})) for s in left),
-        committed=kept,
+        committed=done,
         changed=changed,
         resumed=sum(s.id in finished for s in left),
-        gone=len(committed) - kept - changed,
+        gone=len(committed) - done - changed,
     )
 
 
@@ -82,7 +82,7 @@ def _finished_chunks(
 
     A shorter chunk is done again: it may be the last of its shard, or end where a store failed.
     """
-    found: dict[str, dict[int, Receipt]] = {}
+    finished: dict[str, dict[int, Receipt]] = {}
     folder = f"{kind.partition}={explainer}"
     for entry in out.entries(f"{kind.folder}/{folder}"):
         path = f"{folder}/{entry.path}"
@@ -91,12 +91,12 @@ def _finished_chunks(
         except ValueError:
             continue  # not ours: a temporary file of a killed run
         shard_id = f"{key}-{content}"
-        if path in known or shard_id not in shard_ids or chunk in found.get(shard_id, {}):
+        if path in known or shard_id not in shard_ids or chunk in finished.get(shard_id, {}):
             continue
         receipt = _receipt_in(out, path, entry.size_bytes, chunk_size, kind)
         if receipt is not None:
-            found.setdefault(shard_id, {})[chunk] = receipt
-    return found
+            finished.setdefault(shard_id, {})[chunk] = receipt
+    return finished
 
 
 def _receipt_in(out: Folder, path: str, size_bytes: int, chunk_size: int, kind: Kind) -> Receipt | None:

@@ -99,13 +99,13 @@ def first_report(
 
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that can change a result."""
-    found = {}
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def read_reports(out: Folder) -> list[dict[str, Any]]:

@@ -29,13 +29,7 @@ from camray.storage import Folder
 
 COMMIT_ATTEMPTS = 20
 
-_NO_FILES = pa.table(
-    {
-        "path": pa.array([], pa.string()),
-        "size_bytes": pa.array([], pa.int64()),
-        "num_records": pa.array([], pa.int64()),
-    }
-)
+_FILES = pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), ("num_records", pa.int64())])
 STORE_ERRORS = (OSError, DeltaError)
 """What a full disk or a store that is away looks like, from Arrow and from Delta Lake."""
 
@@ -140,9 +134,9 @@ class Table:
         missing = sorted(set(self._kind.whole.names) - self.columns)
         unknown = sorted(self.columns - set(self._kind.whole.names))
         parts = (("lacks", missing), ("has besides", unknown))
-        said = " and ".join(f"{verb} {', '.join(names[:3])}" for verb, names in parts if names)
+        difference = " and ".join(f"{verb} {', '.join(names[:3])}" for verb, names in parts if names)
         raise UsageError(
-            "OUT", f"its table {self._kind.folder} was made by another version of camray: it {said}",
+            "OUT", f"its table {self._kind.folder} was made by another version of camray: it {difference}",
             "give a new OUT; what is in this one stays readable",
         )  # fmt: skip
 
@@ -182,15 +176,13 @@ class Table:
         return self._read[2]
 
     def _files(self, explainer: str) -> pa.Table:
-        if self._delta is None:
-            return _NO_FILES
-        actions = self._delta.get_add_actions(flatten=True)
-        if not actions.num_rows:
-            return _NO_FILES
-        columns = [*_NO_FILES.column_names, f"partition.{self._kind.partition}"]
+        actions = self._delta.get_add_actions(flatten=True) if self._delta is not None else None
+        if actions is None or not actions.num_rows:
+            return _FILES.empty_table()
+        columns = [*_FILES.names, f"partition.{self._kind.partition}"]
         actions = pa.table(actions.select(columns))  # the others, a hundred of statistics, are let go here
         chosen = actions.filter(pc.field(columns[-1]) == explainer)
-        return chosen.select(_NO_FILES.column_names).cast(_NO_FILES.schema)
+        return chosen.select(_FILES.names).cast(_FILES)
 
     def commit(self, explainer: str, run_id: str, finished: Sequence[ShardCommit]) -> list[ShardCommit]:
         """Make finished shards visible in one transaction, replacing older content of the same shards.
