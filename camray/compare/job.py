@@ -108,7 +108,7 @@ def _measure(ready: Comparison, prices: Sequence[Price], reporter: Reporter) -> 
         for price in prices:
             if price.trial is not None:
                 costs = price.trial.costs() | {"estimate": price.estimate}
-                ready.out.write(_costs(price.panel), json.dumps(costs, indent=1).encode())
+                ready.out.write(costs_file(price.panel.id), json.dumps(costs, indent=1).encode())
         for panel, plan in ready.todo:
             text = json.dumps(json.loads(panel.to_json()), indent=1, sort_keys=True)
             ready.out.write(panel_file(panel.id), text.encode())
@@ -141,17 +141,13 @@ def _prices(ready: Comparison) -> list[Price]:
 
     prices, images = [], None
     for panel, _ in ready.todo:
-        if ready.out.exists(_costs(panel)):
-            prices.append(Price(panel, json.loads(ready.out.read(_costs(panel)))["estimate"], None))
+        if ready.out.exists(path := costs_file(panel.id)):
+            prices.append(Price(panel, json.loads(ready.out.read(path))["estimate"], None))
             continue
         images = _first_images(ready) if images is None else images
         trial = Trial(panel, ready.model, images, ready.config.run.device)
         prices.append(Price(panel, trial.estimate(), trial))
     return prices
-
-
-def _costs(panel: Panel) -> str:
-    return costs_file(panel.id)
 
 
 def _first_images(ready: Comparison) -> pa.StructArray:

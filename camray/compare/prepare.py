@@ -58,9 +58,12 @@ def prepare(config: Config) -> Comparison:
     listing = list_archive(config.archive)
     if not listing.shards and not listing.files:
         raise _nothing(config)
-    from camray.compare.scorer import resolve  # torch: late, so that bad options are told at once
+    from camray.explain.explainer import resolve  # torch: late, so that bad options are told at once
+    from camray.measure.scores import check_target
 
-    explainer, model = resolve(config, methods, top_folders(listing))
+    check_target(config.method.target, methods)
+    explainer, model = resolve(config, top_folders(listing), methods)
+    explainer = replace(explainer, method="compare")
     grouping = grouped(out, listing, lambda _: False)
     shards = chosen_shards(listing, listing, grouping)
     request = _sample_request(config)

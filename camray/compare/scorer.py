@@ -1,6 +1,6 @@
 """The core of a scoring actor: decoded images in, rows of scores out. A plain class that needs no Ray.
 
-Before anything is paid: `resolve` tries every method on the model, `Trial` what they cost an image.
+`Trial` measures on a few images what a panel costs, before that is paid.
 
 Flows in: a `DECODED` struct array. Flows out: a `SCORED` one: for every image one row per method and metric,
 and one that holds the map; for a failed or skipped image one row without scores.
@@ -9,8 +9,8 @@ and one that holds the map; for a failed or skipped image one row without scores
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,6 @@ from torch import Tensor
 
 from camray import cam
 from camray.compare.panel import SCORED, Panel
-from camray.config import Config, Explainer
-from camray.explain import explainer as explaining
 from camray.explain.explainer import BatchExplainer
 from camray.explain.overlays import encode_jpeg
 from camray.explain.regions import share_of_input
@@ -31,36 +29,15 @@ from camray.flow.actor import device_here
 from camray.measure.catalogue import METRICS
 from camray.measure.cost import count_passes, measure_cost
 from camray.measure.registry import ScoreStatus
-from camray.measure.scores import Batch, Copies, Scores, Settings, check_target, score_batch
+from camray.measure.scores import Batch, Copies, Scores, Settings, score_batch
 from camray.models.load import LoadedModel
 from camray.models.outputs import class_scores
-from camray.models.preprocessing import to_input
 from camray.records import EDGES, struct_array
 
 Row = dict[str, Any]
 # Altered images run at once. MobileNetV2, one core, 224 pixels: 34 to 64 ms each in fours, 113 to 118 in 64s.
 _AT_ONCE = {"cpu": 4}
 _PICTURE_SIDE, _PICTURE_QUALITY = 224, 85
-
-
-def resolve(
-    config: Config, methods: Sequence[str], folders: Iterable[str] = ()
-) -> tuple[Explainer, LoadedModel]:
-    """Load the model, choose the layer, and try every method on a grey image.
-
-    Raises:
-        UsageError: a model, layer, target or method that cannot work.
-    """
-    check_target(config.method.target, methods)
-    explainer, model = explaining.resolve(config, folders)
-    spec = model.input
-    layer = cam.find_target_layer(
-        model.module, (len(spec.mean), spec.height, spec.width), explainer.target_layer
-    )
-    grey = torch.zeros(1, len(spec.mean), spec.height, spec.width)
-    labels = torch.zeros(1, dtype=torch.int64)
-    cam.explain(model.module, grey, layer, methods, targets=explainer.target, labels=labels)
-    return replace(explainer, method="compare"), model
 
 
 class BatchScorer(BatchExplainer):
@@ -91,7 +68,7 @@ class BatchScorer(BatchExplainer):
 
     def score(self, items: Sequence[Row], views: np.ndarray[Any, Any]) -> Scores:
         """Measure the panel on views, uint8 (B, H, W, 3), of decoded items."""
-        x = self._input(views)  # (B, C, H, W)
+        x = self.model_input(views)
         if self._copies is None:
             self._copies = Copies.of(self.module, x, self.settings.seed)
         size = (views.shape[1], views.shape[2])
@@ -105,14 +82,6 @@ class BatchScorer(BatchExplainer):
             self.module, batch, self.layer, self.panel.methods, self.explainer.target, self._copies,
             self.settings, controls=(),  # the first panel has them
         )  # fmt: skip
-
-    def _input(self, views: np.ndarray[Any, Any]) -> Tensor:
-        return to_input(torch.from_numpy(views).to(self.device), self.mean, self.std)
-
-    def explainer_of(self, images: pa.StructArray) -> tuple[Callable[[str], Callable[[], object]], Tensor]:
-        """Give a function that explains these items' predicted classes by one method, and their input."""
-        x = self._input(np.stack([self.view(v) for v in images.field("pixels") if v.is_valid]))
-        return lambda method: partial(cam.explain, self.module, x, self.layer, method), x
 
     def _rows(self, scores: Scores) -> list[list[Row]]:
         """Give the rows of each image: its maps first, then its values."""
@@ -170,11 +139,11 @@ class Trial:
 
     def costs(self) -> dict[str, Any]:
         """Measure each method alone: {device, batch, methods: {method: `cost.Cost`}}."""
-        explain, x = self._scorer.explainer_of(self._images)
-        made = {
-            m: asdict(measure_cost(self._scorer.module, x, explain(m))) for m in self._scorer.panel.methods
-        }
-        return {"device": self.device, "batch": len(x), "methods": made}
+        scorer = self._scorer
+        x = scorer.model_input(np.stack([scorer.view(v) for v in self._images.field("pixels") if v.is_valid]))
+        explains = {m: partial(cam.explain, scorer.module, x, scorer.layer, m) for m in scorer.panel.methods}
+        costs = {m: asdict(measure_cost(scorer.module, x, explain)) for m, explain in explains.items()}
+        return {"device": self.device, "batch": len(x), "methods": costs}
 
 
 def _map_rows(scores: Scores, i: int) -> Iterator[Row]:

@@ -36,13 +36,15 @@ DOUBTFUL_DROP = 0.1  # confidence lost without the hot border: from here on a pe
 LOW_MARGIN = 0.1  # below this difference of the two best softmax values a prediction is flagged
 
 
-def resolve(config: Config, folders: Iterable[str] = ()) -> tuple[Explainer, LoadedModel]:
+def resolve(
+    config: Config, folders: Iterable[str] = (), methods: Sequence[str] = ()
+) -> tuple[Explainer, LoadedModel]:
     """Load the model, choose and probe the target layer, and name the result: the explainer.
 
-    `folders`: the archive's top folders, which may name the classes.
+    `folders`: the archive's top folders, which may name the classes; `methods`: others to be tried, too.
 
     Raises:
-        ModelError: a model, checkpoint, layer or class that cannot work.
+        UsageError: a model, checkpoint, layer, class or method that cannot work.
     """
     loaded = load_model(config.model, config.preprocess, folders)
     target = target_by_index(config.method.target, loaded.class_names)
@@ -58,7 +60,9 @@ def resolve(config: Config, folders: Iterable[str] = ()) -> tuple[Explainer, Loa
     method = cam.parse_method(config.method.name)
     # one grey image, so that a method that cannot work here is refused before anything runs
     grey = torch.zeros(1, len(spec.mean), spec.height, spec.width)
-    cam.explain(loaded.module, grey, layer, method, rule, labels=torch.zeros(1, dtype=torch.int64))
+    cam.explain(
+        loaded.module, grey, layer, [method, *methods], rule, labels=torch.zeros(1, dtype=torch.int64)
+    )
     explainer = Explainer(
         model=loaded.name,
         model_args=loaded.build_args,
@@ -135,6 +139,10 @@ class BatchExplainer:
         spec = self.explainer.input
         return np.frombuffer(pixels.as_buffer(), np.uint8).reshape(spec.height, spec.width, 3)
 
+    def model_input(self, views: np.ndarray[Any, Any]) -> Tensor:
+        """Normalise views, uint8 (B, H, W, 3), to what the model takes: (B, C, H, W), on its device."""
+        return to_input(torch.from_numpy(views).to(self.device), self.mean, self.std)
+
     def _explain_or_split(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
         """Explain a batch; where the model fails on it, image by image, so that one cannot harm others."""
         try:
@@ -148,7 +156,7 @@ class BatchExplainer:
 
     def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
         """Give the new columns of a batch of views, uint8 (B, H, W, 3): for each image, one row a target."""
-        x = to_input(torch.from_numpy(views).to(self.device), self.mean, self.std)  # (B, C, H, W)
+        x = self.model_input(views)
         spec, aims_at_label = self.explainer.input, self._rule.select == "label"
         labels = torch.tensor([row["label_class"] for row in rows]) if aims_at_label else None
         explained = cam.explain(self.module, x, self.layer, self._method, self._rule, labels)
@@ -182,9 +190,9 @@ class BatchExplainer:
         """Fill the confirmation of rows whose heat lies suspiciously far out, within the budget."""
 
         def scores(images: Sequence[int], change: Callable[[Tensor], Tensor]) -> Tensor:
-            views = torch.from_numpy(np.stack([self.view(pixels[i]) for i in images])).to(self.device)
+            x = self.model_input(np.stack([self.view(pixels[i]) for i in images]))
             with torch.no_grad():
-                logits = self.module(change(to_input(views, self.mean, self.std))).double()
+                logits = self.module(change(x)).double()
             return class_scores(logits, self.explainer.activation).cpu()
 
         explained = [

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from deltalake import DeltaTable
 
 from camray import config
@@ -158,6 +159,38 @@ def test_what_cannot_be_measured_is_refused(
             )
         )
     assert not (tmp_path / "out").exists()
+
+
+NET = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = nn.Conv2d(3, 4, 3, stride=4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.features(x).relu().mean((2, 3)))
+"""
+
+
+def test_what_was_done_to_load_the_model_is_said_and_kept(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SECURITY.md: a pickle that was run is named in a warning and in run.json, as other notes are."""
+    (tmp_path / "net.py").write_text(NET)
+    parts = {"features": torch.nn.Conv2d(3, 4, 3, stride=4), "head": torch.nn.Linear(4, 3)}
+    state = {f"{name}.{key}": v for name, part in parts.items() for key, v in part.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    model = {"model__checkpoint": str(tmp_path / "w.pth"), "method__layer": "features"}
+    more = {"model__name": f"{tmp_path}/net.py:Net", "preprocess__input_size": 32, "archive__sample": 2}
+    outcome = compare.compare(settings(demo, tmp_path / "out", "gradcam", **model, **more), Reporter())
+    assert outcome.code == ExitCode.DONE
+    note = "weights of w.pth: taken from 'state_dict'"
+    assert note in capsys.readouterr().err
+    (report,) = (json.loads(path.read_text()) for path in (tmp_path / "out" / "runs").glob("*/run.json"))
+    assert note in report["notes"]
 
 
 def test_commas_between_brackets_belong_to_the_method() -> None:
