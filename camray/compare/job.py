@@ -24,6 +24,7 @@ from camray.errors import EmptyArchiveError, ExitCode, UsageError
 from camray.flow.guard import Guard
 from camray.flow.progress import Reporter, spoken_duration
 from camray.flow.stages import Decode, read_first
+from camray.flow.stopping import SIGNALS
 from camray.job.prepare import known_members
 from camray.job.run import Work, choose_engine, execute, one_line_errors, writing
 from camray.ledger.out import costs_file, panel_file
@@ -33,7 +34,6 @@ from camray.records import Status
 if TYPE_CHECKING:
     from camray.compare.scorer import Trial
 
-STOPPED = (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 HERE_S = 10  # of work, which this process does before Ray has started
 TRIED = 2  # images on which the cost is measured before it is paid
 
@@ -66,7 +66,7 @@ def compare(config: Config, reporter: Reporter) -> CompareOutcome:
         code = _measure(ready, prices, reporter)
     else:
         reporter.say("nothing to measure: every method is committed for this sample")
-    if code in STOPPED:
+    if code in SIGNALS.values():
         return CompareOutcome(code, ready.out.uri, ready.sample.id, "")
     page = _report(ready, code)
     shown = f"page: {page}" if page else "no page: no image could be measured"
@@ -114,7 +114,7 @@ def _measure(ready: Comparison, prices: Sequence[Price], reporter: Reporter) -> 
             ready.out.write(panel_file(panel.id), text.encode())
             work = Work(panel.id, plan, partial(score_flow, ready.config, panel))
             worst = max(worst, execute(ready, work, new_run_id(), reporter, engine).code)
-            if worst in STOPPED:
+            if worst in SIGNALS.values():
                 break
     return worst
 

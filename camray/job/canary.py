@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from camray.config import Config, Explainer, OverlayConfig
 from camray.flow.actor import Weights, arrays_of
 from camray.flow.flow import Engine, Pool, explain_flow
 from camray.flow.here import run_here
-from camray.job.prepare import Prepared
+from camray.job.prepare import Prepared, chosen_shards
 from camray.ledger.committed import PARTITION
 from camray.ledger.out import canary_file, run_file
 from camray.ledger.plan import ShardTask
@@ -46,7 +46,7 @@ def look(ready: Prepared, engine: Engine, run_id: str, size: int) -> None:
     """
     explainer = ready.explainer
     first = first_answers(ready.out, explainer.id, size)
-    shards = {shard.uri: shard for shard in _shards(ready)}
+    shards = {shard.uri: shard for shard in chosen_shards(ready.listing, ready.listing, ready.grouping)}
     chosen = _by_shard(first)
     parts = [replace(shards[uri], selection=places) for uri, places in chosen.items() if uri in shards]
     weights = engine.share(arrays_of(ready.model.module))
@@ -107,12 +107,6 @@ def difference(first: Sequence[Answer], now: Sequence[Answer]) -> dict[str, Any]
         "confidence_distance": max((abs(a["confidence"] - b["confidence"]) for a, b in pairs), default=0.0),
         "heat_cosine": min(heat, default=1.0),
     }
-
-
-def _shards(ready: Prepared) -> Iterator[Shard]:
-    yield from ready.listing.shards
-    if ready.grouping is not None:
-        yield from (group.shard(ready.grouping.root) for group in ready.grouping.groups)
 
 
 def _by_shard(answers: Sequence[Answer]) -> dict[str, tuple[int, ...]]:
