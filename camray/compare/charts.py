@@ -62,14 +62,8 @@ def rank_plot(
             y = top + i * row
             parts.append(_line(x0, y, x0 + column - 30, y, "grid"))
             if value is not None:
-                parts.append(
-                    _dot(
-                        x0 + (value - 1) * scale,
-                        y,
-                        colours[method],
-                        f"{method}: mean rank {value:.2f} on {metric}",
-                    )
-                )
+                title = f"{method}: mean rank {value:.2f} on {metric}"
+                parts.append(_dot(x0 + (value - 1) * scale, y, colours[method], title))
     parts += [_text(left - 14, top + i * row + 4, m, "name", "end") for i, m in enumerate(methods)]
     return _svg(left + column * len(panels), height, parts, "Mean ranks of the methods")
 

@@ -169,14 +169,9 @@ def write_page(out: Folder, sample: Sample, panels: Sequence[Panel], facts: Mapp
     tree = summarise(rows, subjects, costs)
     strips = _strips(_pictured(dataset, ours, sample), subjects)
     page = comparison_file(sample.id, "index.html")
-    out.write_all(
-        {
-            comparison_file(sample.id, "summary.json"): json.dumps(
-                {"facts": dict(facts), **tree}, indent=1
-            ).encode(),
-            page: render(tree, facts, strips).encode(),
-        }
-    )
+    summary = json.dumps({"facts": dict(facts), **tree}, indent=1)
+    files = {comparison_file(sample.id, "summary.json"): summary, page: render(tree, facts, strips)}
+    out.write_all({path: text.encode() for path, text in files.items()})
     return f"{out.uri}/{page}"
 
 

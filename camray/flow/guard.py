@@ -79,12 +79,11 @@ class Guard:
         if self._attempts.begin(name) <= WHOLE_CHUNK_TRIES:
             done = work(chunk.images)
         else:
-            done = pa.concat_arrays(
-                [
-                    work(one if self._attempts.may_try(name, i) else _crashed(one, stage))
-                    for i, one in enumerate(chunk.images[i : i + 1] for i in range(len(chunk.images)))
-                ]
-            )
+            results = []
+            for i in range(len(chunk.images)):
+                one = chunk.images[i : i + 1]
+                results.append(work(one if self._attempts.may_try(name, i) else _crashed(one, stage)))
+            done = pa.concat_arrays(results)
         self._attempts.finish(name)
         return chunk.worked(stage, time.perf_counter() - started, done)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from camray.flow.progress import RunProgress
 from camray.ledger.runs import repeating
@@ -73,4 +73,5 @@ def run_metrics(owner: str, progress: RunProgress) -> Iterator[None]:
         with repeating(update, TELL_EVERY_S, "metrics"):
             yield
     finally:
-        update()
+        with suppress(Exception):  # where the cluster is gone, that is why the run ends
+            update()

@@ -47,8 +47,10 @@ def look(ready: Prepared, engine: Engine, run_id: str, size: int) -> None:
     explainer = ready.explainer
     first = first_answers(ready.out, explainer.id, size)
     shards = {shard.uri: shard for shard in chosen_shards(ready.listing, ready.listing, ready.grouping)}
-    chosen = _by_shard(first)
-    parts = [replace(shards[uri], selection=places) for uri, places in chosen.items() if uri in shards]
+    indices: dict[str, set[int]] = defaultdict(set)
+    for answer in first:
+        indices[answer["shard"]].add(answer["index"])
+    parts = [replace(shards[uri], selection=tuple(sorted(i))) for uri, i in indices.items() if uri in shards]
     weights = engine.share(arrays_of(ready.model.module))
     now = engine.once(explain_again, engine.pool, weights, parts, ready.config, explainer)
     ready.out.write(run_file(run_id, "canary.json"), json.dumps(difference(first, now)).encode())
@@ -107,13 +109,6 @@ def difference(first: Sequence[Answer], now: Sequence[Answer]) -> dict[str, Any]
         "confidence_distance": max((abs(a["confidence"] - b["confidence"]) for a, b in pairs), default=0.0),
         "heat_cosine": min(heat, default=1.0),
     }
-
-
-def _by_shard(answers: Sequence[Answer]) -> dict[str, tuple[int, ...]]:
-    places: dict[str, set[int]] = defaultdict(set)
-    for answer in answers:
-        places[answer["shard"]].add(answer["index"])
-    return {uri: tuple(sorted(indices)) for uri, indices in places.items()}
 
 
 def _key(answer: Answer) -> tuple[str, int, str]:

@@ -12,6 +12,8 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -123,18 +125,13 @@ def recall(out: Folder, root: str) -> list[Group]:
     if not log.exists(out, INTAKE):
         return []
     known = log.dataset(out, INTAKE, log.opened(out, INTAKE))
-    table = known.to_table(filter=pc.field("root") == root)
-    files: dict[tuple[int, int], list[tuple[int, LooseFile]]] = {}
-    for row in table.to_pylist():
-        entry = LooseFile(os.fsdecode(row["path"]), row["size_bytes"], row["version"])
-        files.setdefault((row["group"], row["revision"]), []).append((row["position"], entry))
-    latest: dict[int, int] = {}
-    for number, revision in files:
-        latest[number] = max(revision, latest.get(number, -1))
-    return [
-        Group(number, latest[number], tuple(f for _, f in sorted(files[number, latest[number]])))
-        for number in sorted(latest)
-    ]
+    order = [(name, "ascending") for name in ("group", "revision", "position")]
+    rows = known.to_table(filter=pc.field("root") == root).sort_by(order).to_pylist()
+    latest: dict[int, Group] = {}
+    for (number, revision), members in groupby(rows, key=itemgetter("group", "revision")):
+        files = (LooseFile(os.fsdecode(row["path"]), row["size_bytes"], row["version"]) for row in members)
+        latest[number] = Group(number, revision, tuple(files))
+    return list(latest.values())
 
 
 def remember(out: Folder, root: str, groups: Iterable[Group]) -> None:

@@ -246,18 +246,15 @@ class Table:
                 RemoveAction(old.path, True, now_ms, old.size_bytes, partition)
                 for old in self._current(done.shard.key)
             ]
-        metadata = {
-            "camray": json.dumps({"run_id": run_id, "shards": [_statement(explainer, d) for d in mine]})
-        }
+        statements = [_statement(explainer, done) for done in mine]
+        properties = CommitProperties(
+            custom_metadata={"camray": json.dumps({"run_id": run_id, "shards": statements})},
+            max_commit_retries=0, app_transactions=transactions,
+        )  # fmt: skip
         self._delta.create_write_transaction(
-            actions,
-            "append",
-            self._kind.whole,
-            partition_by=[self._kind.partition],
-            commit_properties=CommitProperties(
-                custom_metadata=metadata, max_commit_retries=0, app_transactions=transactions
-            ),
-        )
+            actions, "append", self._kind.whole, partition_by=[self._kind.partition],
+            commit_properties=properties,
+        )  # fmt: skip
 
     def statements(self) -> Iterator[dict[str, object]]:
         """Yield what each commit said of its shards, oldest first: explainer, shard, counts."""
