@@ -56,7 +56,7 @@ PUBLISHED = (
     Arch("mobilenetv3_small_100", "blocks.5", "blocks.3"),
     Arch("convnext_tiny", "stages.3", "stages.2"),
     Arch("regnety_002", "s4", "s3", relu=True),
-    Arch("botnet26t_256", "final_conv", "stages.1", side=256, relu=True),
+    Arch("botnet26t_256", "final_conv", "stages.2", side=256, relu=True),
     Arch(
         "vit_small_patch16_224", "blocks.11.norm1", "blocks.6.norm1", tokens(1), options=(("img_size", 64),)
     ),
