@@ -19,7 +19,7 @@ demo: install
 	@$(BIN)/python -m demo.judge $(DEMO_OUT)
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

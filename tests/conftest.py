@@ -15,14 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CAMRAY_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes: tests of a file stay together, and those that need Ray share one."""
-    for item in items:
-        on_ray = "local_ray" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.nodeid.partition("::")[0]))
-
-
 def pytest_runtest_setup() -> None:
     """One thread of torch, or CAMRAY_TEST_THREADS: small networks gain nothing from more, and wait."""
     if "torch" in sys.modules:
