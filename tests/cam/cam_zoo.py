@@ -179,4 +179,4 @@ def relative(found: Tensor, truth: Tensor) -> float:
     """Largest difference, as a share of the largest value of the same map."""
     assert found.shape == truth.shape, (found.shape, truth.shape)
     scale = truth.abs().amax((-2, -1), keepdim=True).clamp(min=1e-12)
-    return float(((found - truth).abs() / scale).max())
+    return float(((found - truth).abs() / scale).max().detach())
