@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/camray audit demo/archive $(DEMO_OUT) --model demo/models/hans64-poisoned --overlays all
+	$(BIN)/camray audit demo/archive $(DEMO_OUT) --model demo/models/hans64-poisoned --overlays all --engine ray
 	@$(BIN)/python demo/show.py $(DEMO_OUT)
 	@$(BIN)/python -m demo.judge $(DEMO_OUT)
 
