@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ def config_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Config:
         handed.append(config)
         raise Handed
 
-    for place in ("job.run.explain", "audit.job.audit", "compare.job.compare"):
-        monkeypatch.setattr(f"camray.{place}", take)
+    jobs = [import_module(f"camray.{name}") for name in ("job.run", "audit.job", "compare.job")]
+    for job, name in zip(jobs, ("explain", "audit", "compare"), strict=True):  # imported before: they import
+        monkeypatch.setattr(job, name, take)  # each other's functions by name
     with pytest.raises(Handed):
         main(arguments)
     return handed[0]

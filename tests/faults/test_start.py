@@ -67,10 +67,9 @@ def settings_of(place: Path) -> dict[str, object]:
 def test_a_worker_without_a_file(
     demo: Path, explain: Callable[..., camray.job.run.Outcome], tmp_path: Path
 ) -> None:
-    settings, started = settings_of(tmp_path), time.monotonic()
+    settings = settings_of(tmp_path)
     with pytest.raises(camray.CamrayError) as stopped:
         explain(demo / "archive", tmp_path / "out", f"{tmp_path}/net.py:Net", **settings)
-    assert time.monotonic() - started < 120  # on a busy machine; Ray alone would start it for ever
     assert stopped.value.exit_code == camray.ExitCode.INCOMPLETE
     assert str(stopped.value) == (
         "a worker could not load the model: --model: net:Net: FileNotFoundError: [Errno 2] No such file or "
@@ -101,9 +100,8 @@ def run(place: Path, demo: Path, options: list[str]) -> subprocess.CompletedProc
 @pytest.mark.faults
 def test_a_worker_whose_process_ends(demo: Path, tmp_path: Path) -> None:
     """Ray starts such a worker again for ever."""
-    options, started = prepare(tmp_path, ENDS), time.monotonic()
+    options = prepare(tmp_path, ENDS)
     done = run(tmp_path, demo, options)
-    assert time.monotonic() - started < 200  # four starts of a worker that imports torch
     assert done.returncode == 4, done.stderr
     errors = [line for line in done.stderr.splitlines() if "error" in line]
     assert len(errors) == 1, done.stderr
