@@ -10,7 +10,7 @@ import pyarrow as pa
 from camray.compare.panel import SCORED, SCORES, Panel
 from camray.config import Config
 from camray.errors import IncompleteError, Stage
-from camray.flow.actor import Weights, shared_state
+from camray.flow.actor import Weights
 from camray.flow.flow import Flow
 from camray.flow.guard import Guard
 from camray.flow.stages import ChunkSink, Decode
@@ -28,7 +28,7 @@ class ScoreActor:
         from camray.compare.scorer import BatchScorer
 
         torch.set_num_threads(threads)
-        self._score = guard.start(lambda: BatchScorer(panel, shared_state(weights), device, batch_size))
+        self._score = guard.start(lambda: BatchScorer(panel, weights().state(), device, batch_size))
         self._pictured, self._guard = panel.pictured, guard
 
     def __call__(self, row: pa.Table) -> pa.Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +20,13 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from camray import cam
 from camray.cam.registry import Method
+from camray.cam.split import run_split
 from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ModelError, Stage, printable
 from camray.explain import confirm
 from camray.explain.regions import region_signals
 from camray.explain.signals import heat_signals, heat_status, top2_cosine
+from camray.models.folding import Pairs, find_pairs, fold, largest_change, reshape
 from camray.models.labels import classes_named, label_lookup, target_by_index
 from camray.models.load import LoadedModel, build, load_model
 from camray.models.outputs import class_scores, score_entropy
@@ -31,6 +34,7 @@ from camray.models.preprocessing import to_input
 from camray.records import DECODED, EXPLAINED, SCHEMA_VERSION, Status, failure, struct_array
 
 Row = dict[str, Any]
+FOLDING_CHANGE = 1e-5  # of the greatest value: what folded batch norms may move by rounding
 LARGEST_MAP = 32  # cells a side that a record keeps
 DOUBTFUL_DROP = 0.1  # confidence lost without the hot border: from here on a person should see the picture
 LOW_MARGIN = 0.1  # below this difference of the two best softmax values a prediction is flagged
@@ -80,19 +84,50 @@ def resolve(
         activation=loaded.activation,
         confirm=config.audit.confirm,
     )
-    return explainer, loaded
+    whole_network = method.entry.biases or method.name == "captum"  # these look at every batch norm
+    return explainer, loaded if methods or whole_network else _folded(loaded, layer)
+
+
+def _folded(loaded: LoadedModel, layer: cam.TargetLayer) -> LoadedModel:
+    """Fold the batch norms in front of the layer, if a probe shows the same layer, gradient and scores."""
+    spec = loaded.input
+    size = (2, len(spec.mean), spec.height, spec.width)
+    images = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    pairs = find_pairs(loaded.module, images, layer.name)
+    if not pairs:
+        return loaded
+    module = fold(loaded.module, pairs)
+    plain, folded = (_at_layer(m, images, layer) for m in (loaded.module, module))
+    change = largest_change(plain, folded)
+    scores = [class_scores(tensors[0].double(), loaded.activation) for tensors in (plain, folded)]
+    if change > FOLDING_CHANGE or float((scores[0] - scores[1]).abs().max()) > FOLDING_CHANGE / 10:
+        note = f"batch norms not folded: rounding would move the map by {change:.0e} of its height"
+        return replace(loaded, notes=(*loaded.notes, note))
+    return replace(loaded, module=module, folded=pairs)
+
+
+def _at_layer(module: nn.Module, images: Tensor, layer: cam.TargetLayer) -> tuple[Tensor, Tensor, Tensor]:
+    """Give all that a map is made of: logits, activations and the gradient of the best score."""
+    split = run_split(module, images, [layer])
+    (gradient,) = split.gradients(split.logits.amax(1), keep=False).values()
+    return split.logits.detach(), split.activation(layer.name), gradient
 
 
 class BatchExplainer:
     """Holds one model and one method on one device. Weights are views of `state` where that is safe."""
 
     def __init__(
-        self, explainer: Explainer, state: dict[str, Tensor], device: str = "cpu", batch_size: int = 16
+        self,
+        explainer: Explainer,
+        state: dict[str, Tensor],
+        device: str = "cpu",
+        batch_size: int = 16,
+        folded: Pairs = (),
     ) -> None:
-        self.explainer, self.batch_size = explainer, batch_size
+        self.explainer, self.batch_size, self.folded = explainer, batch_size, folded
         self.device = torch.device(device)
         self._rule = cam.TargetRule.parse(explainer.target)
-        module = build(explainer.model_args)
+        module = reshape(build(explainer.model_args), folded)
         module.load_state_dict(_own_copies(module, state, explainer.model_args["kind"]), assign=True)
         self.module: nn.Module = module.eval().requires_grad_(False).to(self.device)
         grid = explainer.layout["grid"]

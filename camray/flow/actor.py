@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,27 +18,36 @@ from camray.records import EXPLAINED, Chunk, Data, Status, struct_array
 
 if TYPE_CHECKING:
     from camray.explain.explainer import BatchExplainer
+    from camray.models.folding import Pairs
+    from camray.models.load import LoadedModel
 
 _DRAWABLE = ("ok", "dead")  # heat statuses of maps that are there
 
-Arrays = dict[str, Any]  # numpy arrays by the names of a state dict
-Weights = Callable[[], Arrays]
-"""Gives a model's arrays as they lie in memory that this machine's workers share: not to be written."""
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A model's weights as they travel: numpy arrays by the names of its state dict."""
+
+    arrays: dict[str, Any]
+    folded: Pairs = ()  # the batch norms that its convolutions carry
+
+    def state(self) -> dict[str, Any]:
+        """Give the tensors, without copying them: they may lie in memory that is not to be written."""
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return {name: torch.from_numpy(array) for name, array in self.arrays.items()}
 
 
-def arrays_of(module: Any) -> Arrays:
-    """Give the weights of a `torch.nn.Module` on a CPU, without copying them."""
-    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+Weights = Callable[[], Network]
+"""Gives a model's network as it lies in memory that this machine's workers share."""
 
 
-def shared_state(weights: Weights) -> dict[str, Any]:
-    """Give the model's tensors, without copying them."""
-    import torch
-
-    arrays = weights()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+def network_of(model: LoadedModel) -> Network:
+    """Give the weights of a model on a CPU, without copying them."""
+    arrays = {name: tensor.numpy() for name, tensor in model.module.state_dict().items()}
+    return Network(arrays, model.folded)
 
 
 def device_here(device: str) -> str:
@@ -66,7 +76,8 @@ class ExplainActor:
             from camray.explain.explainer import BatchExplainer
 
             torch.set_num_threads(threads)  # of this whole process
-            return BatchExplainer(explainer, shared_state(weights), device, batch_size)
+            network = weights()
+            return BatchExplainer(explainer, network.state(), device, batch_size, network.folded)
 
         self._explain = guard.start(load)
         self._overlay, self._guard = overlay, guard

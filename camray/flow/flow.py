@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from camray.config import Config, Explainer
 from camray.errors import IncompleteError, UsageError
-from camray.flow.actor import Arrays, ExplainActor, Weights
+from camray.flow.actor import ExplainActor, Network, Weights
 from camray.flow.guard import Guard
 from camray.flow.progress import RunProgress
 from camray.flow.stages import Decode, Sink
@@ -92,7 +92,7 @@ class Engine:
     name: Literal["here", "ray"]
     pool: Pool
     run: Callable[[Sequence[ShardTask], Flow, Pool], Iterator[list[Chunk]]]
-    share: Callable[[Arrays], Weights]  # with every worker
+    share: Callable[[Network], Weights]  # with every worker
     once: Callable[..., Any]  # once(work, pool, *arguments): where an actor of the pool could run
     metrics: Callable[[str, RunProgress], AbstractContextManager[Any]]  # of the owner of the rows
 

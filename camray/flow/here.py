@@ -34,7 +34,7 @@ def here(config: Config) -> Engine:
     threads = torch.get_num_threads()
     alone = replace(config, run=replace(config.run, actors=1))
     pool = replace(size_pool(alone, threads, torch.cuda.device_count()), threads=threads)
-    return Engine("here", pool, run_here, lambda arrays: lambda: arrays, _at_once, lambda *_: nullcontext())
+    return Engine("here", pool, run_here, lambda network: lambda: network, _at_once, lambda *_: nullcontext())
 
 
 def run_here(tasks: Sequence[ShardTask], flow: Flow, pool: Pool) -> Iterator[list[Chunk]]:

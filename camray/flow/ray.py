@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Nod
 
 from camray.config import Config
 from camray.errors import IncompleteError, UsageError, printable
-from camray.flow.actor import Arrays, Weights
+from camray.flow.actor import Network, Weights
 from camray.flow.flow import Engine, Flow, Pool, receipts_of, size_pool
 from camray.flow.guard import Attempts, Guard
 from camray.flow.metrics import run_metrics
@@ -156,9 +156,9 @@ class ShardSource(Datasource):
         return sum(task.shard.size_bytes for task in self._tasks)
 
 
-def share(arrays: Arrays) -> Weights:
-    """Put a model's arrays into the object store: one copy a machine, read-only."""
-    stored: Any = ray.put(arrays)
+def share(network: Network) -> Weights:
+    """Put a model's weights into the object store: one copy a machine, read-only."""
+    stored: Any = ray.put(network)
     fetch: Any = partial(ray.get, stored)
     return fetch  # type: ignore[no-any-return]
 

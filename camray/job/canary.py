@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from camray.config import Config, Explainer, OverlayConfig
-from camray.flow.actor import Weights, arrays_of
+from camray.flow.actor import Weights, network_of
 from camray.flow.flow import Engine, Pool, explain_flow
 from camray.flow.here import run_here
 from camray.job.prepare import Prepared, chosen_shards
@@ -51,7 +51,7 @@ def look(ready: Prepared, engine: Engine, run_id: str, size: int) -> None:
     for answer in first:
         indices[answer["shard"]].add(answer["index"])
     parts = [replace(shards[uri], selection=tuple(sorted(i))) for uri, i in indices.items() if uri in shards]
-    weights = engine.share(arrays_of(ready.model.module))
+    weights = engine.share(network_of(ready.model))
     now = engine.once(explain_again, engine.pool, weights, parts, ready.config, explainer)
     ready.out.write(run_file(run_id, "canary.json"), json.dumps(difference(first, now)).encode())
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from camray.archive.members import read_members
 from camray.errors import EmptyArchiveError, ShardError, Stage, UsageError
-from camray.flow.actor import arrays_of, device_here
+from camray.flow.actor import device_here, network_of
 from camray.flow.flow import Pool, explain_flow
 from camray.flow.here import stages_here
 from camray.flow.progress import spoken_duration
@@ -111,11 +111,11 @@ def _work(ready: Prepared, members: pa.StructArray, device: str) -> tuple[Receip
     share = min(1.0, len(members) / config.run.chunk_size)  # as many pictures an image as in a whole chunk
     overlay = replace(config.overlay, sample_per_chunk=math.ceil(config.overlay.sample_per_chunk * share))
     batch_size = config.run.batch_size or (32 if device == "cuda" else 8)
-    pool, arrays = Pool(1, 1, device, 1, 0, 1, batch_size), arrays_of(ready.model.module)
+    pool, network = Pool(1, 1, device, 1, 0, 1, batch_size), network_of(ready.model)
     shard = Shard("pilot", "files", 0, "")
     with tempfile.TemporaryDirectory(prefix="camray-pilot-") as place:
         config = replace(config, out=place, overlay=overlay)
-        flow = explain_flow(config, ready.explainer, lambda: arrays, "pilot")
+        flow = explain_flow(config, ready.explainer, lambda: network, "pilot")
         work = stages_here(flow, pool, [ShardTask(shard)])
         # The decoder's start and the model's first pass are no image's: the first batch goes twice.
         for images in (members[:batch_size], members):

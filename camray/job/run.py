@@ -13,7 +13,7 @@ from functools import partial
 
 from camray.config import Config
 from camray.errors import CamrayError, ExitCode, IncompleteError, no_model, printable, said_by
-from camray.flow.actor import Weights, arrays_of
+from camray.flow.actor import Weights, network_of
 from camray.flow.flow import Engine, Flow, explain_flow
 from camray.flow.progress import Reporter, RunProgress
 from camray.flow.stopping import Stopped, stoppable
@@ -193,7 +193,7 @@ def _commits(
     """Drive the pipeline; yield the accounting of each committed shard."""
     desk = CommitDesk(inputs.table, work.owner, run_id, work.plan.tasks)
     progress.actors = engine.pool.actors if engine.name == "ray" else 0
-    flow = work.flow(engine.share(arrays_of(inputs.model.module)), run_id)
+    flow = work.flow(engine.share(network_of(inputs.model)), run_id)
     with stoppable(), progress, engine.metrics(work.owner, progress):
         for chunks in engine.run(work.plan.tasks, flow, engine.pool):
             commits = desk.take(chunks)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from camray.config import InputSpec, ModelConfig, PreprocessConfig
 from camray.errors import ModelError, printable
 from camray.models import checkpoints, preprocessing, sources, weights
+from camray.models.folding import Pairs
 from camray.models.labels import (
     IMAGENET_CLASSES,
     imagenet_names,
@@ -48,6 +49,7 @@ class LoadedModel:
     num_classes: int
     activation: str = "softmax"  # how logits become scores
     notes: tuple[str, ...] = ()  # what was done to load it, for people
+    folded: Pairs = ()  # the batch norms that `module` no longer has
 
 
 def load_model(

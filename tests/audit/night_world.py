@@ -8,7 +8,7 @@ from typing import Any
 
 from camray.audit.night import audit_night
 from camray.config import Config
-from camray.flow.actor import arrays_of
+from camray.flow.actor import network_of
 from camray.flow.flow import Pool, explain_flow
 from camray.flow.here import run_here
 from camray.job.prepare import prepare
@@ -40,8 +40,8 @@ def explain(settings: Config, run_id: str, die_after: int | None = None) -> int:
     if ready.grouping is not None:
         remember(ready.out, ready.grouping.root, ready.grouping.new)
     desk = CommitDesk(ready.table, ready.explainer.id, run_id, ready.plan.tasks)
-    arrays = arrays_of(ready.model.module)
-    flow = explain_flow(settings, ready.explainer, lambda: arrays, run_id)
+    network = network_of(ready.model)
+    flow = explain_flow(settings, ready.explainer, lambda: network, run_id)
     commits: list[ShardCommit] = []
     for chunks in run_here(ready.plan.tasks, flow, POOL):
         if len(commits) == die_after and any(isinstance(chunk.note, ShardEnd) for chunk in chunks):

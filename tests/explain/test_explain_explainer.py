@@ -27,7 +27,7 @@ from camray.errors import ModelError, UsageError
 from camray.explain import explainer as explainer_module
 from camray.explain.explainer import BatchExplainer, _own_copies, is_flagged, resolve
 from camray.flow.actor import choose_overlays
-from camray.models.load import build
+from camray.models.load import load_model
 from camray.records import DECODED, EXPLAINED, struct_array
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
@@ -70,7 +70,8 @@ def both() -> dict[str, BatchExplainer]:
     found = {}
     for name in MODELS:
         explainer, loaded = resolve(config(name))
-        found[name] = BatchExplainer(explainer, loaded.module.state_dict(), batch_size=4)
+        state = loaded.module.state_dict()
+        found[name] = BatchExplainer(explainer, state, batch_size=4, folded=loaded.folded)
     return found
 
 
@@ -80,7 +81,8 @@ def clean(both: dict[str, BatchExplainer]) -> BatchExplainer:
 
 
 def retargeted(base: BatchExplainer, batch_size: int = 4, **changes: Any) -> BatchExplainer:
-    return BatchExplainer(replace(base.explainer, **changes), base.module.state_dict(), batch_size=batch_size)
+    explainer = replace(base.explainer, **changes)
+    return BatchExplainer(explainer, base.module.state_dict(), batch_size=batch_size, folded=base.folded)
 
 
 def decoded(views: np.ndarray[Any, Any], **columns: Sequence[Any]) -> pa.StructArray:
@@ -122,7 +124,9 @@ def test_predictions_are_those_of_timm(
     name: str, pictures: list[bytes], pixels: np.ndarray[Any, Any]
 ) -> None:
     explainer, loaded = resolve(config(name))
-    rows = rows_of(BatchExplainer(explainer, loaded.module.state_dict())(decoded(pixels)))
+    rows = rows_of(
+        BatchExplainer(explainer, loaded.module.state_dict(), folded=loaded.folded)(decoded(pixels))
+    )
     p = plain_logits(name, pictures).double().softmax(1)
     assert [r["predicted_class"] for r in rows] == p.argmax(1).tolist()
     assert [r["confidence"] for r in rows] == pytest.approx(p.amax(1).tolist(), abs=1e-6)
@@ -177,8 +181,9 @@ def test_heatmaps_are_those_of_the_reference_package(
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     rows = rows_of(retargeted(made, target=target)(decoded(pixels)))
-    module = build(made.explainer.model_args).eval()
-    module.load_state_dict(made.module.state_dict())
+    module = load_model(
+        ModelConfig(name=str(DEMO / "models" / name))
+    ).module.requires_grad_(True)  # not folded
     x = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 255
     spec = made.explainer.input
     x = (x - torch.tensor(spec.mean)[:, None, None]) / torch.tensor(spec.std)[:, None, None]

@@ -109,7 +109,7 @@ def explain_by(engine: Engine, config: camray.Config) -> ExitCode:
 
 
 def test_the_canary_is_the_same_on_a_worker_and_here(archives: Path, tmp_path: Path, local_ray: None) -> None:
-    from camray.flow.actor import arrays_of
+    from camray.flow.actor import network_of
     from camray.flow.ray import on_ray
 
     config = settings(archives / "tar", tmp_path / "out", run__engine="here")
@@ -119,7 +119,7 @@ def test_the_canary_is_the_same_on_a_worker_and_here(archives: Path, tmp_path: P
     shards = [replace(s, selection=(0, 3, 5)) for s in ready.listing.shards]
     answers = []
     for engine in (here(config), on_ray(config, ready.out)):
-        weights = engine.share(arrays_of(ready.model.module))
+        weights = engine.share(network_of(ready.model))
         answers.append(engine.once(explain_again, POOL, weights, shards, config, ready.explainer))
         assert difference(first, answers[-1])["changed"] == 0
     assert answers[0] == answers[1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from camray.audit.night import stack_changed
+from camray.flow.actor import network_of
 from camray.flow.flow import Pool
 from camray.job.canary import choose, difference, explain_again, first_answers
 from camray.job.prepare import Prepared, prepare
@@ -33,14 +34,14 @@ def night(tmp_path: Path) -> Prepared:
 
 def again(ready: Prepared, **changes: Any) -> dict[str, Any]:
     """Explain the canary images, with some weights multiplied; say what differs."""
-    module = ready.model.module
-    state = {n: np.asarray(t.numpy() * changes.get(n, 1)) for n, t in module.state_dict().items()}
+    own = network_of(ready.model)
+    network = replace(own, arrays={n: np.asarray(a * changes.get(n, 1)) for n, a in own.arrays.items()})
     first = choose(Table(ready.out), ready.explainer.id, IMAGES)
     assert len(first) == IMAGES
     shards = ready.listing.shards
     places = {s.uri: tuple(sorted(a["index"] for a in first if a["shard"] == s.uri)) for s in shards}
     wanted = [replace(s, selection=places[s.uri]) for s in shards if places[s.uri]]
-    return difference(first, explain_again(POOL, lambda: state, wanted, ready.config, ready.explainer))
+    return difference(first, explain_again(POOL, lambda: network, wanted, ready.config, ready.explainer))
 
 
 def test_the_same_stack_gives_the_same_answers(night: Prepared) -> None:
