@@ -49,12 +49,16 @@ def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Outc
         UsageError: a bad setting; nothing was written.
         CamrayError: with `exit_code`, for everything else camray stops at.
     """
+    from camray.audit.gallery import show_gallery
     from camray.flow.progress import Reporter
     from camray.job import run
     from camray.options import load
 
     named = {"archive.path": archive, "out": out, "model.name": model, **settings}
-    return run.explain(load(None, named), Reporter())
+    reporter = Reporter()
+    outcome = run.explain(load(None, named), reporter)
+    show_gallery(outcome, reporter)
+    return outcome
 
 
 def audit_archive(archive: str, out: str, model: str, **settings: Any) -> AuditOutcome:

@@ -170,7 +170,9 @@ class OverlayConfig:
     policy: Literal["none", "sample", "flagged", "all"] = setting(
         "sample", "none, sample, flagged, all", "--overlays WHICH", common="explain audit",
         own={"audit": "flagged"})
-    sample_per_chunk: int = setting(16, "N per chunk of 256 images", "--overlay-sample N", 0)
+    sample_per_chunk: int = setting(
+        16, "of each 256 images: N of a sample, or beside the flagged ones", "--overlay-sample N", 0,
+        own={"audit": 48})  # a page of the queue
     on: Literal["input", "original"] = setting(
         "input", "draw on what the model saw, or on the whole image", "--overlay-on")
     picture: Literal["blend", "triple"] = setting(

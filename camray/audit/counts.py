@@ -95,12 +95,17 @@ class ClassCounts:
         flags = self.flags
         return flags["border_heat"] - flags["shortcut_refuted"] - flags["shortcut_confirmed"]
 
+    @property
+    def known_labels(self) -> int:
+        """Explained images whose label is known."""
+        return int(self.labelled.sum())
+
     def rates(self) -> dict[str, float]:
         """Give the shares that a gate can ask for, 0..1: of explained images, `failed_rate` of all."""
         counts = {"confirmed": self.flags["shortcut_confirmed"], "suspected": self._suspected}
         counts |= {name: self.flags[name] for name in ("label_suspect", "low_margin", "blurry", "dark")}
         found = {f"{name}_rate": int(count.sum()) / max(self.ok, 1) for name, count in counts.items()}
-        found["wrong_rate"] = int(self.flags["wrong"].sum()) / max(int(self.labelled.sum()), 1)
+        found["wrong_rate"] = int(self.flags["wrong"].sum()) / max(self.known_labels, 1)
         return found | {"failed_rate": self.failed / max(self.rows, 1)}
 
     def ranked(self, names: Sequence[str]) -> list[ClassRow]:

@@ -84,6 +84,8 @@ class Night:
     errors: Mapping[str, int]  # by code
     classes: Sequence[ClassRow]
     archive_classes: Sequence[ClassRow]
+    labelled: int | None  # of the new explained images; None: the audit of an earlier camray
+    archive_labelled: int | None
     drift: Drift
     canary: Mapping[str, Any] | None  # how the same images fared; None where they were not looked at
     decisions_taken_in: int
@@ -101,21 +103,29 @@ class Night:
         return self.classes if self.images.rows else self.archive_classes
 
     @property
+    def has_labels(self) -> bool:
+        """False where no image of what is shown has a label that is known: nothing is right or wrong then."""
+        return (self.labelled if self.images.rows else self.archive_labelled) != 0
+
+    @property
     def message(self) -> str:
         """The night in one paragraph."""
         images, rates, verdicts = self.images, self.rates, self.verdicts
         if not images.rows:
             return f"camray: nothing new; {images.archive:,} images in the archive."
+        hanging, of_all = "Answers that hang on the border", ""
+        if self.has_labels:
+            hanging, of_all = "Right for the wrong reason", ", right or wrong, hang on the border"
         said = (
             f"camray: {images.night:,} new images explained, {images.failed:,} failed."
-            f" Right for the wrong reason: {verdicts.get('right_wrong_reason', 0):,} confirmed"
-            f" ({rates['confirmed_rate']:.2%} of all answers, right or wrong, hang on the border),"
+            f" {hanging}: {verdicts.get('right_wrong_reason', 0):,} confirmed"
+            f" ({rates['confirmed_rate']:.2%} of all answers{of_all}),"
             f" {verdicts.get('right_wrong_reason_suspected', 0):,} suspected."
         )
         if self.classes and (first := self.classes[0]).confirmed:
             name = printable(first.label or f"class {first.class_id}", 60)
             said += f" Most of all in {name}: {first.confirmed:,} of {first.images:,}."
-        said += f" Wrong: {verdicts.get('wrong', 0):,}; label suspects: {verdicts.get('label_suspect', 0):,}."
+        said += self._said_of_labels()
         said += f" Drift: {self.drift.level}."
         if (canary := self.canary) and stack_changed(canary):
             said += (
@@ -129,6 +139,12 @@ class Night:
                 f" {update.repaired:,} are right now that were wrong, {update.broken:,} the other way."
             )
         return said + (f" Gate: {', '.join(self.gate.fired)}." if self.gate.fired else "")
+
+    def _said_of_labels(self) -> str:
+        wrong, suspects = (self.verdicts.get(name, 0) for name in ("wrong", "label_suspect"))
+        if not self.has_labels:
+            return " No labels: nobody can say which answers are wrong."
+        return f" Wrong: {wrong:,}; label suspects: {suspects:,}."
 
     def to_json(self) -> dict[str, Any]:
         """Give plain lists and numbers, and the message."""
@@ -197,6 +213,8 @@ def audit_night(
         errors=dict(tally.errors),
         classes=tally.night.ranked(names)[:LISTED],
         archive_classes=tally.archive.ranked(names)[:LISTED],
+        labelled=tally.night.known_labels,
+        archive_labelled=tally.archive.known_labels,
         drift=drift,
         canary=_read(out, run_id, "canary"),
         decisions_taken_in=taken,

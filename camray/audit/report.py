@@ -8,17 +8,30 @@ text of the archive is.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from importlib.resources import files
 from typing import Any
+from urllib.parse import quote
 
+import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from camray.audit.clusters import Cluster, clusters_of_classes
 from camray.audit.night import Night, latest_nights, read_state
-from camray.audit.report_rows import SHOWN, audit_rows, index_file, row_files, written_rows
-from camray.audit.verdicts import FLAGS, VERDICTS, title
+from camray.audit.report_rows import (
+    QUEUE_FLAGS,
+    SHOWN,
+    Facts,
+    audit_rows,
+    facts_of,
+    index_file,
+    row_files,
+    written_rows,
+)
+from camray.audit.verdicts import VERDICTS, title
 from camray.errors import ExitCode
 from camray.ledger.out import REPORT, explainer_file, open_out
 from camray.ledger.runs import installed_versions
@@ -26,6 +39,7 @@ from camray.ledger.runs import installed_versions
 LARGEST = 100_000  # rows of the queue that are kept
 CLUSTERED = 24  # classes whose heatmaps are grouped
 NIGHTS = 60  # in the history
+FIRST = 6  # pictures on the first page
 _RATES = ("confirmed_rate", "suspected_rate", "wrong_rate", "failed_rate")  # drawn in it
 WIDTH, HEIGHT = 640, 160
 
@@ -40,16 +54,21 @@ def write_report(place: str, limit: int = LARGEST) -> str:
     nights = latest_nights(out)
     night = nights[-1]
     what = json.loads(out.read(explainer_file(night.explainer)))
-    judged = audit_rows(out, night.explainer, limit)
+    judged = audit_rows(out, night.explainer, limit, night.covers)
     texts = written_rows(out, table, night.explainer, judged, what["class_names"])
+    facts = facts_of(texts)
     pages = dict(row_files(texts))
-    pages["data/index.js"] = index_file(judged, texts)
+    pages["data/index.js"] = index_file(judged, facts)
     classes = [row.class_id for row in night.shown_classes[:CLUSTERED]]
     drawn = {
         "mean_maps": mean_maps(night, read_state(out, night.run_id)),
         "clusters": cluster_maps(*clusters_of_classes(table, night.explainer, classes)),
+        "rows": len(judged),
+        "lost": Counter(fact.lost for fact in facts if fact.lost),
+        "bare": sum(1 for fact in facts if not (fact.has_picture or fact.lost or fact.error)),
+        "first": first_pictures(night, judged, texts, facts),
     }
-    pages["index.html"] = _first_page(nights, what, len(judged), drawn).encode()
+    pages["index.html"] = _first_page(nights, what, drawn).encode()
     for name in ("report.css", "report.js"):
         pages[name] = files("camray.audit").joinpath("pages", name).read_bytes()
     for entry in out.entries(REPORT):
@@ -66,22 +85,25 @@ def print_report(place: str, limit: int, as_json: bool) -> ExitCode:
     return ExitCode.DONE
 
 
-def _first_page(nights: Sequence[Night], what: dict[str, Any], rows: int, drawn: dict[str, Any]) -> str:
+def _first_page(nights: Sequence[Night], what: dict[str, Any], drawn: dict[str, Any]) -> str:
     """Render the page: everything but the queue is in it, so that it shows before any script runs."""
     pages = Environment(
         loader=PackageLoader("camray.audit", "pages"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    pages.filters |= {"title": title, "share": lambda v: f"{v:.2%}", "thousands": lambda v: f"{v:,}"}
-    night, before = nights[-1], nights[-2] if len(nights) > 1 else None
+    night = nights[-1]
+    titles = {verdict: title(verdict, night.has_labels) for verdict in VERDICTS}
+    pages.filters |= {"title": titles.__getitem__, "share": lambda v: f"{v:.2%}", "date": date_of}
+    pages.filters |= {"thousands": lambda v: f"{v:,}", "address": quote}
+    before = [n for n in nights[:-1] if n.images.rows and night.images.rows][-1:]
     config = {
         "run": night.run_id, "explainer": night.explainer, "verdicts": list(VERDICTS),
-        "flags": list(FLAGS), "classes": what["class_names"], "out": "../",
-        "titles": {v: title(v) for v in VERDICTS}, "shown": SHOWN,
+        "flags": list(QUEUE_FLAGS), "classes": what["class_names"], "out": "../", "titles": titles,
+        "shown": SHOWN,
     }  # fmt: skip
     return pages.get_template("index.html.j2").render(
-        night=night, before=before, nights=nights[-NIGHTS:], what=what, rows=rows, verdicts=VERDICTS,
-        version=installed_versions().get("camray", ""), config=_for_script(config),
+        night=night, before=before[0] if before else None, nights=nights[-NIGHTS:], what=what,
+        verdicts=VERDICTS, version=installed_versions().get("camray", ""), config=_for_script(config),
         history=history(nights[-NIGHTS:]), bars=bars(night), **drawn,
     )  # fmt: skip
 
@@ -89,6 +111,29 @@ def _first_page(nights: Sequence[Night], what: dict[str, Any], rows: int, drawn:
 def _for_script(value: Any) -> str:
     """Give JSON that cannot end the script element it stands in."""
     return json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def date_of(run_id: str) -> str:
+    """Read when a run started from its name, for people; the name itself where it says no time."""
+    try:
+        return f"{datetime.strptime(run_id.partition('-')[0], '%Y%m%dT%H%M%SZ'):%-d %B %Y, %H:%M} UTC"
+    except ValueError:
+        return run_id
+
+
+def first_pictures(
+    night: Night, judged: pa.Table, texts: Sequence[str], facts: Sequence[Facts]
+) -> list[dict[str, Any]]:
+    """Give the first rows of the queue that have a picture and a verdict to look at, with their `place`."""
+    verdicts, new = judged.column("verdict").to_pylist(), judged.column("new").to_pylist()
+    shown = (
+        place
+        for place, fact in enumerate(facts)
+        if fact.has_picture and verdicts[place] != "ok" and (new[place] or not night.images.rows)
+    )
+    return [
+        json.loads(texts[place]) | {"place": place} for place, _ in zip(shown, range(FIRST), strict=False)
+    ]
 
 
 def bars(night: Night) -> list[dict[str, Any]]:
@@ -103,8 +148,10 @@ def bars(night: Night) -> list[dict[str, Any]]:
 
 
 def history(nights: Sequence[Night]) -> Markup:
-    """Draw the rates of the nights as lines; one night is a row of dots."""
+    """Draw the rates of the nights as lines; empty where there are not two to compare."""
     shown = [night.rates for night in nights if night.images.rows]
+    if len(shown) < 2:
+        return Markup("")
     top = max([rates[name] for rates in shown for name in _RATES] or [0.0]) or 0.01
     lines = []
     for which, name in enumerate(_RATES):

@@ -1,6 +1,6 @@
 """The rows of the report: chosen by audit score, joined with their records, written as small script files.
 
-    data/index.js        one byte or two a row: verdict, class, flags; enough to filter and count
+    data/index.js        some bytes a row: verdict, class, flags, night, error; enough to filter and count
     data/rows-00000.js   100 rows each, in the order of the queue; loaded when a page shows them
 
 Scripts, because a page opened from disk may load a script beside it, but may not fetch a file.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +22,25 @@ from camray.audit.columns import class_name
 from camray.audit.verdicts import FLAGS, VERDICTS
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
-from camray.ledger.out import AUDIT
+from camray.ledger.out import AUDIT, OVERLAYS, overlay_folder, pruned_runs
 from camray.ledger.table import Table
 from camray.records import COLUMNS
 from camray.storage import Folder
 
 ROWS_A_FILE = 100
 SHOWN = {column.name: column.shown for column in COLUMNS if column.shown is not None}  # name -> decimals
-_JUDGED = ["shard", "index", "verdict", "flags", "audit_score", "heat_lift", "suggested_class", "reviewed"]
+QUEUE_FLAGS = (*FLAGS, "shortcut_suspected", "picture")  # two more to filter by
+_JUDGED = [
+    "night",
+    "shard",
+    "index",
+    "verdict",
+    "flags",
+    "audit_score",
+    "heat_lift",
+    "suggested_class",
+    "reviewed",
+]
 _RECORD = sorted({
     "run_id", "shard", "member", "index", "content_sha256", "error_code", "error_stage", "error_message",
     "width", "height", "predicted_class", "predicted_label", "confidence", "margin", "topk", "label",
@@ -39,13 +50,28 @@ _RECORD = sorted({
 })  # fmt: skip
 
 
-def audit_rows(out: Folder, explainer: str, limit: int) -> pa.Table:
-    """Read the first `limit` rows of the queue, sorted: the highest audit score first."""
+class Facts(NamedTuple):
+    """What the filters ask of a row: its class (-1: none), its error, whether its picture is there."""
+
+    class_id: int
+    error: str | None
+    has_picture: bool
+    lost: str | None  # "pruned" or "missing": a picture that was drawn
+
+
+def audit_rows(out: Folder, explainer: str, limit: int, new_runs: Collection[str] = ()) -> pa.Table:
+    """Read at most `limit` rows of the queue, sorted: the highest audit score first.
+
+    `new`: whether a row is of `new_runs`. Where not all rows find room, these come before older ones.
+    """
     table = log.dataset(out, AUDIT, log.opened(out, AUDIT))
     rows = table.to_table(columns=_JUDGED, filter=ds.field(PARTITION) == explainer)
     order = [("audit_score", "descending"), ("shard", "ascending"), ("index", "ascending")]
-    best = pc.select_k_unstable(rows, min(limit, len(rows)), order) if len(rows) else pa.array([], pa.int64())
-    return rows.take(best)
+    new = pc.is_in(rows.column("night"), value_set=pa.array(sorted(new_runs), pa.string()))
+    rows = rows.append_column("new", new.cast(pa.int8()))
+    if len(rows) > limit:
+        rows = rows.take(pc.select_k_unstable(rows, limit, [("new", "descending"), *order]))
+    return rows.sort_by(order)
 
 
 def written_rows(
@@ -53,6 +79,8 @@ def written_rows(
 ) -> list[str]:
     """Give each row of the queue as JSON, in its order. Memory: about 1 KB a row."""
     texts = [""] * len(judged)
+    kept = {f"{OVERLAYS}/{explainer}/{entry.path}" for entry in out.entries(overlay_folder(explainer))}
+    pruned = pruned_runs(out)
     places = judged.select(["shard", "index"]).append_column("place", pa.array(np.arange(len(judged))))
     said = judged.to_pylist()
     records = table.dataset().scanner(
@@ -66,7 +94,11 @@ def written_rows(
         chosen = pa.Table.from_batches([batch]).take(both.column("row")).to_pylist()
         for place, record in zip(both.column("place").to_pylist(), chosen, strict=True):
             if not texts[place]:  # of several targets the first
-                texts[place] = json.dumps(as_shown(record, said[place], names))
+                shown = as_shown(record, said[place], names)
+                if "picture" in shown and shown["picture"] not in kept:
+                    del shown["picture"]
+                    shown["lost"] = "pruned" if record["run_id"] in pruned else "missing"
+                texts[place] = json.dumps(shown)
     return texts
 
 
@@ -78,16 +110,37 @@ def row_files(texts: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         yield f"data/rows-{number:05d}.js", f"camrayRows({number},[\n{rows}\n]);\n".encode()
 
 
-def index_file(judged: pa.Table, records: Sequence[str]) -> bytes:
-    """Give verdict, class and flags of every row, as base64 of little-endian numbers."""
-    verdicts = np.array([list(VERDICTS).index(v) for v in judged.column("verdict").to_pylist()], "<u1")
-    bits = [sum(1 << FLAGS.index(f) for f in flags) for flags in judged.column("flags").to_pylist()]
-    classes = [json.loads(text).get("class", -1) if text else -1 for text in records]
+def facts_of(texts: Sequence[str]) -> list[Facts]:
+    """Read back what the filters ask of each row."""
+    rows = (json.loads(text) if text else {} for text in texts)
+    return [Facts(r.get("class", -1), r.get("error"), "picture" in r, r.get("lost")) for r in rows]
+
+
+def index_file(judged: pa.Table, facts: Sequence[Facts]) -> bytes:
+    """Give what the filters ask of every row, as base64 of little-endian numbers; `error` counts from 1."""
+    numbers = {verdict: i for i, verdict in enumerate(VERDICTS)}
+    bits = [_bits(*both) for both in zip(judged.column("flags").to_pylist(), facts, strict=True)]
+    errors = sorted({fact.error for fact in facts if fact.error})
+    places = {error: i for i, error in enumerate(errors, 1)}
     packed = {
-        "verdict": _packed(verdicts), "flags": _packed(np.array(bits, "<u4")),
-        "class": _packed(np.array([-1 if c is None else c for c in classes], "<i4")),
-    }  # fmt: skip
-    return f"camrayIndex({json.dumps({'rows': len(judged), 'perFile': ROWS_A_FILE, **packed})});\n".encode()
+        "verdict": _packed(np.array([numbers[v] for v in judged.column("verdict").to_pylist()], "<u1")),
+        "flags": _packed(np.array(bits, "<u4")),
+        "class": _packed(np.array([fact.class_id for fact in facts], "<i4")),
+        "night": _packed(judged.column("new").to_numpy().astype("<u1")),
+        "error": _packed(np.array([places.get(fact.error or "", 0) for fact in facts], "<u1")),
+    }
+    said = {"rows": len(judged), "perFile": ROWS_A_FILE, "errors": errors, **packed}
+    return f"camrayIndex({json.dumps(said)});\n".encode()
+
+
+def _bits(flags: Sequence[str], facts: Facts) -> int:
+    """Give one bit a flag of `QUEUE_FLAGS`; suspected as the table of classes counts it."""
+    held = set(flags)
+    if "border_heat" in held and not held & {"shortcut_confirmed", "shortcut_refuted"}:
+        held.add("shortcut_suspected")
+    if facts.has_picture:
+        held.add("picture")
+    return sum(1 << QUEUE_FLAGS.index(flag) for flag in held)
 
 
 def as_shown(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -97,7 +150,7 @@ def as_shown(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequen
         "member": record["member"], "shard": record["shard"], "index": record["index"],
         "run": record["run_id"], "sha256": record["content_sha256"], "verdict": judged["verdict"],
         "flags": judged["flags"], "score": _short(judged["audit_score"]), "reviewed": judged["reviewed"],
-        "class": record["predicted_class"], "predicted": record["predicted_label"],
+        "error": record["error_code"], "class": record["predicted_class"], "predicted": record["predicted_label"],
         "confidence": _short(record["confidence"]), **{name: _short(record[name]) for name in SHOWN},
         "label": record["label"] or class_name(record["label_class"], names), "correct": record["correct"],
         "suggested": class_name(suggested, names),

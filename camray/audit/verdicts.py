@@ -23,6 +23,10 @@ TITLES = {
     "right_wrong_reason": "right for the wrong reason",
     "right_wrong_reason_suspected": "suspected: right for the wrong reason",
 }
+TITLES_WITHOUT_LABELS = {
+    "right_wrong_reason": "hangs on the border",
+    "right_wrong_reason_suspected": "suspected: hangs on the border",
+}  # nobody knows what is right
 VERDICTS = {  # in this order: the first that holds is the verdict
     "broken_input": "the image could not be read or explained",
     "broken_explanation": "the heatmap is dead or not finite, or there was no class to explain",
@@ -46,9 +50,10 @@ _ODD_SHAPE = 0.35  # of the longer side: a shorter side below it is unusual in p
 _MOSTLY = 0.5  # of the heat: from here on it lies outside the object, or on padding
 
 
-def title(verdict: str) -> str:
-    """Give a verdict as people read it."""
-    return TITLES.get(verdict, verdict.replace("_", " "))
+def title(verdict: str, has_labels: bool = True) -> str:
+    """Give a verdict as people read it, in an archive with labels or without."""
+    titles = TITLES if has_labels else TITLES_WITHOUT_LABELS
+    return titles.get(verdict, verdict.replace("_", " "))
 
 
 def find_flags(rows: Columns, whole: Columns, settings: AuditConfig) -> Marks:

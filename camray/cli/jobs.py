@@ -77,12 +77,14 @@ def plan(args: argparse.Namespace) -> ExitCode:
 @_job()
 def explain(args: argparse.Namespace) -> ExitCode:
     """Explain what is new in ARCHIVE and commit it to OUT; rerun to resume."""
+    from camray.audit.gallery import show_gallery
     from camray.flow.progress import Reporter
     from camray.job import run
 
     reporter = Reporter(args.json)
     outcome = run.explain(_whole(args), reporter)
     reporter.say(f"records: {outcome.out}/records   overlays: {outcome.out}/overlays   run: {outcome.run_id}")
+    show_gallery(outcome, reporter)
     return outcome.code
 
 

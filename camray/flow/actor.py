@@ -124,9 +124,11 @@ def _chosen(images: pa.StructArray, shard_id: str, overlay: OverlayConfig) -> se
     columns = [images.field(name).to_pylist() for name in names]
     rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     ok = [r for r in rows if r["status"] == Status.OK and r["heat_status"] in _DRAWABLE]
-    if overlay.policy == "flagged":
-        ok = [r for r in ok if is_flagged(r)]
     indices = {r["index"] for r in ok}
+    if overlay.policy == "flagged":  # and those that come next in the queue: the least sure ones
+        flagged = {r["index"] for r in ok if is_flagged(r)}
+        margins = {r["index"]: r["margin"] or 0.0 for r in ok if r["index"] not in flagged}
+        return flagged | set(sorted(margins, key=lambda i: (margins[i], i))[: overlay.sample_per_chunk])
     if overlay.policy == "sample":
         indices = set(sorted(indices, key=lambda i: _rank(shard_id, i))[: overlay.sample_per_chunk])
     return indices

@@ -23,8 +23,8 @@ from camray.ledger.commit import CommitDesk
 from camray.ledger.intake import remember
 from camray.ledger.plan import Plan
 from camray.ledger.runs import RunReport, crashed_last, first_report, hold, new_run_id, write_explainer
-from camray.ledger.table import STORE_ERRORS
-from camray.records import Accounting
+from camray.ledger.table import STORE_ERRORS, ShardCommit
+from camray.records import Accounting, Receipt
 from camray.storage import Folder
 
 COMPLETE = (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET)  # every shard is committed
@@ -51,6 +51,8 @@ class Outcome:
     accounting: Accounting
     out: str
     explainer: str
+    pictures: int = 0
+    undrawn: int = 0  # maps that got no picture
 
 
 @contextmanager
@@ -109,6 +111,7 @@ def explain(config: Config, reporter: Reporter) -> Outcome:
     with writing(ready, run_id):
         write_explainer(ready.out, ready.explainer)
         outcome = execute(ready, work, run_id, reporter, engine)
+        reporter.say(_said_of_pictures(outcome, config), pictures=outcome.pictures)
         if config.audit.canary and outcome.code in COMPLETE:
             look(ready, engine, run_id, config.audit.canary)
     return outcome
@@ -158,11 +161,13 @@ def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine:
     report = first_report(run_id, work.owner, inputs.config, shards, inputs.model.notes)
     report.write(out)
     started = time.monotonic()
-    total, code = Accounting(), ExitCode.CRASH
+    total, pictures, undrawn, code = Accounting(), 0, 0, ExitCode.CRASH
     progress = RunProgress(reporter, len(plan.tasks), known_members(plan.tasks))
     try:
         for done in _commits(inputs, work, run_id, progress, engine):
-            total += done
+            total += done.accounting
+            pictures += sum(receipt.overlays for receipt in done.receipts)
+            undrawn += sum(_undrawn(receipt) for receipt in done.receipts)
         code = _judge(total, max_failed)
     except Stopped as stop:
         code = stop.code
@@ -176,7 +181,7 @@ def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine:
     _summarise(total, code, duration, progress, reporter)
     if code == ExitCode.FAILURES_OVER_BUDGET and total.n_failed:
         reporter.say(_over_budget(total, max_failed))
-    return Outcome(code, run_id, total, out.uri, work.owner)
+    return Outcome(code, run_id, total, out.uri, work.owner, pictures, undrawn)
 
 
 def _write_last(report: RunReport, out: Folder, reporter: Reporter) -> None:
@@ -189,8 +194,8 @@ def _write_last(report: RunReport, out: Folder, reporter: Reporter) -> None:
 
 def _commits(
     inputs: Inputs, work: Work, run_id: str, progress: RunProgress, engine: Engine
-) -> Iterator[Accounting]:
-    """Drive the pipeline; yield the accounting of each committed shard."""
+) -> Iterator[ShardCommit]:
+    """Drive the pipeline; yield each committed shard."""
     desk = CommitDesk(inputs.table, work.owner, run_id, work.plan.tasks)
     progress.actors = engine.pool.actors if engine.name == "ray" else 0
     flow = work.flow(engine.share(network_of(inputs.model)), run_id)
@@ -198,10 +203,10 @@ def _commits(
         for chunks in engine.run(work.plan.tasks, flow, engine.pool):
             commits = desk.take(chunks)
             progress.take(chunks, len(commits))
-            yield from (c.accounting for c in commits)
+            yield from commits
         commits = desk.flush()
         progress.take([], len(commits))
-        yield from (c.accounting for c in commits)
+        yield from commits
     if not inputs.out.is_local:
         desk.confirm()
     if desk.open_shards:
@@ -221,6 +226,21 @@ def _over_budget(total: Accounting, max_failed: int | float) -> str:
     share = f"{total.n_failed / max(1, total.members):.1%}"
     allowed = f"{max_failed:,} images" if isinstance(max_failed, int) else f"{max_failed * 100:g}%"
     return f"FAILED: {total.n_failed:,} of {total.members:,} images ({share}); --max-failed allows {allowed}"
+
+
+def _said_of_pictures(outcome: Outcome, config: Config) -> str:
+    """Say how many images have a picture, and the way to the rest."""
+    said, policy = f"{outcome.pictures:,} pictures drawn", config.overlay.policy
+    if policy in ("all", "none") or not outcome.undrawn:
+        return said
+    which = {"sample": "a sample of", "flagged": "the flagged and"}[policy]
+    few = f"{which} {config.overlay.sample_per_chunk:,} of each {config.run.chunk_size:,}"
+    return f"{said} of {outcome.accounting.ok:,} images: {few}; all with --overlays all into a new OUT"
+
+
+def _undrawn(receipt: Receipt) -> int:
+    """Count the maps without a picture; a member that failed, or was skipped, has one row and no map."""
+    return receipt.rows - receipt.skipped - sum(receipt.failed.values()) - receipt.overlays
 
 
 def _announce(ready: Prepared, reporter: Reporter) -> None:

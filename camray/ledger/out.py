@@ -6,6 +6,7 @@ OUT/explainers/<id>.json what an explainer id stands for
 OUT/runs/<run>/          run.json, heartbeat, what the audit of that night found
 OUT/intake/              which loose files make up which shard
 OUT/audit/, qa/, qa-inbox/, report/                            verdicts, people's decisions, pages
+OUT/gallery/             the page of `explain`
 OUT/canary/<explainer>.json                                    the first answers of the canary images
 OUT/scores/, panels/, costs/, comparisons/                     what `compare` measured
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 TABLE, INTAKE, AUDIT, QA, SCORES = "records", "intake", "audit", "qa", "scores"  # Delta tables
 LOG = "_delta_log"  # in each of them
-EXPLAINERS, PANELS, RUNS, OVERLAYS, REPORT, INBOX = (
-    "explainers", "panels", "runs", "overlays", "report", "qa-inbox",
+EXPLAINERS, PANELS, RUNS, OVERLAYS, REPORT, GALLERY, INBOX = (
+    "explainers", "panels", "runs", "overlays", "report", "gallery", "qa-inbox",
 )  # fmt: skip
 PRUNED = f"{OVERLAYS}/pruned.json"
 
@@ -67,6 +68,11 @@ def canary_file(explainer: str) -> str:
 def overlay_folder(explainer: str) -> str:
     """Give the folder of an explainer's pictures."""
     return f"{OVERLAYS}/{explainer}"
+
+
+def pruned_runs(out: Folder) -> frozenset[str]:
+    """Give the runs whose overlays were pruned; their records still name the pictures."""
+    return frozenset(json.loads(out.read(PRUNED))) if out.exists(PRUNED) else frozenset()
 
 
 def log_folder(table: str) -> str:

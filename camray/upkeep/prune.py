@@ -21,7 +21,7 @@ from deltalake import DeltaTable
 
 from camray.errors import ExitCode, OutputLockedError, UsageError, printable
 from camray.ledger import log
-from camray.ledger.out import AUDIT, OVERLAYS, PRUNED, RUNS, files_of_runs, open_out
+from camray.ledger.out import AUDIT, OVERLAYS, PRUNED, REPORT, RUNS, files_of_runs, open_out, pruned_runs
 from camray.ledger.table import Table
 from camray.storage import Entry, Folder
 
@@ -36,11 +36,6 @@ class Removal:
     overlay_bytes: int
     files: tuple[str, ...]  # of the records table, no longer or never committed
     pruned_runs: frozenset[str]
-
-
-def pruned_runs(out: Folder) -> frozenset[str]:
-    """Give the runs whose overlays were pruned; their records still name the pictures."""
-    return frozenset(json.loads(out.read(PRUNED))) if out.exists(PRUNED) else frozenset()
 
 
 def choose_runs(
@@ -120,6 +115,7 @@ def print_prune(
     found = find_removals(out, table, kept, now)
     if do_it:
         remove(out, table, found, kept, now)
+        _write_pages(out)
     facts: dict[str, Any] = {
         "runs_kept": len(kept), "runs": len(runs), "overlays": len(found.overlays),
         "overlay_bytes": found.overlay_bytes, "record_files": len(found.files), "done": do_it,
@@ -134,6 +130,17 @@ def print_prune(
         if not do_it:
             print("nothing was touched; --yes does it")
     return ExitCode.DONE
+
+
+def _write_pages(out: Folder) -> None:
+    """Write anew the pages that are there: they say what was pruned, and show what is left."""
+    from camray.audit.gallery import PAGE, write_gallery
+    from camray.audit.report import write_report
+
+    if out.exists(f"{REPORT}/index.html"):
+        write_report(out.uri)
+    if out.exists(PAGE):
+        write_gallery(out.uri)
 
 
 def _named_overlays(table: Table) -> Iterator[tuple[str, str]]:

@@ -14,11 +14,10 @@ import pyarrow.parquet as pq
 from camray.compare.panel import SCORES
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger.committed import RecordFile, checksum
-from camray.ledger.out import EXPLAINERS, PANELS, overlay_folder
+from camray.ledger.out import EXPLAINERS, PANELS, overlay_folder, pruned_runs
 from camray.ledger.table import RECORDS, Kind, Table
 from camray.records import Status
 from camray.storage import Folder
-from camray.upkeep.prune import pruned_runs
 from camray.upkeep.status import committed_shards, open_either
 
 _COLUMNS = ["run_id", "member", "index", "status", "error_code", "target_class"]

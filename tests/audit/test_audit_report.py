@@ -72,7 +72,7 @@ def test_the_queue_by_keyboard_and_back_through_a_file(page: Browser, tmp_path: 
         ("j", 0, 0), ("a", 1, 1), ("p", 2, 2), ("k", 1, 2), ("u", 1, 1), ("a", 2, 2)
     ):  # fmt: skip
         page.press(key)
-        page.wait_for(f"open === {shown} && !document.getElementById('detail').hidden")
+        page.wait_for(f"open === {shown} && document.getElementById('detail').open")
         page.wait_for(f"document.getElementById('decided').textContent === '{decided}'")
     page.press("s")
     end = time.monotonic() + DEADLINE_S
@@ -84,7 +84,7 @@ def test_the_queue_by_keyboard_and_back_through_a_file(page: Browser, tmp_path: 
     assert [d["decision"] for d in said["decisions"]] == ["accepted", "accepted"]
     assert all(d["verdict"] == "right_wrong_reason" for d in said["decisions"])
     page.press("Escape")
-    page.wait_for("document.getElementById('detail').hidden")
+    page.wait_for("!document.getElementById('detail').open")
     page.press("?")
     page.wait_for("document.getElementById('keys').open")
     silent(page)
@@ -97,13 +97,13 @@ def test_filters_and_deep_links_agree(page: Browser) -> None:
     assert shown
     assert all(pair == ["low_margin", 3] for pair in shown)
     show(page, f"queue?verdict=low_margin&class=3&row={page.run('chosen[0]')}")
-    page.wait_for("!document.getElementById('detail').hidden")
+    page.wait_for("document.getElementById('detail').open")
     facts = page.run("Object.fromEntries([...document.querySelectorAll('#detail dt')]"
                      ".map((e) => [e.textContent, e.nextSibling.textContent]))")  # fmt: skip
     margin = page.run("row(chosen[0]).then((r) => r.margin)")
     assert facts["margin"] == f"{margin:.3f}"
     page.press("Escape")
-    page.wait_for("document.getElementById('detail').hidden")
+    page.wait_for("!document.getElementById('detail').open")
     page.run("const v = document.getElementById('filters').elements.class; v.value = ''; "
              "v.dispatchEvent(new Event('change', {bubbles: true}))")  # fmt: skip
     page.wait_for("location.hash === '#queue?verdict=low_margin'")
@@ -157,7 +157,7 @@ def test_names_contrast_headings(report: Path, tmp_path: Path, width: int, dark:
             section = address.partition("?")[0]
             browser.wait_for(f"!document.getElementById('{section}').hidden")
             if "row" in address:
-                browser.wait_for("!document.getElementById('detail').hidden")
+                browser.wait_for("document.getElementById('detail').open")
             elif section == "queue":
                 browser.wait_for("document.querySelectorAll('#cards li').length > 0")
             assert browser.run(ACCESSIBLE) == [], address

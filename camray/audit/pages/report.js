@@ -24,6 +24,9 @@ window.camrayIndex = (packed) => {
     verdict: unpack(packed.verdict, Uint8Array),
     flags: unpack(packed.flags, Uint32Array),
     class: unpack(packed.class, Int32Array),
+    night: unpack(packed.night, Uint8Array),
+    error: unpack(packed.error, Uint8Array),
+    errors: packed.errors,
   };
 };
 
@@ -131,7 +134,7 @@ function heatCanvas(r, className) {
 
 // A picture of three parts side by side (image, map, blend), or of the blend alone.
 function part(r, which, text) {
-  const picture = make("img", { src: pictureOf(r), alt: text, loading: "lazy" });
+  const picture = make("img", { src: pictureOf(r), alt: text });
   const place = (parts) => {
     picture.style.objectPosition = parts === 3 ? ["0%", "50%", "100%"][which] : "50%";
     picture.style.aspectRatio = picture.naturalWidth / parts / picture.naturalHeight;
@@ -140,36 +143,53 @@ function part(r, which, text) {
   return picture;
 }
 
+const NO_PICTURE = { pruned: "its picture was pruned", missing: "its picture is missing" };
+
+function bare(r) {
+  const said = make("span", {}, r.error ? words(r.error) : NO_PICTURE[r.lost] || "no picture was kept");
+  return make("div", { class: "thumb bare" }, r.heat ? heatCanvas(r, "") : null, said);
+}
+
 function thumb(r) {
-  if (r.picture) {
-    return make("img", { class: "thumb", src: pictureOf(r), alt: "", loading: "lazy", width: 168, height: 168 });
-  }
-  return r.heat ? heatCanvas(r, "thumb") : make("div", { class: "thumb" });
+  if (!r.picture) return bare(r);
+  const picture = make("img", { class: "thumb", src: pictureOf(r), alt: "", loading: "lazy", width: 168, height: 168 });
+  picture.addEventListener("error", () => picture.replaceWith(bare({ ...r, lost: "missing" })));
+  return picture;
 }
 
 // ---- the list --------------------------------------------------------------------------------------------
+const FIELDS = ["night", "verdict", "flag", "class", "error", "review"];
 let chosen = []; // places in the queue that pass the filters
 let open = -1; // place within `chosen`
+let last = -1; // the place that was opened last
+let listed = ""; // which filters and page the list shows
 
 function address() {
   const [page, query] = location.hash.slice(1).split("?");
   return [page || "overview", new URLSearchParams(query || "")];
 }
 
-function goTo(page, query) {
+// `instead`: no new entry in the history of the browser, where one image follows another.
+function goTo(page, query, instead = false) {
   const text = query.toString();
-  location.hash = text ? `${page}?${text}` : page;
+  const hash = `#${text ? `${page}?${text}` : page}`;
+  if (instead) location.replace(hash);
+  else location.hash = hash;
 }
 
 function filtered(query) {
-  const verdict = config.verdicts.indexOf(query.get("verdict") || "");
-  const flag = config.flags.indexOf(query.get("flag") || "");
-  const wanted = query.get("class");
+  const wanted = (field) => query.get(field) || "";
+  const among = (list, field) => (wanted(field) ? list.indexOf(wanted(field)) : null);
+  const [verdict, flag, error] = [among(config.verdicts, "verdict"), among(config.flags, "flag"), among(index.errors, "error")];
+  const night = among(["old", "new"], "night");
+  const ofClass = wanted("class") && Number(wanted("class"));
   const found = [];
   for (let i = 0; i < index.rows; i += 1) {
-    if (verdict >= 0 && index.verdict[i] !== verdict) continue;
-    if (flag >= 0 && !((index.flags[i] >>> flag) & 1)) continue;
-    if (wanted && index.class[i] !== Number(wanted)) continue;
+    if (verdict !== null && index.verdict[i] !== verdict) continue;
+    if (flag !== null && !(flag >= 0 && (index.flags[i] >>> flag) & 1)) continue;
+    if (error !== null && index.error[i] !== error + 1) continue;
+    if (night !== null && index.night[i] !== night) continue;
+    if (ofClass !== "" && index.class[i] !== ofClass) continue;
     found.push(i);
   }
   return found;
@@ -188,76 +208,136 @@ async function showQueue(query) {
   if (!index) await load("data/index.js");
   fillFilters(query);
   chosen = await reviewedOnly(filtered(query), query.get("review"));
-  byId("count").textContent = `${chosen.length.toLocaleString("en")} images`;
+  byId("count").textContent = `${chosen.length.toLocaleString("en")} ${chosen.length === 1 ? "image" : "images"}`;
   const pages = Math.max(1, Math.ceil(chosen.length / PER_PAGE));
   const wanted = query.get("row");
   open = wanted === null ? -1 : chosen.indexOf(Number(wanted));
   const page = open >= 0 ? Math.floor(open / PER_PAGE) : Math.min(pages - 1, Math.max(0, Number(query.get("page") || 1) - 1));
+  await showList(query, page, pages);
+  if (open >= 0) showDetail(await row(chosen[open]));
+  else hideDetail();
+}
+
+// The list stays as it is while images of it are opened: nothing moves under the eye.
+async function showList(query, page, pages) {
   const places = chosen.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
   const list = await Promise.all(places.map(row));
-  byId("cards").replaceChildren(...list.map((r, i) => card(r, places[i], query)));
+  const now = `${FIELDS.map((field) => query.get(field) || "")} ${places}`;
+  if (now !== listed) byId("cards").replaceChildren(...list.map((r, i) => card(r, places[i], query)));
+  listed = now;
+  list.forEach((r, i) => {
+    const link = byId("cards").children[i].firstChild;
+    link.querySelector(".decision").textContent = decisionOf(r);
+    if (places[i] === chosen[open]) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  });
   byId("page").textContent = `page ${page + 1} of ${pages}`;
-  const turn = (by) => () => {
+  const turn = (by) => async () => {
     const other = new URLSearchParams(query);
     other.delete("row");
     other.set("page", page + 1 + by);
     goTo("queue", other);
+    await show();
+    scrollTo(0, 0);
+    byId("cards").querySelector("a").focus({ preventScroll: true });
   };
   byId("back").onclick = turn(-1);
   byId("next").onclick = turn(1);
   byId("back").disabled = page === 0;
   byId("next").disabled = page >= pages - 1;
-  if (open >= 0) showDetail(await row(chosen[open]), query);
-  else byId("detail").hidden = true;
+  byId("pager").hidden = pages === 1;
+}
+
+function predicted(r) {
+  if (r.class === undefined) return make("span", { class: "name" }, "no prediction");
+  const was = r.label !== undefined && r.correct === false ? [name(r.label, 40), " → "] : [];
+  const sure = r.confidence === undefined ? "" : ` ${(r.confidence * 100).toFixed(1)} %`;
+  return make("span", { class: "name" }, ...was, name(r.predicted || `class ${r.class}`, 60), sure);
 }
 
 function card(r, place, query) {
   const other = new URLSearchParams(query);
+  other.delete("page");
   other.set("row", place);
-  const link = make(
+  return make("li", { "data-place": place }, make(
     "a", { href: `#queue?${other}` },
     thumb(r),
     make("div", { class: "text" },
       make("span", { class: `verdict verdict-${r.verdict}` }, words(r.verdict)),
-      make("span", { class: "name" }, name(r.predicted || (r.class === undefined ? "no prediction" : `class ${r.class}`), 60)),
+      predicted(r),
       make("span", { class: "name quiet" }, name((r.member || "").split("/").pop(), 80)),
-      decisionText(r)),
-  );
-  if (String(place) === query.get("row")) link.setAttribute("aria-current", "true");
-  return make("li", {}, link);
+      make("span", { class: "flag decision" })),
+  ));
 }
 
-function decisionText(r) {
-  const decision = (decisions[keyOf(r)] || {}).decision || r.reviewed;
-  return decision ? make("span", { class: "flag" }, decision) : null;
-}
+const decisionOf = (r) => (decisions[keyOf(r)] || {}).decision || r.reviewed || "";
 
+// Each option says how many images it would leave, the other filters as they are.
 function fillFilters(query) {
-  const form = byId("filters");
-  const fill = (select, options) => {
-    if (select.options.length > 1) return;
-    options.forEach(([value, text]) => select.append(make("option", { value }, text)));
+  const tally = (field, of) => {
+    const others = new URLSearchParams(query);
+    others.delete(field);
+    const counts = new Map();
+    const places = filtered(others);
+    for (const i of places) for (const value of of(i)) counts.set(value, (counts.get(value) || 0) + 1);
+    return [counts, places.length];
   };
-  fill(form.elements.flag, config.flags.map((f) => [f, words(f)]));
-  fill(form.elements.class, [...new Set(index.class)].filter((c) => c >= 0).sort((a, b) => a - b)
-    .map((c) => [c, cut(config.classes[c] || `class ${c}`, 60)]));
-  for (const field of ["verdict", "flag", "class", "review"]) form.elements[field].value = query.get(field) || "";
+  const fill = (field, of, options, always) => {
+    const [counts, all] = tally(field, of);
+    const select = byId("filters").elements[field];
+    const chosenNow = query.get(field) || "";
+    const shown = options.filter(([value]) => always || counts.has(value) || String(value) === chosenNow);
+    select.replaceChildren(
+      make("option", { value: "" }, `all (${all.toLocaleString("en")})`),
+      ...shown.map(([value, text]) => make("option", { value }, `${text} (${(counts.get(value) || 0).toLocaleString("en")})`)));
+    select.value = chosenNow;
+    select.parentElement.hidden = !options.length;
+  };
+  const bits = (value) => config.flags.filter((_, bit) => (value >>> bit) & 1);
+  fill("night", (i) => [["old", "new"][index.night[i]]], [["new", "tonight"], ["old", "before"]], true);
+  fill("verdict", (i) => [config.verdicts[index.verdict[i]]], config.verdicts.map((v) => [v, words(v)]), true);
+  fill("flag", (i) => bits(index.flags[i]), config.flags.map((f) => [f, words(f)]));
+  fill("class", (i) => [index.class[i]], config.classes.map((c, i) => [i, cut(c || `class ${i}`, 60)]));
+  fill("error", (i) => [index.errors[index.error[i] - 1]], index.errors.map((e) => [e, words(e)]));
+  byId("filters").elements.review.value = query.get("review") || "";
 }
 
 // ---- one image -------------------------------------------------------------------------------------------
-function showDetail(r, query) {
+function showDetail(r) {
   const detail = byId("detail");
-  detail.hidden = false;
-  detail.replaceChildren(
-    make("h2", {}, name(r.member, 4096)),
+  byId("detail-name").replaceChildren(name(r.member, 4096));
+  byId("place").textContent = `${(open + 1).toLocaleString("en")} of ${chosen.length.toLocaleString("en")}`;
+  byId("one").replaceChildren(
     make("p", {}, make("span", { class: `verdict verdict-${r.verdict}` }, words(r.verdict)), " ",
-      ...r.flags.map((f) => make("span", { class: "flag" }, words(f))), decisionText(r)),
+      ...r.flags.map((f) => make("span", { class: "flag" }, words(f))),
+      decisionOf(r) ? make("span", { class: "flag decision" }, decisionOf(r)) : null),
     views(r),
     make("div", { class: "facts" },
       make("div", {}, make("h3", {}, "Why it is here"), make("ul", {}, ...(r.why.length ? r.why : ["Nothing was flagged."]).map((w) => make("li", {}, name(w, 600))))),
       make("div", {}, make("h3", {}, "What the model said"), said(r))),
-    actions(r, query),
   );
+  byId("one").scrollTop = 0;
+  last = chosen[open];
+  // aria-disabled: a button that is disabled loses the focus, and with it the keys
+  byId("previous").setAttribute("aria-disabled", String(open === 0));
+  byId("following").setAttribute("aria-disabled", String(open === chosen.length - 1));
+  const now = (decisions[keyOf(r)] || {}).decision;
+  for (const [id, decision] of [["accept", "accepted"], ["problem", "problem"]]) {
+    byId(id).setAttribute("aria-pressed", String(now === decision));
+    byId(id).onclick = () => mark(now === decision ? null : decision);
+  }
+  if (!detail.open) {
+    detail.showModal();
+    byId("one").focus();
+  }
+}
+
+// The focus goes back to the image that was looked at last.
+function hideDetail() {
+  if (!byId("detail").open) return;
+  byId("detail").close();
+  const card = byId("cards").querySelector(`[data-place="${last}"] a`) || byId("cards").querySelector("a");
+  if (card) card.focus();
 }
 
 function views(r) {
@@ -274,7 +354,7 @@ function views(r) {
       make("figure", {}, make("div", { class: "stack" }, part(r, 0, ""), over), slider, make("figcaption", {}, "both; move the slider")),
     );
   } else if (r.heat) {
-    box.append(make("figure", {}, heatCanvas(r, ""), make("figcaption", {}, "where the model looked; no picture was kept")));
+    box.append(make("figure", {}, heatCanvas(r, ""), make("figcaption", {}, `where the model looked; ${NO_PICTURE[r.lost] || "no picture was kept"}`)));
   }
   return box;
 }
@@ -295,35 +375,21 @@ function said(r) {
   return list;
 }
 
-function actions(r, query) {
-  const now = (decisions[keyOf(r)] || {}).decision;
-  const button = (decision, text) => make("button", {
-    type: "button", "aria-pressed": String(now === decision),
-    onclick: () => { decide(r, now === decision ? null : decision); showQueue(query); },
-  }, text);
-  const step = (by, text) => {
-    const b = make("button", { type: "button", onclick: () => walk(by) }, text);
-    b.disabled = open + by < 0 || open + by >= chosen.length;
-    return b;
-  };
-  return make("div", { class: "actions" }, step(-1, "Previous"), step(1, "Next"),
-    button("accepted", "Accept"), button("problem", "Problem"),
-    make("button", { type: "button", onclick: close }, "Back to the list"));
-}
-
 function walk(by) {
   const next = open < 0 ? 0 : open + by;
   if (next < 0 || next >= chosen.length) return;
   const [, query] = address();
   query.set("row", chosen[next]);
   query.delete("page");
-  goTo("queue", query);
+  goTo("queue", query, byId("detail").open);
 }
 
 function close() {
   const [, query] = address();
   query.delete("row");
-  goTo("queue", query);
+  const page = Math.floor(open / PER_PAGE) + 1;
+  if (page > 1) query.set("page", page);
+  goTo("queue", query, true);
 }
 
 async function mark(decision) {
@@ -334,14 +400,19 @@ async function mark(decision) {
 }
 
 // ---- pages, keys, theme ----------------------------------------------------------------------------------
+let shownPage = "";
+
 async function show() {
   const [page, query] = address();
+  if (page !== "queue") hideDetail();
   const known = byId(page) && byId(page).classList.contains("page") ? page : "overview";
   document.querySelectorAll(".page").forEach((section) => { section.hidden = section.id !== known; });
   document.querySelectorAll("header nav a").forEach((link) => {
     if (link.hash === `#${known}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   });
+  if (known !== shownPage) scrollTo(0, 0);
+  shownPage = known;
   if (known === "queue") {
     try {
       await showQueue(query);
@@ -354,9 +425,11 @@ async function show() {
 const KEYS = {
   j: () => walk(1), k: () => walk(-1), a: () => mark("accepted"), p: () => mark("problem"), u: () => mark(null),
   s: save, f: () => byId("filters").elements.verdict.focus(), Escape: close, "?": () => byId("keys").showModal(),
+  ArrowRight: () => walk(1), ArrowLeft: () => walk(-1),
 };
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.closest("input, select, textarea, dialog");
+  const arrow = event.key.startsWith("Arrow");
+  const typing = event.target.closest("select, textarea, #keys") || (arrow && (open < 0 || event.target.closest("input")));
   const action = KEYS[event.key];
   if (!action || typing || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key !== "?" && address()[0] !== "queue") return;
@@ -365,7 +438,7 @@ document.addEventListener("keydown", (event) => {
 });
 byId("filters").addEventListener("change", () => {
   const [, query] = address();
-  for (const field of ["verdict", "flag", "class", "review"]) {
+  for (const field of FIELDS) {
     const value = byId("filters").elements[field].value;
     if (value) query.set(field, value);
     else query.delete(field);
@@ -375,6 +448,11 @@ byId("filters").addEventListener("change", () => {
   goTo("queue", query);
 });
 byId("filters").addEventListener("submit", (event) => event.preventDefault());
+byId("previous").addEventListener("click", () => walk(-1));
+byId("following").addEventListener("click", () => walk(1));
+byId("close").addEventListener("click", close);
+byId("detail").addEventListener("cancel", (event) => { event.preventDefault(); close(); });
+byId("detail").addEventListener("click", (event) => { if (event.target === byId("detail")) close(); });
 byId("save").addEventListener("click", save);
 byId("help").addEventListener("click", () => byId("keys").showModal());
 byId("theme").addEventListener("click", () => {

@@ -1,0 +1,105 @@
+"""OUT/gallery: one page of what `camray explain` made: pictures, predictions, confidences, failures.
+
+Flows in: the newest files of records. Flows out: OUT/gallery/index.html. No script, no server; the pictures
+are the overlays that OUT already holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from camray.audit.columns import class_name
+from camray.flow.progress import Reporter
+from camray.job.run import COMPLETE, Outcome, one_line_errors
+from camray.ledger.committed import PARTITION
+from camray.ledger.out import GALLERY, explainer_file, open_out, pruned_runs
+from camray.ledger.runs import installed_versions
+from camray.ledger.table import Table
+from camray.records import Status
+
+LARGEST = 1000  # rows on the page, the newest; their files alone are read
+PAGE = f"{GALLERY}/index.html"
+_READ = [
+    "run_id", "member", "shard", "status", "error_code", "error_message", "predicted_class",
+    "predicted_label", "confidence", "topk", "label", "label_class", "correct", "target_label",
+    "overlay_path",
+]  # fmt: skip
+
+
+def show_gallery(outcome: Outcome, reporter: Reporter) -> None:
+    """Write the gallery of a run that did something, or of an OUT that has none, and say where it is."""
+    if outcome.code in COMPLETE:
+        with one_line_errors():
+            out, _ = open_out(outcome.out)
+            if outcome.accounting.members or not out.exists(PAGE):
+                reporter.say(f"gallery: {write_gallery(outcome.out)}")
+
+
+def write_gallery(place: str) -> str:
+    """Write the gallery of the newest records into OUT/gallery and give the place of its page.
+
+    Raises:
+        UsageError: OUT holds no records.
+    """
+    out, table = open_out(place)
+    explainer, total, rows = _newest(table)
+    what = json.loads(out.read(explainer_file(explainer)))
+    pruned = pruned_runs(out)
+    shown = [_as_shown(row, what["class_names"]) for row in rows if row["status"] != Status.SKIPPED]
+    good = [row for row in shown if row["error"] is None]
+    for row in good:
+        row["lost"] = row["picture"] is not None and row["run"] in pruned
+    pages = Environment(
+        loader=PackageLoader("camray.audit", "pages"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    pages.filters |= {"thousands": lambda v: f"{v:,}", "address": quote}
+    page = pages.get_template("gallery.html.j2").render(
+        what=what, total=total, rows=len(rows), good=good, failed=[row for row in shown if row["error"]],
+        pictures=[row for row in good if row["picture"] and not row["lost"]],
+        bare=[row for row in good if not row["picture"] or row["lost"]],
+        version=installed_versions().get("camray", ""),
+    )  # fmt: skip
+    style = files("camray.audit").joinpath("pages", "report.css").read_bytes()
+    out.write_all({PAGE: page.encode("utf-8", "replace"), f"{GALLERY}/report.css": style})
+    return out.at(PAGE) if out.is_local else out.child_uri(PAGE)
+
+
+def _newest(table: Table) -> tuple[str, int, list[dict[str, Any]]]:
+    """Give the explainer that was at work last, how many rows it has, and its newest ones."""
+    assert table.delta is not None
+    actions = pa.table(table.delta.get_add_actions(flatten=True)).to_pylist()
+    actions.sort(key=lambda a: (a["modification_time"], a["path"]), reverse=True)
+    explainer = str(actions[0][f"partition.{PARTITION}"])
+    own = [a for a in actions if a[f"partition.{PARTITION}"] == explainer]
+    chosen: list[str] = []
+    rows = 0
+    while rows < LARGEST and len(chosen) < len(own):
+        rows += own[len(chosen)]["num_records"]
+        chosen.append(own[len(chosen)]["path"])
+    found: list[dict[str, Any]] = []
+    for fragment in table.dataset().get_fragments():
+        if any(fragment.path.endswith(path) for path in chosen):
+            batches = fragment.to_batches(columns=_READ, filter=ds.field("member").is_valid())
+            found += [row for batch in batches for row in batch.to_pylist()]
+    return explainer, sum(a["num_records"] for a in own), found[:LARGEST]
+
+
+def _as_shown(record: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """Give what the page shows of one row; every text of it is escaped by the page."""
+    top = [(t["label"] or f"class {t['class_id']}", t["score"]) for t in record["topk"] or []]
+    return {
+        "member": record["member"], "name": record["member"].rpartition("/")[2], "run": record["run_id"],
+        "picture": record["overlay_path"], "error": record["error_code"],
+        "message": record["error_message"] or "", "top": top[:3], "target": record["target_label"],
+        "predicted": record["predicted_label"] or class_name(record["predicted_class"], names),
+        "label": record["label"] or class_name(record["label_class"], names), "correct": record["correct"],
+    }  # fmt: skip
