@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -131,9 +132,7 @@ def first_pictures(
         for place, fact in enumerate(facts)
         if fact.has_picture and verdicts[place] != "ok" and (new[place] or not night.images.rows)
     )
-    return [
-        json.loads(texts[place]) | {"place": place} for place, _ in zip(shown, range(FIRST), strict=False)
-    ]
+    return [json.loads(texts[place]) | {"place": place} for place in islice(shown, FIRST)]
 
 
 def bars(night: Night) -> list[dict[str, Any]]:

@@ -99,15 +99,20 @@ def all_failed(rows: pa.Table) -> pa.Table:
 
 
 def make_out(
-    place: Path, rows: int, run_id: str = "20261122T000000Z-0", change: Callable[[pa.Table], pa.Table] = _same
+    place: Path,
+    rows: int,
+    run_id: str = "20261122T000000Z-0",
+    change: Callable[[pa.Table], pa.Table] = _same,
+    first: int = 0,
 ) -> str:
-    """Commit so many rows, changed or not, audit them, and give the explainer's id."""
+    """Commit so many rows from shard `first` on, changed or not, audit them, and give the explainer's id."""
     out, what = open_folder(str(place), "OUT"), explainer()
     write_explainer(out, what)
     table = Table(out)
     table.create()
-    for number, start in enumerate(range(0, rows, ROWS_A_SHARD)):
-        count = min(ROWS_A_SHARD, rows - start)
+    for number in range(first, first - (-rows // ROWS_A_SHARD)):
+        start = number * ROWS_A_SHARD
+        count = min(ROWS_A_SHARD, rows - (number - first) * ROWS_A_SHARD)
         shard = Shard(f"shard-{number}.tar", "tar", 1, "1")
         found = change(records(start, count, run_id, shard.uri))
         receipt = write_records(out, what.id, shard.id, 0, found, chunk_size=ROWS_A_SHARD)

@@ -528,11 +528,18 @@ def test_policies() -> None:
     ]  # fmt: skip
     assert chosen("none", images) == []
     assert chosen("all", images) == [0, 1, 2, 3, 6]
-    assert chosen("flagged", images) == [1, 2, 3]
+    assert chosen("flagged", images, sample_per_chunk=0) == [1, 2, 3]
     assert len(chosen("sample", images, sample_per_chunk=2)) == 2
     assert chosen("sample", images, sample_per_chunk=0) == []
     assert chosen("sample", images, sample_per_chunk=99) == [0, 1, 2, 3, 6]
     assert chosen("all", images, on="original") == [0, 1, 2, 3, 6]
+
+
+def test_beside_the_flagged_those_are_drawn_that_come_next_in_the_queue() -> None:
+    """An archive without labels has little to flag: the least sure of each chunk have a picture too."""
+    images = [image(i, correct=None, margin=0.9 - i / 10) for i in range(6)] + [image(6, correct=False)]
+    assert chosen("flagged", images, sample_per_chunk=2) == [4, 5, 6]
+    assert chosen("flagged", images[::-1], sample_per_chunk=2) == [6, 5, 4]
 
 
 def test_nothing_to_draw_is_no_error() -> None:

@@ -342,6 +342,7 @@ function hideDetail() {
 
 function views(r) {
   const box = make("div", { class: "views" });
+  box.addEventListener("error", () => box.replaceWith(views({ ...r, picture: undefined, lost: "missing" })), { capture: true, once: true });
   if (r.picture) {
     const over = part(r, 2, "the heatmap over the image");
     const slider = make("input", { type: "range", min: 0, max: 100, value: 100, "aria-label": "how much of the overlay is shown" });
