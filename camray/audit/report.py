@@ -185,15 +185,14 @@ def cluster_maps(clusters: Mapping[int, Sequence[Cluster]], grid: Sequence[int])
 
 
 def small_map(values: Sequence[float], grid: Sequence[int], text: str) -> Markup:
-    """Draw one map of a grid (h, w), row by row; `text` is ours and says what it is."""
+    """Draw one map of a grid (h, w), row by row, in ten shades; `text` is ours and says what it is."""
     height, width = grid
     top = max(*values, 1e-9)
-    cells = "".join(
-        f'<rect x="{i % width}" y="{i // width}" width="1.02" height="1.02" '
-        f'fill-opacity="{value / top:.2f}"/>'
-        for i, value in enumerate(values)
-        if value > 0.01 * top
-    )
+    shades: dict[int, str] = {}
+    for i, value in enumerate(values):
+        if (shade := round(10 * value / top)) > 0:
+            shades[shade] = f"{shades.get(shade, '')}M{i % width} {i // width}h1v1h-1z"
+    cells = "".join(f'<path opacity="{shade / 10}" d="{cell}"/>' for shade, cell in sorted(shades.items()))
     return Markup(
         f'<svg class="mean-map" viewBox="0 0 {width} {height}" role="img" aria-label="{text}">{cells}</svg>'
     )

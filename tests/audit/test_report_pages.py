@@ -286,7 +286,9 @@ def test_a_picture_that_goes_behind_the_page_is_no_broken_one(pictured: Path, tm
         browser.open(first.as_uri() + "#queue")
         browser.wait_for("document.querySelector('#cards a')?.querySelector('.bare') != null")
         browser.run("document.querySelector('#cards a').click()")
-        browser.wait_for("document.getElementById('detail').open && document.querySelector('#one canvas') !== null")
+        browser.wait_for(
+            "document.getElementById('detail').open && document.querySelector('#one canvas') !== null"
+        )
         assert browser.run("document.querySelectorAll('#one img').length") == 0
     finally:
         browser.close()
