@@ -17,13 +17,15 @@ import pyarrow.dataset as ds
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from camray.audit.columns import class_name
+from camray.errors import printable, said_by
 from camray.flow.progress import Reporter
-from camray.job.run import COMPLETE, Outcome, one_line_errors
+from camray.job.run import COMPLETE, Outcome
 from camray.ledger.committed import PARTITION
 from camray.ledger.out import GALLERY, explainer_file, open_out, pruned_runs
 from camray.ledger.runs import installed_versions
-from camray.ledger.table import Table
+from camray.ledger.table import STORE_ERRORS, Table
 from camray.records import Status
+from camray.storage import open_folder
 
 LARGEST = 1000  # rows on the page, the newest; their files alone are read
 PAGE = f"{GALLERY}/index.html"
@@ -35,12 +37,17 @@ _READ = [
 
 
 def show_gallery(outcome: Outcome, reporter: Reporter) -> None:
-    """Write the gallery of a run that did something, or of an OUT that has none, and say where it is."""
-    if outcome.code in COMPLETE:
-        with one_line_errors():
-            out, _ = open_out(outcome.out)
-            if outcome.accounting.members or not out.exists(PAGE):
-                reporter.say(f"gallery: {write_gallery(outcome.out)}")
+    """Write the gallery of a run that did something, or of an OUT that has none, and say where it is.
+
+    The records are committed by then: where a page cannot be written, that is said, and the night is good.
+    """
+    if outcome.code not in COMPLETE:
+        return
+    try:
+        if outcome.accounting.members or not open_folder(outcome.out, "OUT").exists(PAGE):
+            reporter.say(f"gallery: {write_gallery(outcome.out)}")
+    except (*STORE_ERRORS, ValueError, KeyError, TypeError) as error:
+        reporter.say(f"gallery: not written, the records are whole: {printable(said_by(error))}")
 
 
 def write_gallery(place: str) -> str:
@@ -86,9 +93,10 @@ def _newest(table: Table) -> tuple[str, int, list[dict[str, Any]]]:
         rows += own[len(chosen)]["num_records"]
         chosen.append(own[len(chosen)]["path"])
     found: list[dict[str, Any]] = []
-    for fragment in table.dataset().get_fragments():
-        if any(fragment.path.endswith(path) for path in chosen):
-            batches = fragment.to_batches(columns=_READ, filter=ds.field("member").is_valid())
+    records = table.dataset()
+    for fragment in records.get_fragments():
+        if fragment.path.endswith(tuple(chosen)):
+            batches = fragment.to_batches(records.schema, columns=_READ, filter=ds.field("member").is_valid())
             found += [row for batch in batches for row in batch.to_pylist()]
     return explainer, sum(a["num_records"] for a in own), found[:LARGEST]
 

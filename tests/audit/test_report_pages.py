@@ -387,6 +387,19 @@ def test_explain_says_how_many_pictures_it_drew_and_leaves_a_page(
     assert "<script" not in page.read_text("utf-8")
 
 
+def test_a_gallery_that_cannot_be_written_is_said_and_the_night_is_good(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert explain_photographs(photographs, out) == 0
+    shutil.rmtree(out / "gallery")
+    (out / "gallery").touch()  # in the way
+    assert explain_photographs(photographs, out) == 0
+    said = capsys.readouterr()
+    assert "gallery: not written" in said.out + said.err
+    assert camray.open_records(str(out)).count_rows() == 21
+
+
 def test_the_gallery_after_prune(photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert explain_photographs(photographs, out, "--overlays", "all") == 0
