@@ -99,7 +99,8 @@ def _first_page(nights: Sequence[Night], what: dict[str, Any], drawn: dict[str, 
     before = [n for n in nights[:-1] if n.images.rows and night.images.rows][-1:]
     config = {
         "run": night.run_id, "explainer": night.explainer, "verdicts": list(VERDICTS),
-        "flags": list(QUEUE_FLAGS), "classes": what["class_names"], "out": "../", "titles": titles,
+        "flags": list(QUEUE_FLAGS), "classes": what["class_names"], "out": "../",
+        "titles": titles | {"picture": "has a picture"},
         "shown": SHOWN,
     }  # fmt: skip
     return pages.get_template("index.html.j2").render(
