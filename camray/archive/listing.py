@@ -55,7 +55,7 @@ def list_archive(config: ArchiveConfig) -> Listing:
     if kind == pafs.FileType.NotFound:
         raise _missing(folder)
     if kind == pafs.FileType.Directory:
-        return _from_folder(folder, *find_files(folder), config)
+        return _from_folder(folder, *find_files(folder, config.include), config)
     if kind != pafs.FileType.File:
         raise UsageError("ARCHIVE", f"{folder.uri} is neither a file nor a folder", "name one of the two")
     if is_list(folder, config):

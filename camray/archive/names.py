@@ -14,7 +14,13 @@ _IMAGE = frozenset((
     "svg", "ico", "tga", "dcm", "dicom", "ima", "psd", "exr", "hdr", "dng", "cr2", "nef", "arw",
 ))  # fmt: skip
 _SIDECAR = frozenset(("cls", "txt", "json"))
-_JUNK = frozenset(("Thumbs.db", "desktop.ini", "__MACOSX"))
+_JUNK = frozenset((
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "network trash folder",
+    "temporary items", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@sharebin",
+    "@tmp", "@__thumb", "$recycle.bin", "system volume information", "found.000",
+    "lost+found", "__pycache__",
+))  # fmt: skip
+"""What file managers, NAS systems, bins and repairs of file systems leave behind, in lower case."""
 _SPLITS = frozenset((
     "train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation",
 ))  # fmt: skip
@@ -24,10 +30,12 @@ def name_kind(name: str) -> NameKind:
     """Tell what a name promises; `name` may hold folders.
 
     An image is a known image extension (whether or not it can be decoded: that gets a code later) or no
-    extension at all. Junk is what file managers leave behind: hidden files and folders, `__MACOSX`.
+    extension at all. Junk is what other programs leave behind, and whatever is hidden.
     """
-    if any(is_junk(part) for part in name.split("/")):
-        return "junk"
+    return "junk" if junk_part(name) else _kind_by_extension(name)
+
+
+def _kind_by_extension(name: str) -> NameKind:
     extension = extension_of(name)
     if extension in _IMAGE or not extension:
         return "image"
@@ -35,11 +43,13 @@ def name_kind(name: str) -> NameKind:
 
 
 def file_kind(path: str) -> NameKind:
-    """Tell what a loose file's name promises, whatever its folders are called.
+    """Tell what a loose file's name promises, whatever its folders are called, and though it may be hidden.
 
-    A walk has left hidden ones out already, and a list has named them.
+    A walk has left hidden ones out already, and a list or an `--include` has named them.
     """
-    return name_kind(path.rpartition("/")[2])
+    name = path.rpartition("/")[2]
+    is_left_over = name.lower() in _JUNK or name.startswith("._")
+    return "junk" if is_left_over else _kind_by_extension(name)
 
 
 def class_folder(path: str) -> str | None:
@@ -48,9 +58,13 @@ def class_folder(path: str) -> str | None:
     return (deeper[0] if deeper and first.lower() in _SPLITS else first) or None
 
 
-def is_junk(part: str) -> bool:
-    """Tell whether one path component is hidden or a file manager's left-over."""
-    return part in _JUNK or (part.startswith(".") and part not in (".", ".."))
+def junk_part(name: str) -> str:
+    """Give the first component of a path that is hidden or another program's left-over; empty without one."""
+    return next((part for part in name.split("/") if _is_junk(part)), "")
+
+
+def _is_junk(part: str) -> bool:
+    return part.lower() in _JUNK or (part.startswith(".") and part not in (".", ".."))
 
 
 def extension_of(name: str) -> str:

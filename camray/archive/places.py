@@ -1,9 +1,10 @@
 """Where the files of an archive lie: below a folder, or where a list says. Nothing is opened.
 
 A local walk follows symbolic links but enters each real folder once, so that loops end; real folders come
-before linked ones, so that a new link never renames what was there. Hidden folders, and folders that are an
-output of camray, are not entered. What is left out is counted by reason. Paths of a list are relative to
-its folder, or absolute, or URIs.
+before linked ones, so that a new link never renames what was there. Hidden folders, those that other programs
+leave behind (`@eaDir`, `lost+found`), and outputs of camray are not entered; an `--include` that spells the
+name of one lets it in, as a pattern of a shell does. What is left out is counted by reason. Paths of a list
+are relative to its folder, or absolute, or URIs.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import os
 import posixpath
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from pyarrow import fs as pafs
 
-from camray.archive.names import is_junk, table_ending
+from camray.archive.names import junk_part, table_ending
 from camray.errors import UsageError, printable
 from camray.storage import Entry, Folder, open_folder
 
@@ -57,19 +58,21 @@ def _store_entry(name: str, info: pafs.FileInfo) -> Entry:
 # ── the files below a folder ─────────────────────────────────────────────────────────────────────
 
 
-def find_files(folder: Folder) -> tuple[list[Entry], Counter[str]]:
+def find_files(folder: Folder, include: Sequence[str] = ()) -> tuple[list[Entry], Counter[str]]:
     """List the files below `folder`, sorted by path, and count what was left out by reason.
+
+    Of what is hidden or junk, only what one of the patterns `include` spells out is listed.
 
     Raises:
         UsageError: the folder is itself an output of camray, or cannot be listed.
     """
-    entries, left_out = _LocalWalk(folder.path).run() if folder.is_local else _remote(folder)
+    entries, left_out = _LocalWalk(folder.path, include).run() if folder.is_local else _remote(folder, include)
     return sorted(entries, key=lambda entry: entry.path), left_out
 
 
 class _LocalWalk:
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, include: Sequence[str]) -> None:
+        self.root, self.include = root, include
         self.entries: list[Entry] = []
         self.left_out: Counter[str] = Counter()
         self.links: list[str] = []
@@ -120,8 +123,8 @@ class _LocalWalk:
         except OSError:  # a broken or looping link, or gone
             self.left_out["not a file"] += 1
             return
-        if is_junk(child.name):
-            self.left_out["junk"] += 1
+        if reason := _junk(child.name, self.include):
+            self.left_out[reason] += 1
         elif stat.S_ISDIR(status.st_mode):
             (self.links if child.is_symlink() else pending).append(name)
         elif stat.S_ISREG(status.st_mode):
@@ -130,7 +133,15 @@ class _LocalWalk:
             self.left_out["not a file"] += 1
 
 
-def _remote(folder: Folder) -> tuple[list[Entry], Counter[str]]:
+def _junk(path: str, include: Sequence[str]) -> str:
+    """Say as what a path is left out: `junk` where hidden, `junk (@eaDir)`; empty where it is not."""
+    for part in filter(junk_part, path.split("/")):
+        if not any(part in pattern for pattern in include):
+            return "junk" if part.startswith(".") else f"junk ({part.strip()})"
+    return ""
+
+
+def _remote(folder: Folder, include: Sequence[str]) -> tuple[list[Entry], Counter[str]]:
     try:
         listed = list(folder.entries())
     except OSError as error:
@@ -144,8 +155,8 @@ def _remote(folder: Folder) -> tuple[list[Entry], Counter[str]]:
         parts = entry.path.split("/")
         if any("/".join(parts[:depth]) in outputs for depth in range(1, len(parts))):
             left_out["camray output"] += 1
-        elif any(is_junk(part) for part in parts):
-            left_out["junk"] += 1
+        elif reason := _junk(entry.path, include):
+            left_out[reason] += 1
         else:
             entries.append(entry)
     return entries, left_out

@@ -15,8 +15,9 @@ from typing import cast
 
 from pyarrow import NativeFile
 
+from camray.archive.names import extension_of, junk_part
 from camray.config import ArchiveConfig
-from camray.errors import ErrorCode, ShardError
+from camray.errors import ErrorCode, ShardError, printable
 from camray.records import Member, Shard, Status
 from camray.storage import open_folder
 
@@ -92,6 +93,14 @@ def check_shards(shards: Sequence[Shard], config: ArchiveConfig) -> None:
 def skipped(index: int, name: str, message: str, code: ErrorCode = ErrorCode.NOT_AN_IMAGE_NAME) -> Member:
     """Make the row of a member that is not opened."""
     return Member(index, name, status=Status.SKIPPED, error_code=code, error_message=message)
+
+
+def not_opened(name: str) -> str:
+    """Say why a member whose name promises no image is not opened."""
+    junk = junk_part(name)
+    if not junk:
+        return f"a .{extension_of(name)} file"
+    return "a hidden file" if junk.startswith(".") else f"another program's left-over ({printable(junk, 40)})"
 
 
 def failed(index: int, name: str, code: ErrorCode, message: str) -> Member:

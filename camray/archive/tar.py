@@ -13,7 +13,7 @@ from pyarrow import NativeFile
 
 from camray.archive.annotations import Annotation, annotated, merged, read_sidecar, size_cap
 from camray.archive.names import extension_of, name_kind, stem_of
-from camray.archive.readers import IsNeeded, Reader, buffered, failed, size_problem, skipped
+from camray.archive.readers import IsNeeded, Reader, buffered, failed, not_opened, size_problem, skipped
 from camray.archive.tar_headers import (
     MAX_NAME_BYTES,
     ForwardStream,
@@ -88,8 +88,7 @@ def _member(
     if entry.kind != "file":
         return skipped(index, shown, _NO_FILE[entry.kind], ErrorCode.NOT_A_FILE)
     if kind != "image":
-        what = "a hidden file" if kind == "junk" else f"a .{extension_of(name)} file"
-        return skipped(index, shown, what)
+        return skipped(index, shown, not_opened(name))
     if problem := size_problem(entry.size, config.max_member_bytes):
         return failed(index, shown, ErrorCode.MEMBER_TOO_LARGE, problem)
     return Member(index, shown, _data(entry, stream, entry.size) if is_needed(index) else None)

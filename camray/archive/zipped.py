@@ -12,7 +12,7 @@ from pyarrow import NativeFile
 from camray.archive import sniff
 from camray.archive.annotations import Annotation, annotated, merged, read_sidecar, size_cap
 from camray.archive.names import extension_of, name_kind, stem_of
-from camray.archive.readers import IsNeeded, Reader, buffered, failed, size_problem, skipped
+from camray.archive.readers import IsNeeded, Reader, buffered, failed, not_opened, size_problem, skipped
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, printable
 from camray.records import Member, key_of
@@ -86,8 +86,7 @@ def _member(
     if not _is_file(info):
         return skipped(index, name, "a link or device; links are not followed", ErrorCode.NOT_A_FILE)
     if kind != "image":
-        what = {"junk": "a hidden file", "sidecar": "no image has this key"}
-        return skipped(index, name, what.get(kind, f"a .{extension_of(name)} file"))
+        return skipped(index, name, "no image has this key" if kind == "sidecar" else not_opened(name))
     if refusal := _refusal(info, config.max_member_bytes):
         return failed(index, name, *refusal)
     if not is_needed(index):

@@ -10,6 +10,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from camray.archive.listing import list_archive
+from camray.archive.names import file_kind
 from camray.archive.places import find_files
 from camray.config import ArchiveConfig
 from camray.errors import UsageError
@@ -83,7 +84,34 @@ def test_junk_is_left_out_and_counted(tmp_path):
     listing = listed(tmp_path)
     assert names(listing) == ["a.jpg"]
     assert listing.shards == ()
-    assert listing.left_out == {"junk": 6}
+    assert listing.left_out == {"junk": 4, "junk (Thumbs.db)": 1, "junk (__MACOSX)": 1}
+
+
+LEFT_BY_PROGRAMS = (  # Synology, QNAP, Windows, macOS, a repaired file system
+    "@eaDir/x.jpg/SYNOPHOTO_THUMB_XL.jpg", "#recycle/x.jpg", "@Recycle/x.jpg", "$RECYCLE.BIN/S-1/x.jpg",
+    "System Volume Information/x.jpg", "a/__MACOSX/._x.jpg", "lost+found/x.jpg", "FOUND.000/x.jpg",
+    ".thumbnails/x.jpg", ".@__thumb/x.jpg", "DESKTOP.INI",
+)  # fmt: skip
+
+
+def test_what_other_programs_leave_is_no_image_wherever_it_lies(tmp_path):
+    put(tmp_path, "x.jpg", "recycled/x.jpg", *LEFT_BY_PROGRAMS)
+    listing = listed(tmp_path)
+    assert names(listing) == ["recycled/x.jpg", "x.jpg"]
+    assert sum(listing.left_out.values()) == len(LEFT_BY_PROGRAMS)
+    assert listing.left_out["junk (@eaDir)"] == 1
+    parent = pafs.SubTreeFileSystem(str(tmp_path.parent), pafs.LocalFileSystem())
+    stored, left_out = find_files(Folder("mem://bucket", parent, tmp_path.name))
+    assert [entry.path for entry in stored] == names(listing)
+    assert left_out == Counter(listing.left_out)
+
+
+def test_an_include_that_spells_a_left_over_brings_it_back(tmp_path):
+    put(tmp_path, "x.jpg", "lost+found/y.jpg", ".cam/.z.jpg", ".git/w.jpg")
+    assert names(listed(tmp_path, include=("*.jpg",))) == ["x.jpg"]
+    found = listed(tmp_path, include=("x.jpg", "lost+found/*", ".cam/.z.jpg"))
+    assert names(found) == [".cam/.z.jpg", "lost+found/y.jpg", "x.jpg"]
+    assert [file_kind(f.path) for f in found.files] == ["image"] * 3
 
 
 def test_include_and_exclude(tmp_path):
@@ -211,7 +239,7 @@ def test_a_store_lists_as_a_disk_does(tmp_path):
     remote, left_out = find_files(store)
     local, _ = find_files(Folder(str(tmp_path), pafs.LocalFileSystem(), str(tmp_path)))
     assert remote == local
-    assert left_out == Counter({"junk": 2, "camray output": 2})
+    assert left_out == Counter({"junk": 1, "junk (__MACOSX)": 1, "camray output": 2})
 
 
 def test_nothing_heavy_is_imported():
