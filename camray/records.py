@@ -107,6 +107,7 @@ class Member:
     error_message: str | None = None
     boxes: Boxes | None = None
     mask: bytes | None = None  # an encoded image; what is not 0 is the object
+    note: str = ""  # what was guessed or left unused; counted, and told at the end of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +351,7 @@ class ShardEnd:
     members: int
     error_code: str | None = None
     error_message: str | None = None
+    notes: dict[str, int] = field(default_factory=dict)  # of how many members the reader made each note
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qsl, quote
 
-from pyarrow import NativeFile
+from pyarrow import BufferReader, NativeFile
 from pyarrow import fs as pafs
 
 from camray.errors import UsageError, printable, said_by
@@ -103,6 +103,14 @@ class Folder:
             return f"{self.uri.rstrip('/')}/{relative}"
         base, query, options = self.uri.partition("?")
         return f"{base.rstrip('/')}/{quote(relative)}{query}{options}"
+
+    def parent(self) -> tuple[Folder, str]:
+        """Give the folder that holds this file, and the file's name in it."""
+        path, _, name = self.path.rpartition("/")
+        if self.is_local:
+            return Folder(path or "/", self.fs, path or "/"), name
+        address, query, options = self.uri.partition("?")
+        return Folder(address.rpartition("/")[0] + query + options, self.fs, path), name
 
     def entries(self, relative: str = "", recursive: bool = True) -> Iterator[Entry]:
         """List files under a path, sorted by path; nothing where the path is not there."""
@@ -187,6 +195,21 @@ class Folder:
                     raise
                 time.sleep(wait_s * random.uniform(0.5, 1))
                 wait_s = min(2 * wait_s, 8.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held(Folder):
+    """A file in memory."""
+
+    data: bytes = b""
+
+    def open(self, relative: str = "") -> NativeFile:
+        return BufferReader(self.data)
+
+
+def held(name: str, data: bytes) -> Folder:
+    """Make a file of `data` a place to read from; `name` is what messages call it."""
+    return _Held(name, pafs.LocalFileSystem(), name, data)
 
 
 def open_folder(place: str, field: str) -> Folder:

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from camray.archive.names import class_folder
 from camray.config import ArchiveConfig
 from camray.records import EDGES, Boxes, Member
 
@@ -66,6 +67,18 @@ class Annotation:
 def annotated(member: Member, annotation: Annotation) -> Member:
     """Give a member its label and boxes."""
     return replace(member, label=annotation.label, label_class=annotation.label_class, boxes=annotation.boxes)
+
+
+def whole_of(path: str, noted: Annotation, is_labelled: bool, beside: Annotation) -> Annotation:
+    """Put together what is known of an image: what names it in a table, its sidecars, its class folder.
+
+    `is_labelled`: no other label counts, not even where that of `noted` is missing. `path` is relative to the
+    archive, or empty.
+    """
+    if is_labelled:
+        return noted.or_else(replace(beside, label=None, label_class=None))
+    folder = class_folder(path)
+    return noted.or_else(beside).or_else(Annotation(label_text(folder) if folder else None))
 
 
 def label_of(value: Any) -> Annotation:

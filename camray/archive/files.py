@@ -9,18 +9,17 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import replace
 
 from camray.archive.annotations import (
     Annotation,
     annotated,
     from_note,
-    label_text,
     merged,
     read_sidecar,
     size_cap,
+    whole_of,
 )
-from camray.archive.names import class_folder, extension_of, file_kind, stem_of
+from camray.archive.names import extension_of, file_kind, stem_of
 from camray.archive.places import base_of, leads_out, locate
 from camray.archive.readers import IsNeeded, failed, size_problem, skipped
 from camray.config import ArchiveConfig
@@ -103,8 +102,5 @@ def _annotation(base: Folder, file: LooseFile, config: ArchiveConfig) -> Annotat
             beside.append((extension, read_sidecar(extension, content, config)))
         except OSError:
             continue
-    others = merged(beside)
-    if is_labelled:
-        return noted.or_else(replace(others, label=None, label_class=None))
-    folder = None if file.path.startswith("/") or "://" in file.path else class_folder(file.path)
-    return noted.or_else(others).or_else(Annotation(label_text(folder) if folder else None))
+    is_inside = not file.path.startswith("/") and "://" not in file.path
+    return whole_of(file.path if is_inside else "", noted, is_labelled, merged(beside))

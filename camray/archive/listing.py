@@ -21,9 +21,10 @@ from fnmatch import fnmatchcase
 from pyarrow import fs as pafs
 
 from camray.archive.annotations import Annotation, to_note
-from camray.archive.names import extension_of, name_kind, stem_of
+from camray.archive.names import extension_of, file_kind, name_kind, stem_of
 from camray.archive.places import base_of, entry_now, find_files, leads_out, locate, look_up
-from camray.archive.readers import check_shards, packed_format
+from camray.archive.readers import check_shards, packed_format, readers
+from camray.archive.sniff import is_packed, looks_like
 from camray.archive.tables import is_list, read_list, read_metadata
 from camray.config import ArchiveConfig
 from camray.errors import UsageError, printable
@@ -50,6 +51,7 @@ def list_archive(config: ArchiveConfig) -> Listing:
     """
     if not config.path:
         raise UsageError("ARCHIVE", "no path given", "name a folder, a tar, zip or Parquet file, or a URI")
+    _check_encoding(config.zip_encoding)
     folder = open_folder(config.path, "ARCHIVE")
     kind = _kind(folder)
     if kind == pafs.FileType.NotFound:
@@ -60,9 +62,39 @@ def list_archive(config: ArchiveConfig) -> Listing:
         raise UsageError("ARCHIVE", f"{folder.uri} is neither a file nor a folder", "name one of the two")
     if is_list(folder, config):
         return _from_list(folder, config)
-    parent, _, name = folder.uri.rpartition("/")
-    entry = entry_now(folder, name)
-    return _from_folder(open_folder(parent or "/", "ARCHIVE"), [entry] if entry else [], Counter(), config)
+    return _from_file(folder, config)
+
+
+def _check_encoding(name: str | None) -> None:
+    try:
+        b"x".decode(name or "utf-8")
+    except (LookupError, ValueError):
+        problem = printable(f"{name!r} is no encoding of text")
+        raise UsageError("--zip-encoding", problem, "cp850, shift_jis, gbk, cp1252 ...") from None
+
+
+def _from_file(place: Folder, config: ArchiveConfig) -> Listing:
+    parent, name = place.parent()
+    if packed_format(name) is None:
+        _refuse_what_is_not_read(place, name)
+    entry = entry_now(place, name)
+    return _from_folder(parent, [entry] if entry else [], Counter(), config)
+
+
+def _refuse_what_is_not_read(place: Folder, name: str) -> None:
+    """Refuse one file that is no image by its name, or packed by its content."""
+    try:
+        with place.open() as file:
+            looks = looks_like(file.read(512))
+    except OSError as error:
+        raise UsageError("ARCHIVE", f"{place.uri}: {error.strerror or error}", "make it readable") from None
+    if file_kind(name) == "image" and not is_packed(looks):
+        return
+    endings = ", ".join(suffix for reader in readers().values() for suffix in reader.suffixes)
+    what = (
+        f"{printable(name)} is no image, and of what is packed camray reads {endings}; it looks like {looks}"
+    )
+    raise UsageError("ARCHIVE", what, "unpack it, or give it the ending of what it is")
 
 
 def _kind(folder: Folder) -> pafs.FileType:
@@ -136,7 +168,9 @@ def _from_folder(
             loose.append(entry)
         else:
             shards.append(Shard(folder.child_uri(entry.path), packed, entry.size_bytes, entry.version))
-    check_shards(shards, config)
+    tables = check_shards(shards, config, any(file_kind(entry.path) == "image" for entry in loose))
+    left_out["table without images"] += len(tables)
+    shards = [shard for shard in shards if shard.uri not in tables]
     files = _loose_files(loose, annotations, {entry.path: entry.version for entry in entries})
     left_out["sidecar"] += len(loose) - len(files)
     left_out["in metadata only"] += len(annotations.keys() - {entry.path for entry in entries})
@@ -144,10 +178,12 @@ def _from_folder(
 
 
 def _beside_shards(entries: list[Entry]) -> set[str]:
-    """Find what img2dataset writes beside each tar: `00000.parquet`, `00000_stats.json`."""
-    tars = {entry.path[:-4] for entry in entries if entry.path.endswith(".tar")}
-    beside = {f"{stem}{ending}" for stem in tars for ending in (".parquet", "_stats.json")}
-    return {entry.path for entry in entries if entry.path in beside}
+    """Find what img2dataset writes beside each tar or folder: `00000.parquet`, `00000_stats.json`."""
+    paths = {entry.path for entry in entries}
+    stems = {path[:-4] for path in paths if path.endswith(".tar")}
+    folders = {path.rpartition("/")[0] for path in paths}
+    stems |= {f for f in folders if f.rpartition("/")[2].isdigit() and f"{f}_stats.json" in paths}
+    return paths & {f"{stem}{ending}" for stem in stems for ending in (".parquet", "_stats.json")}
 
 
 def _loose_files(

@@ -77,7 +77,12 @@ def _members(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterat
     if size == 0:
         raise ShardError(ErrorCode.SHARD_UNREADABLE, "an empty file: 0 bytes")
     with place.open() as file:
-        yield from readers()[shard.format].read(file, size, config, is_needed)
+        try:
+            yield from readers()[shard.format].read(file, size, config, is_needed)
+        except (
+            UsageError
+        ) as error:  # of this file alone: `check_shards` found another that is as it should be
+            raise ShardError(ErrorCode.SHARD_UNREADABLE, printable(error.problem)) from None
 
 
 def _check_unchanged(place: Folder, shard: Shard) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 NameKind = Literal["image", "sidecar", "other", "junk"]
@@ -21,6 +22,13 @@ _JUNK = frozenset((
     "lost+found", "__pycache__",
 ))  # fmt: skip
 """What file managers, NAS systems, bins and repairs of file systems leave behind, in lower case."""
+_PACKED = frozenset((
+    "7z", "rar", "zip", "tar", "gz", "tgz", "bz2", "xz", "zst", "lz4", "lzma", "z", "cab", "iso", "dmg",
+    "h5", "hdf5", "npz", "lmdb", "mdb", "tfrecord", "tfrecords", "arrow", "beton",
+))  # fmt: skip
+_PART = re.compile(r"[.](zip|7z|tar|rar|tgz|gz|bz2|xz|zst)[.]\d+$", re.IGNORECASE)
+"""One of the parts that a packed file was cut into."""
+
 _SPLITS = frozenset((
     "train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation",
 ))  # fmt: skip
@@ -37,6 +45,8 @@ def name_kind(name: str) -> NameKind:
 
 def _kind_by_extension(name: str) -> NameKind:
     extension = extension_of(name)
+    if _PART.search(name):
+        return "other"
     if extension in _IMAGE or not extension:
         return "image"
     return "sidecar" if extension in _SIDECAR else "other"
@@ -50,6 +60,12 @@ def file_kind(path: str) -> NameKind:
     name = path.rpartition("/")[2]
     is_left_over = name.lower() in _JUNK or name.startswith("._")
     return "junk" if is_left_over else _kind_by_extension(name)
+
+
+def may_hold_images(name: str) -> bool:
+    """Tell whether a name promises many files in one, or one of its parts."""
+    extension = extension_of(name)
+    return extension in _PACKED or bool(_PART.search(name) or re.fullmatch(r"[zr]\d\d", extension))
 
 
 def class_folder(path: str) -> str | None:

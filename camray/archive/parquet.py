@@ -12,10 +12,10 @@ from pyarrow import NativeFile
 from pyarrow import parquet as pq
 
 from camray.archive import sniff
-from camray.archive.columns import Columns, columns_of, refuse_extensions, row_member
-from camray.archive.readers import IsNeeded, Reader
+from camray.archive.columns import Columns, columns_of, image_columns, refuse_extensions, row_member
+from camray.archive.readers import IsNeeded, NoImagesError, Reader
 from camray.config import ArchiveConfig
-from camray.errors import ErrorCode, ShardError, printable
+from camray.errors import ErrorCode, ShardError, UsageError, printable
 from camray.records import Member
 
 _MAX_FOOTER_BYTES = 64 * 2**20
@@ -66,7 +66,13 @@ def _footer(file: NativeFile, size: int) -> bytes:
 
 
 def _check(file: NativeFile, size: int, config: ArchiveConfig) -> Columns:
-    return columns_of(open_parquet(file, size).schema_arrow, config)
+    schema = open_parquet(file, size).schema_arrow
+    try:
+        return columns_of(schema, config)
+    except UsageError as error:
+        if config.image_column is None and not image_columns(schema):
+            raise NoImagesError(error.field, error.problem, error.fix) from None
+        raise
 
 
 def _count(file: NativeFile, size: int) -> int:

@@ -14,7 +14,7 @@ import posixpath
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from pyarrow import fs as pafs
 
@@ -66,7 +66,8 @@ def find_files(folder: Folder, include: Sequence[str] = ()) -> tuple[list[Entry]
     Raises:
         UsageError: the folder is itself an output of camray, or cannot be listed.
     """
-    entries, left_out = _LocalWalk(folder.path, include).run() if folder.is_local else _remote(folder, include)
+    find = _LocalWalk(folder.path, include).run if folder.is_local else partial(_remote, folder, include)
+    entries, left_out = find()
     return sorted(entries, key=lambda entry: entry.path), left_out
 
 

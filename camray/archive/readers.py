@@ -15,9 +15,9 @@ from typing import cast
 
 from pyarrow import NativeFile
 
-from camray.archive.names import extension_of, junk_part
+from camray.archive.names import extension_of, junk_part, may_hold_images
 from camray.config import ArchiveConfig
-from camray.errors import ErrorCode, ShardError, printable
+from camray.errors import ErrorCode, ShardError, UsageError, printable
 from camray.records import Member, Shard, Status
 from camray.storage import open_folder
 
@@ -27,6 +27,9 @@ FORMATS = (
     "parquet",
 )
 """The modules of the formats. A file name is asked of each in this order."""
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""What says, in a column `file_name`, more of the images beside it."""
 
 BUFFER_BYTES = 4 * 2**20
 """One request to an object store per this much, where members are read one after the other."""
@@ -45,8 +48,8 @@ class Reader:
     from 0 without gaps, and returns only where the end of the file was seen; it raises ShardError, after the
     last good member, where it was not. `count(file, size)` gives the number of members where all are images
     and a footer tells it; without it, members are read without their content. `check(file, size, config)`
-    raises UsageError at plan time where the file cannot be what the options say. `images` and `annotations`
-    are its line in the documents.
+    raises UsageError where the file cannot be what the options say, NoImagesError where it is a table.
+    `images` and `annotations` are its line in the documents.
     """
 
     format: str  # what `Shard.format` says
@@ -70,29 +73,61 @@ def packed_format(name: str) -> str | None:
     return next((r.format for r in readers().values() if name.lower().endswith(r.suffixes)), None)
 
 
-def check_shards(shards: Sequence[Shard], config: ArchiveConfig) -> None:
-    """Prove at plan time that packed files are what the options say: the first readable one of each format.
+class NoImagesError(UsageError):
+    """A file is of a format that may hold images, and holds none: a table."""
+
+
+def check_shards(shards: Sequence[Shard], config: ArchiveConfig, has_others: bool = False) -> set[str]:
+    """Prove at plan time, for each format, that a packed file is what the options say.
+
+    One is enough: any other becomes a record when it is read. Where none holds images, and there are others
+    than these (or `has_others`), they are tables that lie beside the images: give their URIs.
 
     Raises:
-        UsageError: as the `check` of the format.
+        UsageError: as the `check` of the format, where none passes.
     """
+    tables: set[str] = set()
     for reader in readers().values():
-        for shard in [s for s in shards if reader.check and s.format == reader.format][:_CHECKED_SHARDS]:
+        mine = [shard for shard in shards if shard.format == reader.format]
+        refused: dict[str, UsageError] = {}
+        unreadable = 0
+        for shard in mine if reader.check else ():
             try:
-                with open_folder(shard.uri, "ARCHIVE").open() as file:
-                    assert reader.check is not None
-                    reader.check(file, shard.size_bytes, config)
+                if _passes(reader, shard, config):
                     break
-            except (ShardError, OSError):
-                continue  # told again, as a record, when the shard is read
+                unreadable += 1  # told again, as a record, when the shard is read
+            except UsageError as error:
+                refused[shard.uri] = error
+            if unreadable == _CHECKED_SHARDS:
+                break
+        else:
+            others = [error for error in refused.values() if not isinstance(error, NoImagesError)]
+            is_alone = not has_others and len(mine) == len(shards)
+            if others or (refused and is_alone):
+                raise (others or list(refused.values()))[0]
+            tables |= refused.keys()
+    return tables
+
+
+def _passes(reader: Reader, shard: Shard, config: ArchiveConfig) -> bool:
+    """Check one shard; False where it cannot be read."""
+    assert reader.check is not None
+    try:
+        with open_folder(shard.uri, "ARCHIVE").open() as file:
+            reader.check(file, shard.size_bytes, config)
+        return True
+    except (ShardError, OSError):
+        return False
 
 
 # ── what readers share ───────────────────────────────────────────────────────────────────────────
 
 
 def skipped(index: int, name: str, message: str, code: ErrorCode = ErrorCode.NOT_AN_IMAGE_NAME) -> Member:
-    """Make the row of a member that is not opened."""
-    return Member(index, name, status=Status.SKIPPED, error_code=code, error_message=message)
+    """Make the row of a member that is not opened; what may hold images is told at the end of the run."""
+    is_told = may_hold_images(name) and not junk_part(name)
+    note = f"files not opened that may hold images: .{name.rpartition('.')[2][:20]}" if is_told else ""
+    return Member(index, name, status=Status.SKIPPED, error_code=code, error_message=message, note=note)
 
 
 def not_opened(name: str) -> str:

@@ -39,6 +39,11 @@ def looks_like(head: bytes) -> str:
     return _named(head, _CONTAINERS) or _text(head[:512]) or ("zeros" if not any(head) else "unknown data")
 
 
+def is_packed(looks: str) -> bool:
+    """Tell whether what `looks_like` says is a container of other files."""
+    return looks == "tar" or looks in [name for _, name in _CONTAINERS]
+
+
 def unsupported_image(head: bytes) -> str | None:
     """Name an image or document format that is recognised but never decoded; None for all else."""
     if name := _named(head, _UNSUPPORTED):

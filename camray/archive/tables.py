@@ -29,12 +29,11 @@ from camray.archive.columns import PATHS, path_column
 from camray.archive.names import table_ending
 from camray.archive.parquet import open_parquet
 from camray.archive.places import tidy
-from camray.archive.readers import buffered
+from camray.archive.readers import METADATA, buffered
 from camray.config import ArchiveConfig
 from camray.errors import ShardError, UsageError, printable
 from camray.storage import Entry, Folder, open_folder
 
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _METADATA_PATH = "file_name"
 _JSON_LINES = ("jsonl", "ndjson")
 _BATCH_ROWS = 4096
@@ -106,19 +105,29 @@ def read_metadata(
     """
     annotations: dict[str, Annotation] = {}
     used = set()
-    config = replace(config, image_column=None)
     for entry in entries:
         where, _, name = entry.path.rpartition("/")
-        if name not in _METADATA:
-            continue
-        place = open_folder(folder.child_uri(entry.path), "ARCHIVE")
-        if not _has_column(place, _METADATA_PATH):
-            continue
-        used.add(entry.path)
-        for path, annotation in read_list(place, config, (_METADATA_PATH,)).annotations.items():
-            mask = annotation.mask and posixpath.join(where, annotation.mask)
-            annotations[tidy(posixpath.join(where, path))] = replace(annotation, mask=mask)
+        if name in METADATA:
+            found = metadata_of(open_folder(folder.child_uri(entry.path), "ARCHIVE"), where, config)
+            annotations |= found or {}
+            used |= {entry.path} if found is not None else set()
     return annotations, used
+
+
+def metadata_of(place: Folder, where: str, config: ArchiveConfig) -> dict[str, Annotation] | None:
+    """Read one metadata file, which lies in the folder `where`: annotations by path; None where it is none.
+
+    Raises:
+        UsageError: naming the file, the line and what is wrong there.
+    """
+    if not _has_column(place, _METADATA_PATH):
+        return None
+    annotations = {}
+    listed = read_list(place, replace(config, image_column=None), (_METADATA_PATH,))
+    for path, annotation in listed.annotations.items():
+        mask = annotation.mask and posixpath.join(where, annotation.mask)
+        annotations[tidy(posixpath.join(where, path))] = replace(annotation, mask=mask)
+    return annotations
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────

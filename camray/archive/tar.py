@@ -1,33 +1,46 @@
-"""The members of a tar file, plain or gzip: images with the labels and boxes that lie beside them.
+"""The members of a tar file, plain or packed: images with the labels and boxes that lie beside them.
 
 Members with the same key (the path up to the first dot of the base name) that follow each other belong
 together, in any order. A sidecar with the image's own stem (`a.1.cls` for `a.1.jpg`) counts before one with
-the bare key (`a.cls`).
+the bare key (`a.cls`); what neither gives, the class folder does. A tar is read once, front to back: a
+`metadata` file in it may come behind its images, so it is not used, and a run says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pyarrow import NativeFile
 
-from camray.archive.annotations import Annotation, annotated, merged, read_sidecar, size_cap
+from camray.archive.annotations import Annotation, annotated, merged, read_sidecar, size_cap, whole_of
 from camray.archive.names import extension_of, name_kind, stem_of
-from camray.archive.readers import IsNeeded, Reader, buffered, failed, not_opened, size_problem, skipped
+from camray.archive.readers import (
+    METADATA,
+    IsNeeded,
+    Reader,
+    buffered,
+    failed,
+    not_opened,
+    size_problem,
+    skipped,
+)
 from camray.archive.tar_headers import (
     MAX_NAME_BYTES,
+    PACKED,
     ForwardStream,
-    GzipStream,
-    PlainStream,
     TarEntry,
+    open_stream,
     walk_tar,
 )
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError
-from camray.records import Member, key_of
+from camray.records import Member, Status, key_of
 
 _MAX_HELD_BYTES = 64 * 2**20
 _MAX_HELD_MEMBERS = 256
+
+_UNUSED = "metadata file inside a tar, not used: unpack the tar, or make it a zip"
 
 _NO_FILE = {
     "link": "a link; links are not followed",
@@ -44,9 +57,7 @@ def _read(file: NativeFile, size: int, config: ArchiveConfig, is_needed: IsNeede
         ShardError: after the last good member before damage or a cut.
     """
     packed = buffered(file)
-    is_gzip = packed.read(2) == b"\x1f\x8b"
-    packed.seek(0)
-    stream: ForwardStream = GzipStream(packed) if is_gzip else PlainStream(packed, size)
+    stream = open_stream(packed, size)
     group = KeyGroup()
     entries = walk_tar(stream)
     while True:
@@ -87,6 +98,8 @@ def _member(
     shown = _capped(name)
     if entry.kind != "file":
         return skipped(index, shown, _NO_FILE[entry.kind], ErrorCode.NOT_A_FILE)
+    if name.rpartition("/")[2] in METADATA:
+        return replace(skipped(index, shown, _UNUSED), note=_UNUSED)
     if kind != "image":
         return skipped(index, shown, not_opened(name))
     if problem := size_problem(entry.size, config.max_member_bytes):
@@ -156,7 +169,12 @@ class KeyGroup:
         """Give the members held, with the labels known so far."""
         held, self._held, self._held_bytes = self._held, [], 0
         shared = merged(self._sidecars.get(self._key or "", ()))
-        return [annotated(m, merged(self._sidecars.get(stem_of(m.name), ())).or_else(shared)) for m in held]
+        done = []
+        for m in held:
+            beside = merged(self._sidecars.get(stem_of(m.name), ())).or_else(shared)
+            is_image = m.status != Status.SKIPPED
+            done.append(annotated(m, whole_of(m.name if is_image else "", Annotation(), False, beside)))
+        return done
 
     def close(self) -> list[Member]:
         """Give what is held; sidecars without any member become skipped members."""
@@ -171,8 +189,8 @@ class KeyGroup:
 
 READER = Reader(
     format="tar",
-    suffixes=(".tar", ".tar.gz", ".tgz"),
+    suffixes=(".tar", *(e for ends in PACKED.values() for e in ends)),
     read=_read,
     images="its members",
-    annotations="sidecars with the same name or key: `.cls`, `.txt`, `.json`",
+    annotations="sidecars with the same name or key: `.cls`, `.txt`, `.json`; the class folder",
 )

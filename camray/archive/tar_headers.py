@@ -1,21 +1,25 @@
 """A strict walk over tar headers: every header is proven by its checksum, the end mark must be seen.
 
-    file ──PlainStream or GzipStream──> TarEntry ... ; damage anywhere is a ShardError with its byte offset
+    file ──PlainStream or PackedStream──> TarEntry ... ; damage anywhere is a ShardError with its byte offset
 
 The standard library's `tarfile` takes a damaged header for the end of the archive and stops without an
 error; that silently loses every member behind it. Understood here: ustar, the old Unix format, GNU (long
 names, base-256 sizes, sparse) and pax (path, size). A name is text for a record, never a path to open.
-Skipping over a plain file costs a seek; over gzip, the unpacking. A gzip bomb is stopped by a ratio cap.
+Skipping over a plain file costs a seek; over a packed one, the unpacking. A bomb is stopped by a ratio cap.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Literal
+from typing import IO, Any, Literal
+
+import pyarrow as pa
 
 from camray.archive import sniff
 from camray.errors import ErrorCode, ShardError
@@ -43,6 +47,17 @@ _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 _METADATA = (b"x", b"X", b"g", b"L", b"K")  # X: what old Solaris writes for x
 _ZEROS = bytes(BLOCK)
 
+PACKED = {
+    "gzip": (".tar.gz", ".tgz"),
+    "bzip2": (".tar.bz2", ".tbz2", ".tbz"),
+    "xz": (".tar.xz", ".txz"),
+    "Zstandard": (".tar.zst", ".tzst"),
+}
+"""What a tar may be packed by, and the endings that say so."""
+
+_MAGIC = (
+    (b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "Zstandard"),
+)  # fmt: skip
 _STEP_BYTES = 2**20
 _MAX_RATIO = 200  # images hardly shrink; a gigabyte of zeros shrinks 1000 times
 _RATIO_FREE_BYTES = 64 * 2**20
@@ -79,15 +94,15 @@ class PlainStream:
         return passed
 
 
-class GzipStream:
-    """A gzip file, unpacked.
+class PackedStream:
+    """A file packed by `packing`, unpacked.
 
     Raises:
-        ShardError: on reading, where the gzip data is cut, damaged, or grows beyond all reason.
+        ShardError: on reading, where the packed data is cut, damaged, or grows beyond all reason.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._packed, self._file = file, gzip.GzipFile(fileobj=file)
+    def __init__(self, file: IO[bytes], packing: str) -> None:
+        self._packed, self._file, self._packing = file, _unpacker(file, packing), packing
         self.size, self.position = None, 0  # the size is not known before the end
 
     def read(self, count: int) -> bytes:
@@ -106,21 +121,38 @@ class GzipStream:
         return self.position - start
 
     def _step(self, count: int) -> bytes:
+        where = f"after {self.position:,} unpacked bytes"
         try:
-            data = self._file.read(count)
+            data: bytes = self._file.read(count)
         except EOFError:
-            raise _truncated(f"the gzip data ends early, after {self.position:,} unpacked bytes") from None
-        except (OSError, zlib.error) as error:
-            raise _corrupt(
-                f"the gzip data is damaged after {self.position:,} unpacked bytes: {error}"
-            ) from None
+            raise _truncated(f"the {self._packing} data ends early, {where}") from None
+        except (OSError, zlib.error, lzma.LZMAError, ValueError) as error:
+            raise _corrupt(f"the {self._packing} data is damaged {where}: {error}") from None
         self.position += len(data)
         if self.position > _MAX_RATIO * self._packed.tell() + _RATIO_FREE_BYTES:
-            raise _corrupt(f"the gzip data unpacks to more than {_MAX_RATIO} times its size")
+            raise _corrupt(f"the {self._packing} data unpacks to more than {_MAX_RATIO} times its size")
         return data
 
 
-ForwardStream = PlainStream | GzipStream
+def _unpacker(file: IO[bytes], packing: str) -> Any:
+    if packing == "gzip":
+        return gzip.GzipFile(fileobj=file)
+    if packing == "bzip2":
+        return bz2.BZ2File(file)
+    if packing == "xz":
+        return lzma.LZMAFile(file)
+    return pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
+
+
+def open_stream(file: IO[bytes], size: int) -> PlainStream | PackedStream:
+    """Open a tar of `size` bytes by its first bytes, whatever its name says of how it is packed."""
+    head = file.read(8)
+    file.seek(0)
+    packing = next((name for magic, name in _MAGIC if head.startswith(magic)), "")
+    return PackedStream(file, packing) if packing else PlainStream(file, size)
+
+
+ForwardStream = PlainStream | PackedStream
 
 
 # ── headers ──────────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from camray.errors import printable, redacted
-from camray.records import Accounting, Chunk, Receipt
+from camray.records import Accounting, Chunk, Receipt, ShardEnd
 
 LINE_EVERY_S = 30.0
 BUSY = 0.8  # share of its time that the model works where it is the limit
@@ -53,6 +53,7 @@ class RunProgress:
         self.changed_answers = 0  # by a second look with the hot border blurred
         self.stage_seconds: Counter[str] = Counter()
         self.reused = 0
+        self._notes: dict[str, dict[str, int]] = {}  # of the readers, by shard
         self.actors = 1  # 0: one process does everything in turn, and nothing waits
         self._chunks = 0  # explained by this run
         self._working_since: float | None = None  # when the model got its first chunk
@@ -75,6 +76,8 @@ class RunProgress:
 
     def take(self, chunks: Iterable[Chunk], committed: int) -> None:
         """Count what arrived and tell it when it is time."""
+        ends = ((chunk.shard_id, chunk.note) for chunk in chunks if isinstance(chunk.note, ShardEnd))
+        self._notes |= {shard: end.notes for shard, end in ends if end.notes}
         for receipt in (chunk.note for chunk in chunks if isinstance(chunk.note, Receipt)):
             self.images += Accounting(receipt.ok, receipt.skipped, receipt.failed)
             self.stage_seconds.update(receipt.seconds)
@@ -91,6 +94,13 @@ class RunProgress:
             self._last = time.monotonic()
             limit = f"; {self.bottleneck()}" if self.bottleneck() else ""
             self._reporter.say(self._sentence() + limit, **self._data())
+
+    def notes(self) -> list[str]:
+        """Say what the readers guessed or left unused, and of how many members."""
+        counts: Counter[str] = Counter()
+        for notes in self._notes.values():
+            counts.update(notes)
+        return [f"{count:,} {note}" for note, count in sorted(counts.items())]
 
     @property
     def images_per_s(self) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -55,6 +56,7 @@ def read_shard(task: ShardTask, archive: ArchiveConfig, chunk_size: int) -> Iter
     shard, wave, n_members, n_chunks = task.shard, [], 0, 0
     started = time.perf_counter()
     error: ShardError | None = None
+    notes: Counter[str] = Counter()
     positions = {index: p for p, index in enumerate(shard.selection or ())}
 
     def wanted(index: int) -> bool:
@@ -70,13 +72,14 @@ def read_shard(task: ShardTask, archive: ArchiveConfig, chunk_size: int) -> Iter
         if member is not None:
             wave.append(member)
             n_members += 1
+            notes.update([member.note] if member.note else ())
         if len(wave) == chunk_size or (member is None and wave):
             yield _chunk_of(task, n_chunks, wave, time.perf_counter() - started).to_row(MEMBER)
             wave, n_chunks, started = [], n_chunks + 1, time.perf_counter()
         if member is None:
             break
-    problem = (str(error.code), error.message) if error else (None, None)
-    yield Chunk(shard.id, n_chunks, ShardEnd(n_chunks, n_members, *problem)).to_row(MEMBER)
+    code, message = (str(error.code), error.message) if error else (None, None)
+    yield Chunk(shard.id, n_chunks, ShardEnd(n_chunks, n_members, code, message, dict(notes))).to_row(MEMBER)
 
 
 def read_first(shard: Shard, archive: ArchiveConfig, count: int) -> Chunk:

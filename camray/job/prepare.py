@@ -15,6 +15,7 @@ from pyarrow import fs as pafs
 
 from camray.archive.listing import Listing, list_archive
 from camray.archive.members import select
+from camray.archive.names import file_kind
 from camray.config import Config, Explainer
 from camray.errors import EmptyArchiveError, UsageError, printable
 from camray.ledger.intake import Grouping, group_files, recall
@@ -57,9 +58,12 @@ def prepare(config: Config) -> Prepared:
     """
     out = check_out(config)
     listing = list_archive(config.archive)
-    if not listing.shards and not listing.files and not config.run.allow_empty:
+    is_empty = not listing.shards and not any(file_kind(file.path) == "image" for file in listing.files)
+    if is_empty and not config.run.allow_empty:
+        others = f", but {len(listing.files):,} other files" if listing.files else ""
         raise EmptyArchiveError(
-            f"ARCHIVE: {config.archive.path} holds no image. Fix: check the path and --include/--exclude"
+            f"ARCHIVE: {config.archive.path} holds no image{others}. "
+            "Fix: check the path and --include/--exclude"
         )
     from camray.explain.explainer import resolve  # torch: late, so that bad options are told at once
 

@@ -177,7 +177,7 @@ def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine:
     finally:
         duration = time.monotonic() - started
         ended = report.ended(code, total, duration, dict(progress.stage_seconds), progress.bottleneck())
-        _write_last(ended, out, reporter)
+        _write_last(replace(ended, notes=(*ended.notes, *progress.notes())), out, reporter)
     _summarise(total, code, duration, progress, reporter)
     if code == ExitCode.FAILURES_OVER_BUDGET and total.n_failed:
         reporter.say(_over_budget(total, max_failed))
@@ -270,6 +270,8 @@ def _summarise(
         f"{total.sentence()} in {speed}{reused}",
         members=total.members, ok=total.ok, failed=total.failed, skipped=total.skipped,
     )  # fmt: skip
+    for note in progress.notes():
+        reporter.say(note)
     for error, count in sorted(total.shard_errors.items()):
         reporter.say(f"{count} shards with {error}: see the records whose member is null")
     if progress.bottleneck() and code in COMPLETE:

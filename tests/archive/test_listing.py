@@ -6,14 +6,17 @@ import subprocess
 import sys
 from collections import Counter
 
+import pyarrow as pa
 import pytest
 from pyarrow import fs as pafs
+from pyarrow import parquet as pq
 
 from camray.archive.listing import list_archive
-from camray.archive.names import file_kind
+from camray.archive.members import read_members
+from camray.archive.names import file_kind, name_kind
 from camray.archive.places import find_files
 from camray.config import ArchiveConfig
-from camray.errors import UsageError
+from camray.errors import PASSING_ERRORS, ShardError, UsageError
 from camray.storage import Folder
 from tests.archive.makers import END, png
 
@@ -249,3 +252,66 @@ def test_nothing_heavy_is_imported():
         "assert not bad, bad\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+# ── what is no archive, or only beside one ───────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "looks"),
+    [
+        ("c.7z", b"7z\xbc\xaf\x27\x1c", "7-Zip"),
+        ("c.rar", b"Rar!\x1a\7", "RAR"),
+        ("c.img", bytes(600), "zeros"),
+        ("c.z01", b"PK\3\4", "ZIP"),
+        ("c.zip.001", b"PK\3\4", "ZIP"),
+        ("c.tar.lz4", b"\4\x22\x4d\x18", "unknown data"),
+        ("c.h5", b"\x89HDF\r\n\x1a\n", "HDF5"),
+        ("c", b"PK\3\4", "ZIP"),
+        ("c.json", b"{}", "JSON"),
+    ],
+)
+def test_one_file_that_is_not_read_is_refused_by_its_kind(tmp_path, name, data, looks):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=rf"{name} is no image.*; it looks like {looks}"):
+        listed(tmp_path / name)
+
+
+def test_a_part_of_a_packed_file_is_no_image():
+    assert [name_kind(f"a.{e}") for e in ("zip.001", "7z.002", "tar.000", "z01", "r07")] == ["other"] * 5
+    assert name_kind("scan.0001") == "image"
+
+
+def parquet(path, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def test_a_parquet_file_beside_images_that_holds_none_is_a_table(tmp_path):
+    """What img2dataset writes by default, and any other table; a damaged file stays, to become a record."""
+    put(tmp_path, "00000/1.jpg", "00000_stats.json", "cut.parquet")
+    parquet(tmp_path / "00000.parquet", url=["x"], key=["1"])
+    parquet(tmp_path / "tables/other.parquet", n=[1])
+    listing = listed(tmp_path)
+    assert names(listing) == ["00000/1.jpg"]
+    assert [s.uri for s in listing.shards] == [f"{tmp_path}/cut.parquet"]
+    assert listing.left_out == {"metadata": 2, "table without images": 1}
+
+
+def test_a_folder_of_nothing_but_tables_is_refused(tmp_path):
+    for i in range(10):
+        parquet(tmp_path / f"{i}.parquet", n=[1])
+    with pytest.raises(UsageError, match="no column of images"):
+        listed(tmp_path)
+
+
+def test_one_parquet_file_without_images_among_others_is_a_failed_shard_for_good(tmp_path):
+    for i in range(4):
+        parquet(tmp_path / f"{i}.parquet", **({"n": [1]} if i == 0 else {"image": [png(i)]}))
+    put(tmp_path, "loose.jpg")
+    listing = listed(tmp_path)
+    assert len(listing.shards) == 4
+    with pytest.raises(ShardError, match="no column of images") as raised:
+        list(read_members(listing.shards[0], ArchiveConfig()))
+    assert raised.value.code not in PASSING_ERRORS
+    assert len(list(read_members(listing.shards[1], ArchiveConfig()))) == 1

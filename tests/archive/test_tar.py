@@ -1,16 +1,20 @@
 """Members of a tar: rows, labels, what is skipped, and what survives damage."""
 
+import bz2
 import dataclasses
 import gzip
 import io
 import json
+import lzma
 import random
 import tarfile
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from camray.archive.readers import packed_format
 from camray.errors import ErrorCode
 from camray.records import Status
 from tests.archive.makers import CONFIG, END, entry, header, octal, png, read, tar_of
@@ -258,3 +262,31 @@ def test_no_damage_is_silent(tmp_path, data):
     whole[at] ^= data.draw(st.integers(1, 255))
     found, code, _ = read(tmp_path, bytes(whole))
     assert code is not None or [m.name for m in found] == [n for n, _ in members]
+
+
+def test_a_tar_packed_by_anything_common_is_read_whatever_its_name_says(tmp_path):
+    data = tar_of([("dog/1.png", png(1)), ("dog/2.png", png(2)), ("dog/2.cls", b"4")])
+    zstd = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(zstd, "zstd") as file:
+        file.write(data)
+    packed = {
+        "gz": gzip.compress(data), "bz2": bz2.compress(data), "xz": lzma.compress(data),
+        "zst": zstd.getvalue().to_pybytes(),
+    }  # fmt: skip
+    for ending, whole in packed.items():
+        assert packed_format(f"a.tar.{ending}") == "tar"
+        members, code, _ = read(tmp_path, whole)
+        assert code is None, ending
+        assert [(m.content, m.label, m.label_class) for m in members] == [
+            (png(1), "dog", None), (png(2), "dog", 4),
+        ]  # fmt: skip
+        _, code, _ = read(tmp_path, whole[: len(whole) // 2])
+        assert code in (ErrorCode.SHARD_TRUNCATED, ErrorCode.SHARD_CORRUPT), ending
+
+
+def test_a_metadata_file_in_a_tar_is_said_to_be_unused(tmp_path):
+    members, _, _ = read(
+        tmp_path, tar_of([("a.png", png()), ("metadata.csv", b"file_name,label\na.png,x\n")])
+    )
+    assert [m.label for m in members] == [None, None]
+    assert members[1].note.startswith("metadata file inside a tar, not used")

@@ -3,10 +3,17 @@
 import dataclasses
 import io
 import stat
+import struct
 import zipfile
+import zlib
 
-from camray.errors import ErrorCode
-from camray.records import Status
+import pytest
+
+from camray.archive.files import read_files
+from camray.archive.listing import list_archive
+from camray.config import ArchiveConfig
+from camray.errors import ErrorCode, UsageError
+from camray.records import Shard, Status
 from tests.archive.makers import CONFIG, png, read, tar_of
 
 
@@ -112,3 +119,116 @@ def test_names_that_are_no_utf8(tmp_path):
     assert members == []
     assert code == ErrorCode.SHARD_UNREADABLE
     assert "utf-8" in message
+
+
+# ── what other programs' zips look like ──────────────────────────────────────────────────────────
+
+
+def zip_by_hand(members, system=3, flags=0, extra=lambda name: b""):
+    """A zip whose names are the given bytes, as a program of that system writes them; no standard library."""
+    body, directory = b"", b""
+    for name, data in members:
+        more = extra(name)
+        fixed = struct.pack(
+            "<HHHHHIIIHH", 20, flags, 0, 0, 33, zlib.crc32(data), len(data), len(data), len(name), len(more)
+        )
+        tail = struct.pack("<HHHII", 0, 0, 0, 0, len(body))
+        directory += b"PK\1\2" + struct.pack("<BB", 20, system) + fixed + tail + name + more
+        body += b"PK\3\4" + fixed + name + more + data
+    end = struct.pack("<HHHHIIH", 0, 0, len(members), len(members), len(directory), len(body), 0)
+    return body + directory + b"PK\5\6" + end
+
+
+def test_names_without_the_flag_are_utf8_where_they_can_be(tmp_path):
+    """macOS and many libraries write UTF-8 and do not say so; labels must still find their image."""
+    whole = zip_by_hand([("Übung/ö.png".encode(), png(1)), ("Übung/ö.cls".encode(), b"3")])
+    members, code, _ = read(tmp_path, whole, "zip")
+    assert (code, [(m.name, m.label_class) for m in members]) == (None, [("Übung/ö.png", 3)])
+    assert "read as utf-8" in members[0].note
+
+
+def test_names_in_another_encoding_are_read_as_told_and_said_to_be_guessed(tmp_path):
+    whole = zip_by_hand([("日本.png".encode("shift_jis"), png(1)), (b"plain.png", png(2))])
+    members, _, _ = read(tmp_path, whole, "zip")
+    assert members[0].name == "日本.png".encode("shift_jis").decode("cp437")
+    assert "cp437" in members[0].note
+    assert members[1].note == ""
+    told = dataclasses.replace(CONFIG, zip_encoding="shift_jis")
+    members, _, _ = read(tmp_path, whole, "zip", told)
+    assert ([m.name for m in members], members[0].content) == (["日本.png", "plain.png"], png(1))
+
+
+def test_a_name_that_says_its_encoding_is_no_guess(tmp_path):
+    raw = "ü.png".encode("cp850")
+    path = b"\1" + struct.pack("<I", zlib.crc32(raw)) + "ü.png".encode()
+    whole = zip_by_hand([(raw, png())], extra=lambda _: struct.pack("<HH", 0x7075, len(path)) + path)
+    for data in (whole, zip_by_hand([("ü.png".encode(), png())], flags=0x800)):
+        members, _, _ = read(tmp_path, data, "zip")
+        assert [(m.name, m.note) for m in members] == [("ü.png", "")]
+
+
+@pytest.mark.parametrize("system", [0, 10, 11, 3])
+def test_a_backslash_separates_folders_in_zips_of_windows(tmp_path, system):
+    members = [(b"train\\", b""), (b"train\\dog\\", b""), (b"train\\dog\\1.png", png(1))]
+    found, _, _ = read(tmp_path, zip_by_hand(members, system), "zip")
+    assert [(m.name, m.label, m.error_code) for m in found] == [("train/dog/1.png", "dog", None)]
+
+
+def test_a_backslash_is_part_of_a_name_in_zips_of_unix_with_folders(tmp_path):
+    found, _, _ = read(tmp_path, zip_by_hand([(b"a\\b.png", png(1)), (b"dog/1.png", png(2))]), "zip")
+    assert [m.name for m in found] == ["a\\b.png", "dog/1.png"]
+    found, _, _ = read(tmp_path, zip_by_hand([(b"dog/x\\1.png", png(2))], system=0), "zip")
+    assert [m.name for m in found] == ["dog/x/1.png"]
+
+
+def test_class_folders_and_metadata_count_as_in_a_folder(tmp_path):
+    table = b"file_name,label,mask\n1.png,cat,m/1.png\n2.png,,\n"
+    data = [
+        ("train/dog/1.png", png(1)), ("train/dog/2.png", png(2)), ("train/dog/2.cls", b"7"),
+        ("set/1.png", png(3)), ("set/2.png", png(4)), ("set/m/1.png", png(5)), ("set/metadata.csv", table),
+    ]  # fmt: skip
+    members, code, _ = read(tmp_path, zip_of(data), "zip")
+    assert code is None
+    said = {m.name: (m.label, m.label_class, m.mask) for m in members if m.content}
+    assert said == {
+        "train/dog/1.png": ("dog", None, None),
+        "train/dog/2.png": ("dog", 7, None),
+        "set/1.png": ("cat", None, png(5)),
+        "set/2.png": (None, None, None),  # named by metadata, which has no label for it
+        "set/m/1.png": ("set", None, None),
+    }
+    for name, content in data:
+        place = tmp_path / "unpacked" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    listing = list_archive(ArchiveConfig(path=str(tmp_path / "unpacked")))
+    loose = read_files(Shard("x", "files", 0, "", listing.files, listing.root), CONFIG, lambda _: True)
+    assert {m.name: (m.label, m.label_class, m.mask) for m in loose} == said
+
+
+def test_metadata_that_cannot_be_understood_or_a_mask_that_is_missing_is_named(tmp_path):
+    data = [("1.png", png()), ("metadata.csv", b"file_name,bbox\n1.png,1 2 3\n")]
+    _, code, message = read(tmp_path, zip_of(data), "zip")
+    assert code == ErrorCode.SHARD_UNREADABLE
+    assert message.startswith("metadata.csv line 2: bbox is ")
+    data = [("1.png", png()), ("metadata.csv", b"file_name,mask\n1.png,m.png\n")]
+    members, _, _ = read(tmp_path, zip_of(data), "zip")
+    assert members[0].error_code == ErrorCode.MEMBER_UNREADABLE
+    assert members[0].error_message == "mask m.png: not in the zip, or not to be opened"
+
+
+def test_the_last_part_of_a_split_zip_is_named(tmp_path):
+    whole = zip_of([("a.png", png())])
+    at = whole.rindex(b"PK\5\6") + 4
+    part = whole[:at] + b"\1\0\1\0" + whole[at + 4 :]
+    _, code, message = read(tmp_path, part, "zip")
+    assert code == ErrorCode.SHARD_UNREADABLE
+    assert "the last of 2 parts of a split zip" in message
+    with pytest.raises(UsageError, match="zip -s 0"):
+        list_archive(ArchiveConfig(path=str(tmp_path / "shard.zip")))
+
+
+@pytest.mark.parametrize("name", ["klingon", "base64", "a\0b"])
+def test_an_encoding_that_is_none_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match="--zip-encoding"):
+        list_archive(ArchiveConfig(path=str(tmp_path), zip_encoding=name))
