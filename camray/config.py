@@ -94,6 +94,9 @@ class ArchiveConfig:
         None, "only N images, drawn with --seed", "--sample N", 1, common="explain plan compare",
         told={"compare": "images, drawn once and kept (2000)"})
     seed: int = setting(0, "seed of the sample", "--seed S")
+    rehash: bool = setting(
+        False, "read what is committed too, and do again what a listing cannot see has changed", "--rehash",
+        verbs=RUNS)
     image_column: str | None = setting(
         None, "Parquet: column of images; a list: of paths; default: by name and type", "--image-column NAME")
     label_column: str | None = setting(

@@ -61,6 +61,7 @@ class Shard:
     files: tuple[LooseFile, ...] = ()
     root: str = ""  # files only: the folder that `files` are relative to, or the list that names them
     selection: tuple[int, ...] | None = None
+    reread: str = ""  # names the images themselves, where `--rehash` found others than a listing can tell
 
     @property
     def key(self) -> str:
@@ -69,7 +70,13 @@ class Shard:
 
     @property
     def content_key(self) -> str:
-        """8 hex digits naming this content of the shard: its version and the selection from it."""
+        """16 hex digits naming this content of the shard: size, version, the selection; more where reread."""
+        listed = _digest(f"{self.size_bytes}|{self.version}|{self.selection}", 8)
+        return f"{listed}r{self.reread}" if self.reread else listed
+
+    @property
+    def former_content_key(self) -> str:
+        """8 hex digits, without the size: how files of 0.1.0 name this content."""
         return _digest(f"{self.version}|{self.selection}", 4)
 
     @property

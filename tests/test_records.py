@@ -71,13 +71,16 @@ def test_shard_key_follows_the_place_and_content_key_the_content() -> None:
     assert base.content_key != shard(selection=(0,)).content_key
     assert base.content_key == shard(uri="/data/b.tar").content_key
     assert base.id == f"{base.key}-{base.content_key}"
-    assert len(base.id) == 16 + 1 + 8
+    assert base.content_key != shard(size_bytes=11).content_key
+    assert base.content_key != shard(reread="0" * 16).content_key
+    assert len(base.id) == 16 + 1 + 16
     assert shard(uri="/data/\udcff.tar").key  # a name that is no UTF-8
 
 
 def test_shard_identity_is_stable_over_releases() -> None:
     """Record files are found again by these names: a change here orphans every OUT there is."""
-    assert shard().id == "3919cddc380e7964-a449ae67"
+    assert shard().id == "3919cddc380e7964-d27d5e3c088ee63f"
+    assert shard().former_content_key == "a449ae67"  # as 0.1.0 named it
 
 
 def test_the_files_of_a_group_do_not_name_it() -> None:

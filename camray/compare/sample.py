@@ -40,6 +40,12 @@ class Part:
     uri: str
     version: str
     indices: tuple[int, ...]
+    size_bytes: int | None = None  # not known to samples of 0.1.0
+
+    def is_of(self, shard: Shard | None) -> bool:
+        """Tell whether a shard, as listed now, is what was drawn from."""
+        same_size = shard is not None and self.size_bytes in (None, shard.size_bytes)
+        return shard is not None and same_size and shard.version == self.version
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class Sample:
             UsageError: a shard of the sample changed or is gone.
         """
         now = {shard.key: shard for shard in listed}
-        lost = [p.uri for p in self.parts if p.key not in now or now[p.key].version != p.version]
+        lost = [p.uri for p in self.parts if not p.is_of(now.get(p.key))]
         if lost:
             what = f"{len(lost)} of {len(self.parts)} shards of the sample changed or are gone ({lost[0]})"
             raise UsageError("ARCHIVE", what, "--seed N draws another sample")
@@ -88,7 +94,7 @@ def read_sample(out: Folder, name: str) -> Sample | None:
     if not out.exists(path):
         return None
     tree = json.loads(out.read(path))
-    parts = tuple(Part(p["key"], p["uri"], p["version"], tuple(p["indices"])) for p in tree["parts"])
+    parts = tuple(Part(**{**p, "indices": tuple(p["indices"])}) for p in tree["parts"])
     return Sample(**{**tree, "parts": parts, "stratified_by": tuple(tree["stratified_by"])})
 
 
@@ -107,7 +113,9 @@ def freeze(
     for key, index in (places[i] for i in _evenly(len(places), min(PICTURED, len(places)), 0.5)):
         pictured.setdefault(key, []).append(index)
     parts = tuple(
-        Part(s.key, s.uri, s.version, tuple(sorted(by_key[s.key]))) for s in shards if s.key in by_key
+        Part(s.key, s.uri, s.version, tuple(sorted(by_key[s.key])), s.size_bytes)
+        for s in shards
+        if s.key in by_key
     )
     return Sample(sample_id(asked), dict(asked), tuple(stratified_by), population, parts, pictured)
 

@@ -18,6 +18,7 @@ from camray.archive.members import select
 from camray.archive.names import file_kind
 from camray.config import Config, Explainer
 from camray.errors import EmptyArchiveError, UsageError, printable
+from camray.job.rehash import rehashed
 from camray.ledger.intake import Grouping, group_files, recall
 from camray.ledger.out import RUNS, TABLE, log_folder
 from camray.ledger.plan import Plan, ShardTask, make_plan
@@ -74,6 +75,8 @@ def prepare(config: Config) -> Prepared:
     chosen = select(listing, config.archive)
     grouping = grouped(out, listing, committed.holds)
     shards = chosen_shards(chosen, listing, grouping)
+    if config.archive.rehash:
+        shards = rehashed(out, shards, committed, config.archive)
     plan = make_plan(out, explainer.id, shards, committed, config.run.chunk_size)
     return Prepared(config, out, listing, explainer, model, table, grouping, plan)
 

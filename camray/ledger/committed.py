@@ -67,13 +67,21 @@ def parse_name(path: str) -> tuple[str, str, int]:
 
 def is_committed(shard: Shard, files: Sequence[RecordFile]) -> bool:
     """Tell whether `files` of the shard are of its content, or of all of it where a part is asked for."""
-    return any(f.content_key in _sufficient(shard) for f in files)
+    contents = _sufficient(shard)
+    return any(_listed_key(f.content_key, shard) in contents for f in files)
 
 
 def _sufficient(shard: Shard) -> set[str]:
     """Give the content keys that make a shard done."""
-    whole = set() if shard.selection is None else {replace(shard, selection=None).content_key}
-    return {shard.content_key} | whole
+    if shard.reread:
+        return {shard.content_key}
+    whole = () if shard.selection is None else (replace(shard, selection=None),)
+    return {key for s in (shard, *whole) for key in (s.content_key, s.former_content_key)}
+
+
+def _listed_key(content_key: str, shard: Shard) -> str:
+    """Give what a listing can know of a content: all of it, but for what a reading once told besides."""
+    return content_key if shard.reread else content_key.partition("r")[0]
 
 
 class CommittedFiles(Mapping[str, list[RecordFile]]):
@@ -96,7 +104,11 @@ class CommittedFiles(Mapping[str, list[RecordFile]]):
 
     def holds(self, shard: Shard) -> bool:
         """Tell whether the shard is committed, as `is_committed` does, without making objects of files."""
-        return any(self._span(f"{shard.key}-{content}") for content in _sufficient(shard))
+        return any(
+            _listed_key(self._ids[i].partition("-")[2], shard) == content
+            for content in _sufficient(shard)
+            for i in self._span(f"{shard.key}-{content}")
+        )
 
     def __getitem__(self, key: str) -> list[RecordFile]:
         span = self._span(f"{key}-")
