@@ -34,6 +34,7 @@ _LASTING = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|status( code)?\W+(301|400|401|403|411)\b"
 )
 _SECRET_OPTIONS = ("secret", "token", "password", "signature", "credential", "access_key", "access-key")
+_ANONYMOUS = "anonymous"
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # at most, and less where the umask says so: nobody else may write
 
 
@@ -222,22 +223,49 @@ def open_folder(place: str, field: str) -> Folder:
         raise UsageError(field, printable(f"{place!r} holds a zero byte"), "give a path or a URI")
     scheme, separator, rest = place.partition("://")
     if not separator:
-        local = Path(os.path.normpath(Path(place).expanduser().absolute()))  # one name for one place
-        return Folder(str(local), pafs.LocalFileSystem(), str(local))
+        return _local(Path(place).expanduser())
     if scheme not in SCHEMES:
         raise UsageError(field, f"scheme {scheme!r} is not supported", f"use a path or {', '.join(SCHEMES)}")
     if scheme != "file" and not rest.strip("/"):
         raise UsageError(field, f"{place} names no bucket", f"{scheme}://BUCKET/PATH")
-    if scheme != "file" and "//" in rest.partition("?")[0].rstrip("/"):
+    if has_empty_part(place):
         raise UsageError(field, f"{printable(place)} has an empty part between two slashes", "leave one out")
-    names = {name.lower() for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True)}
-    if "@" in rest.partition("/")[0] or any(word in name for name in names for word in _SECRET_OPTIONS):
+    address, query, options = rest.partition("?")
+    names = {name.lower() for name, _ in parse_qsl(options, keep_blank_values=True)}
+    user, at, _ = address.partition("/")[0].rpartition("@")
+    if (at and user != _ANONYMOUS) or any(word in name for name in names for word in _SECRET_OPTIONS):
         raise UsageError(field, "credentials in the URI are refused", "set them in the environment")
+    if at and field == "OUT":
+        raise UsageError(field, "nobody writes without credentials", "leave out `anonymous@`")
     try:
-        fs, path = pafs.FileSystem.from_uri(place)
+        fs, path = _file_system(place, scheme, bool(at))
     except (OSError, ValueError) as error:
         raise UsageError(field, printable(f"{place}: {error}"), f"{scheme}://BUCKET/PATH") from None
-    return Folder(str(path) if isinstance(fs, pafs.LocalFileSystem) else place.rstrip("/"), fs, path)
+    if isinstance(fs, pafs.LocalFileSystem):
+        return _local(Path(path))
+    return Folder(f"{scheme}://{address.rstrip('/')}{query}{options}", fs, path.rstrip("/"))
+
+
+def _local(place: Path) -> Folder:
+    path = os.path.normpath(place.absolute())  # one name for one place
+    return Folder(path, pafs.LocalFileSystem(), path)
+
+
+def has_empty_part(uri: str) -> bool:
+    """Tell whether an object's address has an empty part, `a//b`: a key may, but no library opens it."""
+    scheme, separator, rest = uri.partition("://")
+    return bool(separator) and scheme != "file" and "//" in rest.partition("?")[0].rstrip("/")
+
+
+def _file_system(uri: str, scheme: str, is_anonymous: bool) -> tuple[pafs.FileSystem, str]:
+    """Resolve a URI; `anonymous@` before the bucket, as Ray and Arrow write it, signs no request."""
+    if not is_anonymous or scheme != "s3":
+        fs, path = pafs.FileSystem.from_uri(uri)
+        return fs, path
+    fs, path = pafs.FileSystem.from_uri(uri.replace(f"{_ANONYMOUS}@", "", 1))
+    given = dict(parse_qsl(uri.partition("?")[2]))
+    options = {name: given[name] for name in ("scheme", "endpoint_override") if name in given}
+    return pafs.S3FileSystem(anonymous=True, region=fs.region, **options), path
 
 
 def _write_local(files: Mapping[Path, bytes]) -> None:

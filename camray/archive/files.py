@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from camray.archive.annotations import (
     Annotation,
@@ -20,22 +20,25 @@ from camray.archive.annotations import (
     whole_of,
 )
 from camray.archive.names import extension_of, file_kind, stem_of
-from camray.archive.places import base_of, leads_out, locate
+from camray.archive.places import finder, leads_out
 from camray.archive.readers import IsNeeded, failed, size_problem, skipped
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ImageError, UsageError, printable
 from camray.records import LooseFile, Member, Shard
 from camray.storage import Folder
 
+Finder = Callable[[str], tuple[Folder, str]]
+"""What finds the folder to open a loose file in, and the path inside it."""
+
 
 def read_files(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterator[Member]:
     """Yield one member per file of the group. A file that vanished is a failed member."""
-    base = base_of(shard.root)
+    find = finder(shard.root)
     for index, file in enumerate(shard.files):
-        yield _member(base, file, index, config, is_needed)
+        yield _member(find, file, index, config, is_needed)
 
 
-def _member(base: Folder, file: LooseFile, index: int, config: ArchiveConfig, is_needed: IsNeeded) -> Member:
+def _member(find: Finder, file: LooseFile, index: int, config: ArchiveConfig, is_needed: IsNeeded) -> Member:
     kind, limit = file_kind(file.path), config.max_member_bytes
     if kind != "image":
         what = "no image has this name" if kind == "sidecar" else f"a .{extension_of(file.path)} file"
@@ -44,17 +47,17 @@ def _member(base: Folder, file: LooseFile, index: int, config: ArchiveConfig, is
         return failed(index, file.path, ErrorCode.MEMBER_TOO_LARGE, problem)
     if not is_needed(index):
         return Member(index, file.path)
-    annotation = _annotation(base, file, config)
+    annotation = _annotation(find, file, config)
     try:
-        content = _content(base, file.path, limit)
+        content = _content(find, file.path, limit)
         name = annotation.mask
-        mask = None if name is None else _content(base, name, limit, f"mask {name}: ")
+        mask = None if name is None else _content(find, name, limit, f"mask {name}: ")
     except ImageError as error:
         return annotated(failed(index, file.path, error.code, error.message), annotation)
     return annotated(Member(index, file.path, content, mask=mask), annotation)
 
 
-def _content(base: Folder, path: str, limit: int, role: str = "") -> bytes:
+def _content(find: Finder, path: str, limit: int, role: str = "") -> bytes:
     """Read a whole file; `role` stands before the message.
 
     Raises:
@@ -62,8 +65,8 @@ def _content(base: Folder, path: str, limit: int, role: str = "") -> bytes:
             well, for its record would say too little.
     """
     try:
-        content = _opened(base, path, limit + 1)
-    except (OSError, UsageError) as error:
+        content = _opened(find, path, limit + 1)
+    except (OSError, UsageError, ValueError) as error:  # of an odd key Arrow says ValueError
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise ImageError(ErrorCode.MEMBER_UNREADABLE, printable(role + reason)) from None
     if len(content) > limit:
@@ -72,12 +75,12 @@ def _content(base: Folder, path: str, limit: int, role: str = "") -> bytes:
     return content
 
 
-def _opened(base: Folder, path: str, limit: int) -> bytes:
+def _opened(find: Finder, path: str, limit: int) -> bytes:
     if "\0" in path:
         raise OSError("a path with a zero byte")
     if leads_out(path):
         raise OSError("leads out of the list's folder by `..`")
-    return _read(*locate(base, path), limit)
+    return _read(*find(path), limit)
 
 
 def _read(root: Folder, path: str, limit: int) -> bytes:
@@ -85,22 +88,22 @@ def _read(root: Folder, path: str, limit: int) -> bytes:
     if not root.is_local:
         with root.open(path) as file:
             return bytes(file.read(limit))
-    handle = os.open(os.path.join(root.path, path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = os.open(root.at(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as local:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError("no longer a regular file")
         return local.read(limit)
 
 
-def _annotation(base: Folder, file: LooseFile, config: ArchiveConfig) -> Annotation:
+def _annotation(find: Finder, file: LooseFile, config: ArchiveConfig) -> Annotation:
     noted, is_labelled = from_note(file.note)
     beside = []
     for ending in file.sidecars:
         extension = ending.lower()
         try:
-            content = _read(base, f"{stem_of(file.path)}.{ending}", size_cap(extension) + 1)
+            content = _read(*find(f"{stem_of(file.path)}.{ending}"), size_cap(extension) + 1)
             beside.append((extension, read_sidecar(extension, content, config)))
-        except OSError:
+        except (OSError, ValueError):
             continue
     is_inside = not file.path.startswith("/") and "://" not in file.path
     return whole_of(file.path if is_inside else "", noted, is_labelled, merged(beside))

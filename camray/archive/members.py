@@ -22,7 +22,7 @@ from camray.archive.readers import IsNeeded, readers
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, UsageError, printable
 from camray.records import LooseFile, Member, Shard, Status
-from camray.storage import Folder, open_folder
+from camray.storage import Folder, has_empty_part, open_folder
 
 
 def _every(_: int) -> bool:
@@ -72,6 +72,8 @@ def _members(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterat
     if shard.format == "files":
         yield from read_files(shard, config, is_needed)
         return
+    if has_empty_part(shard.uri):
+        raise ShardError(ErrorCode.SHARD_UNREADABLE, "its key has an empty part (//), which cannot be opened")
     place = open_folder(shard.uri, "shard")
     size = _check_unchanged(place, shard)
     if size == 0:

@@ -13,7 +13,7 @@ import os
 import posixpath
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 
 from pyarrow import fs as pafs
@@ -194,20 +194,32 @@ def leads_out(path: str) -> bool:
 def base_of(root: str) -> Folder:
     """Give the folder that loose files are relative to: `root` itself, or the folder of the list it is."""
     place = open_folder(root, "ARCHIVE")
-    if not table_ending(place.path) or place.kind() != pafs.FileType.File:
-        return place
-    address, query, options = place.uri.partition("?")
-    return open_folder((address.rpartition("/")[0] or "/") + query + options, "ARCHIVE")
+    return place.parent()[0] if _is_list(place) else place
+
+
+def finder(root: str) -> Callable[[str], tuple[Folder, str]]:
+    """Give what finds the folder to open a loose file in, and the path inside it.
+
+    A list may name places anywhere. What a folder holds lies in it, whatever its name looks like.
+    """
+    place = open_folder(root, "ARCHIVE")
+    if _is_list(place):
+        return partial(locate, place.parent()[0])
+    return lambda path: (place, path)
+
+
+def _is_list(place: Folder) -> bool:
+    return bool(table_ending(place.path)) and place.kind() == pafs.FileType.File
 
 
 def locate(base: Folder, path: str) -> tuple[Folder, str]:
-    """Find the folder to open a listed path in, and the path inside it."""
+    """Find the folder to open a path of a list in, and the path inside it."""
     if "://" in path:
         scheme, _, rest = path.partition("://")
         host, _, inner = rest.partition("/")
         inner, query, options = inner.partition("?")
         return _store(f"{scheme}://{host or '/'}{query}{options}"), inner
-    if path.startswith("/") and not base.is_local:
+    if path.startswith("/"):
         return _store("/"), path.removeprefix("/")
     return base, path
 
@@ -226,7 +238,7 @@ def look_up(paths: Iterable[str], base: Folder) -> Iterator[Entry]:
             continue
         folder, inner = locate(base, path)
         if folder.is_local:
-            yield _look_up_local(path, os.path.join(folder.path, inner))
+            yield _look_up_local(path, folder.at(inner))
         else:
             remote.setdefault(folder.uri, (folder, []))[1].append((path, inner))
     for folder, asked in remote.values():

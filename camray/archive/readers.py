@@ -19,7 +19,7 @@ from camray.archive.names import extension_of, junk_part, may_hold_images
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, UsageError, printable
 from camray.records import Member, Shard, Status
-from camray.storage import open_folder
+from camray.storage import has_empty_part, open_folder
 
 FORMATS = (
     "tar",
@@ -112,6 +112,8 @@ def check_shards(shards: Sequence[Shard], config: ArchiveConfig, has_others: boo
 def _passes(reader: Reader, shard: Shard, config: ArchiveConfig) -> bool:
     """Check one shard; False where it cannot be read."""
     assert reader.check is not None
+    if has_empty_part(shard.uri):
+        return False
     try:
         with open_folder(shard.uri, "ARCHIVE").open() as file:
             reader.check(file, shard.size_bytes, config)
