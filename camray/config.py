@@ -86,6 +86,8 @@ class ArchiveConfig:
     """Which images."""
 
     path: str = setting("", "folder, tar, zip, Parquet or list of paths; path or URI", "ARCHIVE")
+    name: str | None = setting(
+        None, "what OUT calls ARCHIVE: the path where it lay before", "--archive-name NAME")
     include: tuple[str, ...] = setting((), "only these paths (repeatable)", "--include GLOB")
     exclude: tuple[str, ...] = setting((), "not these paths (repeatable)", "--exclude GLOB")
     limit: int | None = setting(

@@ -61,6 +61,7 @@ class Shard:
     files: tuple[LooseFile, ...] = ()
     root: str = ""  # files only: the folder that `files` are relative to, or the list that names them
     selection: tuple[int, ...] | None = None
+    place: str = ""  # where it is opened, if elsewhere than `uri` says: the archive was moved
     reread: str = ""  # names the images themselves, where `--rehash` found others than a listing can tell
 
     @property

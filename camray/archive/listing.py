@@ -15,13 +15,13 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from pyarrow import fs as pafs
 
 from camray.archive.annotations import Annotation, to_note
-from camray.archive.names import extension_of, file_kind, name_kind, stem_of
+from camray.archive.names import extension_of, file_kind, name_kind, stem_of, table_ending
 from camray.archive.places import base_of, entry_now, find_files, leads_out, locate, look_up
 from camray.archive.readers import check_shards, packed_format, readers
 from camray.archive.sniff import is_packed, looks_like
@@ -40,6 +40,12 @@ class Listing:
     root: str = ""
     files: tuple[LooseFile, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)  # how many, by reason
+    name: str = ""  # what OUT calls `root`, if otherwise
+
+    @property
+    def identity(self) -> str:
+        """What OUT calls the place that the loose files are relative to."""
+        return self.name or self.root
 
 
 def list_archive(config: ArchiveConfig) -> Listing:
@@ -57,12 +63,42 @@ def list_archive(config: ArchiveConfig) -> Listing:
     if kind == pafs.FileType.NotFound:
         raise _missing(folder)
     if kind == pafs.FileType.Directory:
-        return _from_folder(folder, *find_files(folder, config.include), config)
-    if kind != pafs.FileType.File:
+        listing = _from_folder(folder, *find_files(folder, config.include), config)
+    elif kind != pafs.FileType.File:
         raise UsageError("ARCHIVE", f"{folder.uri} is neither a file nor a folder", "name one of the two")
-    if is_list(folder, config):
-        return _from_list(folder, config)
-    return _from_file(folder, config)
+    else:
+        listing = _from_list(folder, config) if is_list(folder, config) else _from_file(folder, config)
+    return called(listing, config.path, config.name) if config.name else listing
+
+
+def called(listing: Listing, path: str, name: str) -> Listing:
+    """Give a listing of the archive at `path` the identity it has at `name`: shards, root of loose files.
+
+    Where its files are opened stays as it is. So an archive that was moved, or is reached by another path, is
+    the same archive for OUT.
+    """
+    here, there = open_folder(path, "ARCHIVE").uri, name.rstrip("/") or "/"
+    pairs = [(here, there)]
+    if here != listing.root or table_ending(_address(here)):  # a file: its neighbours went along with it
+        pairs.append((_above(here), _above(there)))
+
+    def moved(uri: str) -> str:
+        address, options = _address(uri), there.removeprefix(_address(there))
+        for old, new in pairs:
+            if address == _address(old) or address.startswith(_address(old) + "/"):
+                return _address(new) + address.removeprefix(_address(old)) + options
+        return uri
+
+    shards = [replace(shard, uri=moved(shard.uri), place=shard.uri) for shard in listing.shards]
+    return replace(listing, shards=tuple(shards), name=moved(listing.root))
+
+
+def _address(uri: str) -> str:
+    return uri.partition("?")[0] if "://" in uri else uri
+
+
+def _above(uri: str) -> str:
+    return _address(uri).rpartition("/")[0] or uri
 
 
 def _check_encoding(name: str | None) -> None:

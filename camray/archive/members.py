@@ -72,9 +72,10 @@ def _members(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterat
     if shard.format == "files":
         yield from read_files(shard, config, is_needed)
         return
-    if has_empty_part(shard.uri):
+    uri = shard.place or shard.uri
+    if has_empty_part(uri):
         raise ShardError(ErrorCode.SHARD_UNREADABLE, "its key has an empty part (//), which cannot be opened")
-    place = open_folder(shard.uri, "shard")
+    place = open_folder(uri, "shard")
     size = _check_unchanged(place, shard)
     if size == 0:
         raise ShardError(ErrorCode.SHARD_UNREADABLE, "an empty file: 0 bytes")
@@ -130,7 +131,7 @@ def image_indices(shard: Shard, config: ArchiveConfig) -> Iterator[int]:
     reader = readers().get(shard.format)
     if reader is not None and reader.count is not None:
         try:
-            with open_folder(shard.uri, "shard").open() as file:
+            with open_folder(shard.place or shard.uri, "shard").open() as file:
                 yield from range(reader.count(file, shard.size_bytes))
                 return
         except OSError:
@@ -192,4 +193,4 @@ def _with_files(
     listing: Listing, shards: list[Shard], files: list[LooseFile], dropped: Counter[str]
 ) -> Listing:
     dropped["file not selected"] += len(listing.files) - len(files)
-    return Listing(tuple(shards), listing.root, tuple(files), +dropped)
+    return replace(listing, shards=tuple(shards), files=tuple(files), left_out=+dropped)

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from camray.archive.listing import list_archive
 from camray.archive.members import image_indices, select
 from camray.compare.panel import SCORES, Panel
 from camray.compare.sample import FIELDS, Sample, draw, explained_images, freeze, read_sample, sample_id
 from camray.config import ArchiveConfig, Config, Explainer
 from camray.errors import EmptyArchiveError, UsageError
-from camray.job.prepare import Inputs, check_out, chosen_shards, grouped, top_folders
+from camray.job.prepare import Inputs, check_out, chosen_shards, grouped, listed_for, top_folders
 from camray.ledger.out import PANELS, ids_in, panel_file
 from camray.ledger.plan import Plan, make_plan
 from camray.ledger.table import Table
@@ -55,7 +54,7 @@ def prepare(config: Config) -> Comparison:
     config = replace(
         config, run=replace(config.run, chunk_size=CHUNK, batch_size=config.run.batch_size or BATCH)
     )
-    listing = list_archive(config.archive)
+    listing = listed_for(out, config.archive)
     if not listing.shards and not listing.files:
         raise _nothing(config)
     from camray.explain.explainer import resolve  # torch: late, so that bad options are told at once
@@ -106,7 +105,7 @@ def _sample_request(config: Config) -> dict[str, Any]:
         if name not in FIELDS:
             raise UsageError("--stratify", f"no column {name!r}", f"some of {', '.join(FIELDS)}")
     return {
-        "archive": a.path, "include": a.include, "exclude": a.exclude, "seed": a.seed,
+        "archive": a.name or a.path, "include": a.include, "exclude": a.exclude, "seed": a.seed,
         "count": a.sample or SAMPLE, "stratify": stratify,
     }  # fmt: skip
 

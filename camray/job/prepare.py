@@ -5,6 +5,7 @@ Config ──prepare──> Prepared      Everything that can be refused is refu
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from pyarrow import fs as pafs
 
-from camray.archive.listing import Listing, list_archive
+from camray.archive.listing import Listing, called, list_archive
 from camray.archive.members import select
 from camray.archive.names import file_kind
-from camray.config import Config, Explainer
+from camray.config import ArchiveConfig, Config, Explainer
 from camray.errors import EmptyArchiveError, UsageError, printable
 from camray.job.rehash import rehashed
 from camray.ledger.intake import Grouping, group_files, recall
@@ -58,7 +59,7 @@ def prepare(config: Config) -> Prepared:
         EmptyArchiveError: nothing to explain.
     """
     out = check_out(config)
-    listing = list_archive(config.archive)
+    listing = listed_for(out, config.archive)
     is_empty = not listing.shards and not any(file_kind(file.path) == "image" for file in listing.files)
     if is_empty and not config.run.allow_empty:
         others = f", but {len(listing.files):,} other files" if listing.files else ""
@@ -156,11 +157,27 @@ def _is_writable(folder: Path) -> bool:
         return False
 
 
+def listed_for(out: Folder, archive: ArchiveConfig) -> Listing:
+    """List the archive under the identity that OUT knows it by.
+
+    Without `--archive-name` that is its path without symbolic links; or as given, where OUT knows it so.
+    """
+    listing = list_archive(archive)
+    given = open_folder(archive.path, "ARCHIVE")
+    resolved = os.path.realpath(given.path) if given.is_local else given.path
+    if archive.name or resolved == given.path:
+        return listing
+    keys = {shard.key for shard in listing.shards}
+    is_known = Table(out).holds_any(keys) or recall(out, listing.root)
+    return listing if is_known else called(listing, archive.path, resolved)
+
+
 def grouped(out: Folder, listing: Listing, is_committed: Callable[[Shard], bool]) -> Grouping | None:
     """Group the loose images into shards, as OUT remembers them; None where there are none."""
     if not listing.files:
         return None
-    return group_files(listing.root, listing.files, recall(out, listing.root), is_committed)
+    name = listing.identity
+    return group_files(name, listing.files, recall(out, name), is_committed)
 
 
 def chosen_shards(chosen: Listing, listing: Listing, grouping: Grouping | None) -> list[Shard]:
@@ -169,7 +186,7 @@ def chosen_shards(chosen: Listing, listing: Listing, grouping: Grouping | None) 
     paths = {f.path for f in chosen.files}
     shards = list(chosen.shards)
     for group in grouping.groups if grouping is not None else ():
-        shard = group.shard(listing.root)
+        shard = group.shard(listing.identity, listing.root)
         indices = tuple(i for i, f in enumerate(group.files) if f.path in paths)
         if everything or len(indices) == len(group.files):
             shards.append(shard)

@@ -50,8 +50,8 @@ class Group:
     files: tuple[LooseFile, ...]
     present: tuple[int, ...] | None = None  # positions of the files to read; None: all
 
-    def shard(self, root: str) -> Shard:
-        """Give the shard it is for the rest of the flow."""
+    def shard(self, root: str, place: str = "") -> Shard:
+        """Give the shard it is for the rest of the flow; `place`: where the files lie, if not at `root`."""
         content = "\n".join(f"{f.path}\t{f.size_bytes}\t{f.version}" for f in self.files)
         return Shard(
             uri=f"{root}#{self.number:06d}",
@@ -59,7 +59,7 @@ class Group:
             size_bytes=sum(f.size_bytes for f in self.files),
             version=hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest(),
             files=self.files,
-            root=root,
+            root=place or root,
             selection=self.present,
         )
 

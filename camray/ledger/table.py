@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -174,6 +175,13 @@ class Table:
         if self._read is None or self._read[:2] != (version, explainer):
             self._read = version, explainer, CommittedFiles(self._files(explainer))
         return self._read[2]
+
+    def holds_any(self, keys: AbstractSet[str]) -> bool:
+        """Tell whether there are committed files of one of these shards, by their keys, of any explainer."""
+        if self._delta is None:
+            return False
+        paths = pa.table(self._delta.get_add_actions(flatten=True).select(["path"]))["path"].to_pylist()
+        return any(path.rpartition("/")[2].partition("-")[0] in keys for path in paths)
 
     def _files(self, explainer: str) -> pa.Table:
         actions = self._delta.get_add_actions(flatten=True) if self._delta is not None else None

@@ -1,0 +1,71 @@
+"""The same archive by another path is the same archive: nothing is done twice, nothing counts double."""
+
+import pytest
+
+from camray.archive.listing import list_archive
+from camray.archive.members import read_members
+from camray.config import ArchiveConfig
+from camray.job.prepare import chosen_shards, grouped, listed_for
+from camray.ledger.intake import remember
+from camray.ledger.table import Table
+from camray.storage import open_folder
+from tests.archive.makers import png, tar_of
+
+
+@pytest.fixture
+def archive(tmp_path):
+    place = tmp_path / "in"
+    (place / "d").mkdir(parents=True)
+    (place / "a.tar").write_bytes(tar_of([("a.png", png(1))]))
+    (place / "d" / "b.png").write_bytes(png(2))
+    (place / "l.csv").write_bytes(b"path\na.tar\nd/b.png\n")
+    return place
+
+
+def shards_of(out, path, **settings):
+    """Shards as a night sees them; what it saw is remembered."""
+    listing = listed_for(out, ArchiveConfig(str(path), **settings))
+    grouping = grouped(out, listing, lambda _: False)
+    if grouping is not None:
+        remember(out, grouping.root, grouping.new)
+    return chosen_shards(listing, listing, grouping)
+
+
+def contents(shards):
+    found = (member.content for shard in shards for member in read_members(shard, ArchiveConfig()))
+    return [content for content in found if content]  # the list is a file that is skipped
+
+
+@pytest.mark.parametrize("inside", ["", "a.tar", "d/b.png", "l.csv"])
+def test_a_moved_archive_is_known_by_where_it_lay(tmp_path, archive, inside):
+    out = open_folder(str(tmp_path / "out"), "OUT")
+    before = shards_of(out, archive / inside)
+    read = contents(before)
+    moved = archive.rename(tmp_path / "moved")
+    after = shards_of(out, moved / inside, name=str(archive / inside))
+    assert [shard.id for shard in after] == [shard.id for shard in before]
+    assert contents(after) == read
+    other = shards_of(out, moved / inside)
+    assert not {shard.key for shard in other} & {shard.key for shard in before}
+
+
+def test_a_link_a_scheme_and_a_slash_are_no_other_archive(tmp_path, archive):
+    out = open_folder(str(tmp_path / "out"), "OUT")
+    (tmp_path / "link").symlink_to(archive)
+    ids = [shard.id for shard in shards_of(out, archive)]
+    for other in (tmp_path / "link", f"file://{archive}", f"{archive}/", f"{tmp_path}/link/../in/."):
+        shards = shards_of(out, other)
+        assert [shard.id for shard in shards] == ids
+        assert contents(shards) == [png(1), png(2)]
+
+
+def test_an_archive_that_out_knows_by_a_link_keeps_that_name(tmp_path, archive):
+    """So 0.1.0 called it: nothing of it is done again."""
+    out = open_folder(str(tmp_path / "out"), "OUT")
+    (tmp_path / "link").symlink_to(archive)
+    listing = list_archive(ArchiveConfig(str(tmp_path / "link")))
+    grouping = grouped(out, listing, lambda _: False)
+    remember(out, listing.root, grouping.new)
+    before = chosen_shards(listing, listing, grouping)
+    assert [shard.id for shard in shards_of(out, tmp_path / "link")] == [shard.id for shard in before]
+    assert not Table(out).holds_any({shard.key for shard in before})
