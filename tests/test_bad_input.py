@@ -179,8 +179,9 @@ def test_config_places(tmp_path: Path, refused: Refusal) -> None:
 
 PLACES = """
 /nope/deeper/x      | ARCHIVE: /nope/deeper/x is not there. Fix: what exists is /
-/nope/*.tar         | is not there. Fix: what exists is /; for a pattern give the folder and --include 'GLOB'
-/nope/{010..001}.tar | for a pattern give the folder and --include
+/nope/*.tar         | /nope is not there. Fix: what exists is /
+/nope/{010..001}.tar | /nope is not there. Fix: what exists is /
+/usr/bin/{a,b}.tar | 2 of the 2 paths it stands for match nothing, the first is a.tar. Fix: see what /usr/bin
 /dev/null           | ARCHIVE: /dev/null is neither a file nor a folder
 ftp://host/x        | ARCHIVE: scheme 'ftp' is not supported. Fix: use a path or s3, gs
 http://host/x.tar   | ARCHIVE: scheme 'http' is not supported

@@ -17,13 +17,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from urllib.parse import unquote
 
 from pyarrow import fs as pafs
 
 from camray.archive.annotations import Annotation, to_note
 from camray.archive.names import extension_of, file_kind, name_kind, stem_of, table_ending
+from camray.archive.patterns import base_folder, expand, is_pattern, matched
 from camray.archive.places import base_of, entry_now, find_files, leads_out, locate, look_up
-from camray.archive.readers import check_shards, packed_format, readers
+from camray.archive.readers import METADATA, check_shards, packed_format, readers
 from camray.archive.sniff import is_packed, looks_like
 from camray.archive.tables import is_list, read_list, read_metadata
 from camray.config import ArchiveConfig
@@ -58,17 +60,29 @@ def list_archive(config: ArchiveConfig) -> Listing:
     if not config.path:
         raise UsageError("ARCHIVE", "no path given", "name a folder, a tar, zip or Parquet file, or a URI")
     _check_encoding(config.zip_encoding)
+    listing = _listed(config)
+    return called(listing, config.path, config.name) if config.name else listing
+
+
+def _listed(config: ArchiveConfig) -> Listing:
+    if _is_uri_pattern(config.path):
+        return _from_pattern(config.path, config)
     folder = open_folder(config.path, "ARCHIVE")
     kind = _kind(folder)
     if kind == pafs.FileType.NotFound:
+        if is_pattern(folder.path) and folder.is_local:
+            return _from_pattern(folder.path, config)
         raise _missing(folder)
     if kind == pafs.FileType.Directory:
-        listing = _from_folder(folder, *find_files(folder, config.include), config)
-    elif kind != pafs.FileType.File:
+        return _from_folder(folder, *find_files(folder, config.include), config)
+    if kind != pafs.FileType.File:
         raise UsageError("ARCHIVE", f"{folder.uri} is neither a file nor a folder", "name one of the two")
-    else:
-        listing = _from_list(folder, config) if is_list(folder, config) else _from_file(folder, config)
-    return called(listing, config.path, config.name) if config.name else listing
+    return _from_list(folder, config) if is_list(folder, config) else _from_file(folder, config)
+
+
+def _is_uri_pattern(path: str) -> bool:
+    """Tell whether a URI is a pattern; a key that holds such characters is written with %2A, %5B, %7B."""
+    return "://" in path and is_pattern(_address(path))
 
 
 def called(listing: Listing, path: str, name: str) -> Listing:
@@ -77,7 +91,7 @@ def called(listing: Listing, path: str, name: str) -> Listing:
     Where its files are opened stays as it is. So an archive that was moved, or is reached by another path, is
     the same archive for OUT.
     """
-    here, there = open_folder(path, "ARCHIVE").uri, name.rstrip("/") or "/"
+    here, there = place_of(listing, path), name.rstrip("/") or "/"
     pairs = [(here, there)]
     if here != listing.root or table_ending(_address(here)):  # a file: its neighbours went along with it
         pairs.append((_above(here), _above(there)))
@@ -91,6 +105,14 @@ def called(listing: Listing, path: str, name: str) -> Listing:
 
     shards = [replace(shard, uri=moved(shard.uri), place=shard.uri) for shard in listing.shards]
     return replace(listing, shards=tuple(shards), name=moved(listing.root))
+
+
+def place_of(listing: Listing, path: str) -> str:
+    """Give the place that ARCHIVE names: of a pattern, the folder that holds all it may match."""
+    if _is_uri_pattern(path):
+        return listing.root
+    folder = open_folder(path, "ARCHIVE")
+    return listing.root if folder.is_local and not os.path.lexists(folder.path) else folder.uri
 
 
 def _address(uri: str) -> str:
@@ -151,16 +173,36 @@ def _missing(folder: Folder) -> UsageError:
     nearest = folder.path
     while not os.path.exists(nearest):
         nearest = os.path.dirname(nearest)
-    fix = f"what exists is {nearest}"
-    if set("*?[{") & set(folder.path):
-        fix += "; for a pattern give the folder and --include 'GLOB'"
-    return UsageError("ARCHIVE", printable(f"{folder.path} is not there"), fix)
+    return UsageError("ARCHIVE", printable(f"{folder.path} is not there"), f"what exists is {nearest}")
 
 
 def _is_chosen(path: str, config: ArchiveConfig) -> bool:
     if config.include and not any(fnmatchcase(path, pattern) for pattern in config.include):
         return False
     return not any(fnmatchcase(path, pattern) for pattern in config.exclude)
+
+
+def _from_pattern(pattern: str, config: ArchiveConfig) -> Listing:
+    """List what a pattern matches, with the sidecars and metadata files beside it."""
+    alternatives = expand(_address(pattern))
+    base = base_folder(alternatives)
+    folder = open_folder((base or "/") + pattern.removeprefix(_address(pattern)), "ARCHIVE")
+    if _kind(folder) != pafs.FileType.Directory:
+        raise _missing(folder)
+    entries, left_out = find_files(folder, (pattern, *config.include))
+    inner = [alternative.removeprefix(base).removeprefix("/") for alternative in alternatives]
+    inner = inner if folder.is_local else [unquote(alternative) for alternative in inner]
+    meant, unmatched = matched((entry.path for entry in entries), inner)
+    if unmatched:
+        count = f"{len(unmatched):,} of the {len(inner):,} paths it stands for match nothing"
+        problem = f"{pattern}: {count}, the first is {unmatched[0]}"
+        raise UsageError("ARCHIVE", printable(problem), f"see what {printable(folder.uri)} holds")
+    stems = {stem_of(path) for path in meant if name_kind(path) == "image"}
+    for entry in entries:
+        is_sidecar = name_kind(entry.path) == "sidecar" and stem_of(entry.path) in stems
+        if is_sidecar or entry.path.rpartition("/")[2] in METADATA:
+            meant.add(entry.path)
+    return _from_folder(folder, [entry for entry in entries if entry.path in meant], left_out, config)
 
 
 # ── a list ───────────────────────────────────────────────────────────────────────────────────────

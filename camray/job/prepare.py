@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyarrow import fs as pafs
 
-from camray.archive.listing import Listing, called, list_archive
+from camray.archive.listing import Listing, called, list_archive, place_of
 from camray.archive.members import select
 from camray.archive.names import file_kind
 from camray.config import ArchiveConfig, Config, Explainer
@@ -163,9 +163,9 @@ def listed_for(out: Folder, archive: ArchiveConfig) -> Listing:
     Without `--archive-name` that is its path without symbolic links; or as given, where OUT knows it so.
     """
     listing = list_archive(archive)
-    given = open_folder(archive.path, "ARCHIVE")
-    resolved = os.path.realpath(given.path) if given.is_local else given.path
-    if archive.name or resolved == given.path:
+    given = place_of(listing, archive.path)
+    resolved = given if "://" in given else os.path.realpath(given)
+    if archive.name or resolved == given:
         return listing
     keys = {shard.key for shard in listing.shards}
     is_known = Table(out).holds_any(keys) or recall(out, listing.root)
