@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import random
 import tarfile
@@ -22,9 +24,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from camray.archive.listing import list_archive
 from camray.archive.members import read_members
 from camray.config import ArchiveConfig, InputSpec
-from camray.errors import ErrorCode, ImageError, ShardError
+from camray.errors import ErrorCode, ImageError, ShardError, UsageError
 from camray.image.guarded import GuardedDecoder, Limits, memory_limit
 from camray.records import Shard
 
@@ -130,7 +133,7 @@ def test_images() -> None:
 
 # ── archives ─────────────────────────────────────────────────────────────────────────────────────
 
-MEMBERS = 12
+MEMBERS, KINDS = 12, 13
 Packed = dict[str, tuple[str, bytes, dict[str, bytes]]]  # kind -> format, file, content by name
 
 
@@ -150,18 +153,38 @@ def packed() -> Packed:
                 info.pax_headers = {"comment": "x" * 30} if kind == "pax" else {}
                 tar.addfile(info, io.BytesIO(body))
         found[kind] = ("tar", data.getvalue(), content)
-    found["tar.gz"] = ("tar", gzip.compress(found["ustar"][1], mtime=0), content)
-    for kind, method in (("zip", zipfile.ZIP_STORED), ("zip deflated", zipfile.ZIP_DEFLATED)):
+    tar, zstd = found["ustar"][1], pa.BufferOutputStream()
+    with pa.CompressedOutputStream(zstd, "zstd") as file:
+        file.write(tar)
+    found["tar.gz"] = ("tar", gzip.compress(tar, mtime=0), content)
+    found["tar.bz2"] = ("tar", bz2.compress(tar), content)
+    found["tar.xz"] = ("tar", lzma.compress(tar), content)
+    found["tar.zst"] = ("tar", zstd.getvalue().to_pybytes(), content)
+    table = "file_name,label\n" + "".join(f"{name},x\n" for name in content)
+    for kind, method in (
+        ("zip", zipfile.ZIP_STORED), ("zip deflated", zipfile.ZIP_DEFLATED), ("zip bzip2", zipfile.ZIP_BZIP2),
+        ("zip lzma", zipfile.ZIP_LZMA), ("zip with metadata", zipfile.ZIP_DEFLATED),
+    ):  # fmt: skip
         data = io.BytesIO()
         with zipfile.ZipFile(data, "w", method) as archive:
             for name, body in content.items():
                 archive.writestr(name, body)
+            if kind == "zip with metadata":
+                archive.writestr("metadata.csv", table)
         found[kind] = ("zip", data.getvalue(), content)
     sink = io.BytesIO()
     rows = pa.table({"image": pa.array(content.values(), pa.binary()), "name": list(content)})
     pq.write_table(rows, sink, row_group_size=5, write_page_checksum=True)
     found["parquet"] = ("parquet", sink.getvalue(), content)
     return found
+
+
+def is_planned(folder: Path) -> bool:
+    """Plan a folder of one archive: it is listed, or refused in one line."""
+    try:
+        return bool(list_archive(ArchiveConfig(str(folder))).shards)
+    except UsageError as error:
+        return str(error).isprintable()
 
 
 def one_archive(kind: str, made: tuple[str, bytes, dict[str, bytes]], seed: int, folder: Path) -> str:
@@ -172,6 +195,7 @@ def one_archive(kind: str, made: tuple[str, bytes, dict[str, bytes]], seed: int,
     path = folder / f"a.{form}"
     path.write_bytes(data)
     shard = Shard(str(path), form, len(data), "")  # type: ignore[arg-type]
+    assert is_planned(folder)
     started, members, verdict = time.monotonic(), [], "read to its end"
     try:
         for member in read_members(shard, ArchiveConfig(image_column="image" if form == "parquet" else None)):
@@ -190,7 +214,9 @@ def one_archive(kind: str, made: tuple[str, bytes, dict[str, bytes]], seed: int,
 
 def fuzz_archives(count: int, folder: Path) -> None:
     for kind, made in packed().items():
-        verdicts = Counter(one_archive(kind, made, seed, folder) for seed in range(count // 7 + 1))
+        (folder / kind).mkdir()
+        seeds = range(count // KINDS + 1)
+        verdicts = Counter(one_archive(kind, made, seed, folder / kind) for seed in seeds)
         print(f"{kind}: {dict(verdicts)}")
 
 
