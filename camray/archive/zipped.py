@@ -69,13 +69,14 @@ def _opened(file: NativeFile, size: int) -> zipfile.ZipFile:
     packed = buffered(file)
     head = packed.read(512)
     packed.seek(max(size - _MAX_END_BYTES, 0))
-    _, mark, end = packed.read(_MAX_END_BYTES).rpartition(b"PK\5\6")
+    tail = packed.read(_MAX_END_BYTES)
+    _, mark, end = tail.rpartition(b"PK\5\6")
     if mark and end[:2] not in (b"\0\0", b"\xff\xff"):  # the number of the disk
         problem = f"the last of {int.from_bytes(end[:2], 'little') + 1:,} parts of a split zip"
         raise UsageError("ARCHIVE", problem, "join them: zip -s 0 PART.zip --out WHOLE.zip")
     packed.seek(0)
     try:
-        return zipfile.ZipFile(packed)
+        archive = zipfile.ZipFile(packed)
     except UnicodeDecodeError as error:
         message = f"its directory holds a name that is not the utf-8 it claims to be: {error.reason}"
         raise ShardError(ErrorCode.SHARD_UNREADABLE, message) from None
@@ -85,6 +86,23 @@ def _opened(file: NativeFile, size: int) -> zipfile.ZipFile:
             raise ShardError(ErrorCode.SHARD_TRUNCATED, message) from None
         message = f"not a zip: looks like {sniff.looks_like(head)}"
         raise ShardError(ErrorCode.SHARD_UNREADABLE, message) from None
+    _check_whole(len(archive.infolist()), tail, end)
+    return archive
+
+
+def _check_whole(listed: int, tail: bytes, end: bytes) -> None:
+    """Compare the directory with the count at the end: the standard library trusts the directory's length.
+
+    Raises:
+        ShardError: SHARD_CORRUPT.
+    """
+    stated, bits = int.from_bytes(end[6:8], "little"), 16
+    at = tail.rfind(b"PK\6\6")
+    if stated == 0xFFFF and at >= 0:
+        stated, bits = int.from_bytes(tail[at + 32 : at + 40], "little"), 64
+    if stated != listed % 2**bits:
+        message = f"its directory lists {listed:,} entries, its end says {stated:,}"
+        raise ShardError(ErrorCode.SHARD_CORRUPT, message)
 
 
 # ── names ────────────────────────────────────────────────────────────────────────────────────────

@@ -232,3 +232,21 @@ def test_the_last_part_of_a_split_zip_is_named(tmp_path):
 def test_an_encoding_that_is_none_is_refused(tmp_path, name):
     with pytest.raises(UsageError, match="--zip-encoding"):
         list_archive(ArchiveConfig(path=str(tmp_path), zip_encoding=name))
+
+
+def test_a_directory_that_lists_less_than_the_end_says_is_damage(tmp_path):
+    """The standard library reads as much of the directory as its length says, and no more."""
+    whole = bytearray(zip_of([(f"{i}.png", png(i)) for i in range(4)]))
+    end = whole.rindex(b"PK\5\6")
+    size = int.from_bytes(whole[end + 12 : end + 16], "little")
+    whole[end + 12 : end + 16] = (size // 2).to_bytes(4, "little")
+    whole[end + 16 : end + 20] = (end - size // 2).to_bytes(4, "little")
+    _, code, message = read(tmp_path, bytes(whole), "zip")
+    assert code == ErrorCode.SHARD_CORRUPT
+    assert "lists 2 entries, its end says 4" in message
+
+
+@pytest.mark.slow
+def test_more_entries_than_sixteen_bits_can_count(tmp_path):
+    members, code, _ = read(tmp_path, zip_of([(f"{i}.x", b"") for i in range(66_000)]), "zip")
+    assert (len(members), code) == (66_000, None)
