@@ -85,7 +85,8 @@ def section(kind: type, group: str, verbs: str, result: bool = False) -> Any:
 class ArchiveConfig:
     """Which images."""
 
-    path: str = setting("", "folder, tar, zip, Parquet or list of paths; path or URI", "ARCHIVE")
+    path: str = setting("", "folder, tar, zip, Parquet, list of paths, or pattern; path or URI", "ARCHIVE")
+    also: tuple[str, ...] = setting((), "further archives: those between ARCHIVE and OUT", "")
     name: str | None = setting(
         None, "what OUT calls ARCHIVE: the path where it lay before", "--archive-name NAME")
     include: tuple[str, ...] = setting((), "only these paths (repeatable)", "--include GLOB")

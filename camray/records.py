@@ -44,6 +44,7 @@ class LooseFile:
     version: str  # names all that can change: modification time as the store tells it, sidecars, note
     note: str = ""  # what a list or metadata file says of it: `archive.annotations`
     sidecars: tuple[str, ...] = ()  # the endings of the sidecars beside it, as spelled: ("cls", "TXT")
+    archive: str = ""  # which one it is of, where there are several: the identity of its root
 
 
 @dataclass(frozen=True, slots=True)

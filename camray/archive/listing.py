@@ -12,6 +12,7 @@ says of it: a changed label is a changed file.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,12 @@ class Listing:
     files: tuple[LooseFile, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)  # how many, by reason
     name: str = ""  # what OUT calls `root`, if otherwise
+    parts: tuple[Listing, ...] = ()  # where there are several archives; they differ in identity
+
+    @property
+    def archives(self) -> tuple[Listing, ...]:
+        """The listings of single archives, each with the loose files of one root."""
+        return self.parts or (self,)
 
     @property
     def identity(self) -> str:
@@ -105,6 +112,30 @@ def called(listing: Listing, path: str, name: str) -> Listing:
 
     shards = [replace(shard, uri=moved(shard.uri), place=shard.uri) for shard in listing.shards]
     return replace(listing, shards=tuple(shards), name=moved(listing.root))
+
+
+def joined(listings: Sequence[Listing]) -> Listing:
+    """Put the listings of several archives together; what two of them hold is there once.
+
+    Raises:
+        UsageError: one lies inside another: its images would have two names.
+    """
+    by_identity: dict[str, Listing] = {}
+    for listing in listings:
+        name = listing.identity
+        files = {file.path: replace(file, archive=name) for file in listing.files}
+        if name in by_identity:  # two files of one folder
+            files = {file.path: file for file in by_identity[name].files} | files
+        by_identity[name] = replace(listing, files=tuple(files.values()))
+    roots = sorted(name for name, listing in by_identity.items() if listing.files)
+    for outer, inner in itertools.pairwise(roots):
+        if inner.startswith(outer.rstrip("/") + "/") and not table_ending(inner):
+            raise UsageError("ARCHIVE", printable(f"{inner} lies inside {outer}"), "give the outer one alone")
+    shards = {shard.uri: shard for listing in listings for shard in listing.shards}
+    left_out: Counter[str] = sum((Counter(listing.left_out) for listing in listings), Counter())
+    parts = tuple(by_identity.values())
+    every = tuple(file for part in parts for file in part.files)
+    return Listing(tuple(shards.values()), listings[0].root, every, left_out, listings[0].name, parts)
 
 
 def place_of(listing: Listing, path: str) -> str:

@@ -75,7 +75,8 @@ def _add(parser: Any, option: Setting, text: str, is_shown: bool) -> None:
     first, _, metavar = option.option.partition(" ")
     dest = option.name or first.removeprefix("--").replace("-", "_")
     if not option.flag:
-        parser.add_argument(dest, metavar=first, help=text, nargs="?" if option.default == "" else None)
+        count = "*" if first == "ARCHIVE" else "?" if option.default == "" else None
+        parser.add_argument(dest, metavar=first, help=text, nargs=count)
         return
     how: dict[str, Any] = {"metavar": metavar} if metavar else {}
     if get_origin(option.kind) is Literal and len(get_args(option.kind)) <= 4:  # colour maps are too many

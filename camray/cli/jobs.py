@@ -12,7 +12,7 @@ from camray.config import Config, Setting
 from camray.errors import ExitCode, UsageError, printable
 from camray.options import SETTINGS, load
 
-_GIVEN = "ARCHIVE OUT --model NAME"
+_GIVEN = "ARCHIVE... OUT --model NAME"
 _job = partial(verb, given=_GIVEN, is_job=True)
 
 
@@ -23,6 +23,11 @@ def typed_config(args: argparse.Namespace) -> Config:
         UsageError: a bad setting, or one that the planned command does not have.
     """
     given = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    words = given.pop("archive.path", [])
+    if words:
+        *further, out = words[1:] or [None]
+        more = {"archive.also": further, "out": out}
+        given |= {"archive.path": words[0]} | {name: value for name, value in more.items() if value}
     command = planned(args)
     for name in given if args.command == "plan" else ():
         if command not in SETTINGS[name].verbs.split():

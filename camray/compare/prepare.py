@@ -63,13 +63,13 @@ def prepare(config: Config) -> Comparison:
     check_target(config.method.target, methods)
     explainer, model = resolve(config, top_folders(listing), methods)
     explainer = replace(explainer, method="compare")
-    grouping = grouped(out, listing, lambda _: False)
-    shards = chosen_shards(listing, listing, grouping)
+    groupings = grouped(out, listing, lambda _: False)
+    shards = chosen_shards(listing, listing, groupings)
     request = _sample_request(config)
     sample = read_sample(out, sample_id(request)) or _by_records(config, out, explainer, shards, request)
     if sample is None:
         chosen = select(listing, replace(config.archive, sample=request["count"]))
-        drawn = chosen_shards(chosen, listing, grouping)
+        drawn = chosen_shards(chosen, listing, groupings)
         places = [(shard.key, i) for shard in drawn for i in _images(shard, config.archive)]
         if not places:
             raise _nothing(config)
@@ -81,7 +81,7 @@ def prepare(config: Config) -> Comparison:
     base = Panel(explainer, (), settings, sample.id, sample.pictured)
     panels = _panels(out, base, methods)
     plans = tuple((p, make_plan(out, p.id, cut, table.shards(p.id), CHUNK, SCORES)) for p in panels)
-    return Comparison(config, out, listing, explainer, model, table, grouping, sample, tuple(cut), plans)
+    return Comparison(config, out, listing, explainer, model, table, groupings, sample, tuple(cut), plans)
 
 
 def listed_methods(config: Config) -> tuple[str, ...]:
@@ -104,8 +104,9 @@ def _sample_request(config: Config) -> dict[str, Any]:
     for name in stratify or ():
         if name not in FIELDS:
             raise UsageError("--stratify", f"no column {name!r}", f"some of {', '.join(FIELDS)}")
+    archive = " ".join((a.name or a.path, *a.also))
     return {
-        "archive": a.name or a.path, "include": a.include, "exclude": a.exclude, "seed": a.seed,
+        "archive": archive, "include": a.include, "exclude": a.exclude, "seed": a.seed,
         "count": a.sample or SAMPLE, "stratify": stratify,
     }  # fmt: skip
 

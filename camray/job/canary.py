@@ -46,7 +46,7 @@ def look(ready: Prepared, engine: Engine, run_id: str, size: int) -> None:
     """
     explainer = ready.explainer
     first = first_answers(ready.out, explainer.id, size)
-    shards = {shard.uri: shard for shard in chosen_shards(ready.listing, ready.listing, ready.grouping)}
+    shards = {shard.uri: shard for shard in chosen_shards(ready.listing, ready.listing, ready.groupings)}
     indices: dict[str, set[int]] = defaultdict(set)
     for answer in first:
         indices[answer["shard"]].add(answer["index"])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyarrow import fs as pafs
 
-from camray.archive.listing import Listing, called, list_archive, place_of
+from camray.archive.listing import Listing, called, joined, list_archive, place_of
 from camray.archive.members import select
 from camray.archive.names import file_kind
 from camray.config import ArchiveConfig, Config, Explainer
@@ -41,7 +41,7 @@ class Inputs:
     explainer: Explainer
     model: LoadedModel
     table: Table
-    grouping: Grouping | None  # of the loose images
+    groupings: tuple[Grouping, ...]  # of the loose images, one for each archive that has some
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +74,21 @@ def prepare(config: Config) -> Prepared:
     table.check_columns()
     committed = table.shards(explainer.id)
     chosen = select(listing, config.archive)
-    grouping = grouped(out, listing, committed.holds)
-    shards = chosen_shards(chosen, listing, grouping)
+    groupings = grouped(out, listing, committed.holds)
+    shards = chosen_shards(chosen, listing, groupings)
     if config.archive.rehash:
         shards = rehashed(out, shards, committed, config.archive)
     plan = make_plan(out, explainer.id, shards, committed, config.run.chunk_size)
-    return Prepared(config, out, listing, explainer, model, table, grouping, plan)
+    return Prepared(config, out, listing, explainer, model, table, groupings, plan)
 
 
 def describe_plan(ready: Prepared) -> dict[str, str | int]:
     """Say what would run, how much of it, and why the rest would not."""
     e, plan = ready.explainer, ready.plan
     images = known_members(plan.tasks)
-    gone_files = ready.grouping.gone if ready.grouping else 0
+    gone_files = sum(grouping.gone for grouping in ready.groupings)
     facts: dict[str, str | int] = {
-        "archive": ready.config.archive.path,
+        "archive": " ".join((ready.config.archive.path, *ready.config.archive.also)),
         "explainer": f"{e.id} ({e.model}, {e.method} at {e.target_layer}, target {e.target})",
         "shards_to_do": len(plan.tasks),
         "images_to_do": images if images is not None else "known once the shards are read",
@@ -123,7 +123,8 @@ def check_out(config: Config) -> Folder:
                 "give a new or empty folder",
             )  # fmt: skip
     if out.is_local:
-        _check_local_out(out, config.archive.path)
+        for archive in (config.archive.path, *config.archive.also):
+            _check_local_out(out, archive)
     return out
 
 
@@ -161,7 +162,15 @@ def listed_for(out: Folder, archive: ArchiveConfig) -> Listing:
     """List the archive under the identity that OUT knows it by.
 
     Without `--archive-name` that is its path without symbolic links; or as given, where OUT knows it so.
+
+    Raises:
+        UsageError: as `list_archive`; or several archives of one name, or one inside another.
     """
+    if archive.also:
+        if archive.name:
+            raise UsageError("--archive-name", "given with several archives", "name one archive at a time")
+        each = (replace(archive, path=path, also=()) for path in (archive.path, *archive.also))
+        return joined([listed_for(out, one) for one in each])
     listing = list_archive(archive)
     given = place_of(listing, archive.path)
     resolved = given if "://" in given else os.path.realpath(given)
@@ -172,26 +181,29 @@ def listed_for(out: Folder, archive: ArchiveConfig) -> Listing:
     return listing if is_known else called(listing, archive.path, resolved)
 
 
-def grouped(out: Folder, listing: Listing, is_committed: Callable[[Shard], bool]) -> Grouping | None:
-    """Group the loose images into shards, as OUT remembers them; None where there are none."""
-    if not listing.files:
-        return None
-    name = listing.identity
-    return group_files(name, listing.files, recall(out, name), is_committed)
+def grouped(out: Folder, listing: Listing, is_committed: Callable[[Shard], bool]) -> tuple[Grouping, ...]:
+    """Group the loose images of each archive into shards, as OUT remembers them."""
+    return tuple(
+        group_files(part.identity, part.files, recall(out, part.identity), is_committed)
+        for part in listing.archives
+        if part.files
+    )
 
 
-def chosen_shards(chosen: Listing, listing: Listing, grouping: Grouping | None) -> list[Shard]:
+def chosen_shards(chosen: Listing, listing: Listing, groupings: Sequence[Grouping]) -> list[Shard]:
     """Give the chosen shards, then the groups; where only some files are asked for, as a selection."""
     everything = len(chosen.files) == len(listing.files)
-    paths = {f.path for f in chosen.files}
+    places = {part.identity: part.root for part in listing.archives}
+    paths = {(f.archive or listing.identity, f.path) for f in chosen.files}
     shards = list(chosen.shards)
-    for group in grouping.groups if grouping is not None else ():
-        shard = group.shard(listing.identity, listing.root)
-        indices = tuple(i for i, f in enumerate(group.files) if f.path in paths)
-        if everything or len(indices) == len(group.files):
-            shards.append(shard)
-        elif indices:
-            shards.append(replace(shard, selection=indices))
+    for grouping in groupings:
+        for group in grouping.groups:
+            shard = group.shard(grouping.root, places[grouping.root])
+            indices = tuple(i for i, f in enumerate(group.files) if (grouping.root, f.path) in paths)
+            if everything or len(indices) == len(group.files):
+                shards.append(shard)
+            elif indices:
+                shards.append(replace(shard, selection=indices))
     return shards
 
 

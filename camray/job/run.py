@@ -122,8 +122,8 @@ def writing(inputs: Inputs, run_id: str) -> Iterator[None]:
     """Hold OUT for a run, its table made and the groups of loose images remembered."""
     with hold(inputs.out, run_id, inputs.config.run.force):
         inputs.table.create()
-        if inputs.grouping is not None:
-            remember(inputs.out, inputs.grouping.root, inputs.grouping.new)
+        for grouping in inputs.groupings:
+            remember(inputs.out, grouping.root, grouping.new)
         yield
 
 

@@ -37,8 +37,8 @@ def explain(settings: Config, run_id: str, die_after: int | None = None) -> int:
         return 0
     write_explainer(ready.out, ready.explainer)
     ready.table.create()
-    if ready.grouping is not None:
-        remember(ready.out, ready.grouping.root, ready.grouping.new)
+    for grouping in ready.groupings:
+        remember(ready.out, grouping.root, grouping.new)
     desk = CommitDesk(ready.table, ready.explainer.id, run_id, ready.plan.tasks)
     network = network_of(ready.model)
     flow = explain_flow(settings, ready.explainer, lambda: network, run_id)

@@ -1,10 +1,15 @@
 """The same archive by another path is the same archive: nothing is done twice, nothing counts double."""
 
+import shutil
+
 import pytest
 
 from camray.archive.listing import list_archive
-from camray.archive.members import read_members
+from camray.archive.members import read_members, select
+from camray.cli.jobs import typed_config
+from camray.cli.main import build_parser
 from camray.config import ArchiveConfig
+from camray.errors import UsageError
 from camray.job.prepare import chosen_shards, grouped, listed_for
 from camray.ledger.intake import remember
 from camray.ledger.table import Table
@@ -25,10 +30,14 @@ def archive(tmp_path):
 def shards_of(out, path, **settings):
     """Shards as a night sees them; what it saw is remembered."""
     listing = listed_for(out, ArchiveConfig(str(path), **settings))
-    grouping = grouped(out, listing, lambda _: False)
-    if grouping is not None:
+    return remembered(out, listing)
+
+
+def remembered(out, listing):
+    groupings = grouped(out, listing, lambda _: False)
+    for grouping in groupings:
         remember(out, grouping.root, grouping.new)
-    return chosen_shards(listing, listing, grouping)
+    return chosen_shards(listing, listing, groupings)
 
 
 def contents(shards):
@@ -63,9 +72,38 @@ def test_an_archive_that_out_knows_by_a_link_keeps_that_name(tmp_path, archive):
     """So 0.1.0 called it: nothing of it is done again."""
     out = open_folder(str(tmp_path / "out"), "OUT")
     (tmp_path / "link").symlink_to(archive)
-    listing = list_archive(ArchiveConfig(str(tmp_path / "link")))
-    grouping = grouped(out, listing, lambda _: False)
-    remember(out, listing.root, grouping.new)
-    before = chosen_shards(listing, listing, grouping)
+    before = remembered(out, list_archive(ArchiveConfig(str(tmp_path / "link"))))
     assert [shard.id for shard in shards_of(out, tmp_path / "link")] == [shard.id for shard in before]
     assert not Table(out).holds_any({shard.key for shard in before})
+
+
+def test_several_archives_at_once_are_what_each_is_alone(tmp_path, archive):
+    """Equal names in two archives are two members; what two of them hold is there once."""
+    out = open_folder(str(tmp_path / "out"), "OUT")
+    other = tmp_path / "other"
+    shutil.copytree(archive, other)
+    (other / "d" / "b.png").write_bytes(png(7))
+    alone = [shard.id for place in (archive, other) for shard in shards_of(out, place)]
+    further = (str(other), str(archive / "a.tar"), str(archive))
+    shards = shards_of(out, archive, also=further)
+    assert sorted(shard.id for shard in shards) == sorted(alone)
+    assert sorted(contents(shards)) == sorted([png(1), png(2), png(1), png(7)])
+    listing = listed_for(out, ArchiveConfig(str(archive), also=(str(other),)))
+    chosen = select(listing, ArchiveConfig(limit=3))
+    assert len(contents(chosen_shards(chosen, listing, grouped(out, listing, lambda _: False)))) == 3
+
+
+def test_archives_inside_each_other_or_under_one_name_are_refused(tmp_path, archive):
+    out = open_folder(str(tmp_path / "out"), "OUT")
+    with pytest.raises(UsageError, match="lies inside"):
+        shards_of(out, archive, also=(str(archive / "d"),))
+    with pytest.raises(UsageError, match="--archive-name"):
+        shards_of(out, archive, also=(str(tmp_path),), name="x")
+
+
+def test_the_last_of_several_places_is_out():
+    args = build_parser().parse_args(["explain", "a", "b", "c", "out", "--model", "m"])
+    config = typed_config(args)
+    assert (config.archive.path, config.archive.also, config.out) == ("a", ("b", "c"), "out")
+    config = typed_config(build_parser().parse_args(["explain", "a"]))
+    assert (config.archive.path, config.archive.also, config.out) == ("a", (), "")
