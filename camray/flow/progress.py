@@ -100,7 +100,7 @@ class RunProgress:
         counts: Counter[str] = Counter()
         for notes in self._notes.values():
             counts.update(notes)
-        return [f"{count:,} {note}" for note, count in sorted(counts.items())]
+        return [f"{note} ({count:,})" for note, count in sorted(counts.items())]
 
     @property
     def images_per_s(self) -> float:

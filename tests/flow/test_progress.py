@@ -6,7 +6,7 @@ import pytest
 
 from camray.flow import progress
 from camray.flow.progress import Reporter, RunProgress
-from camray.records import Chunk, Receipt
+from camray.records import Chunk, Receipt, ShardEnd
 
 
 class Clock:
@@ -73,3 +73,11 @@ def test_no_estimate_before_the_first_image(clock: Clock, capsys: pytest.Capture
     assert capsys.readouterr().err.startswith(
         "10/20 images, 0/1 shards, 0.1 images/s, 0 failed, 1 min 20 s left"
     )
+
+
+def test_notes_of_readers_are_counted_once_a_shard() -> None:
+    """A read task that is replayed ends twice."""
+    following = RunProgress(Reporter(), shards=2, members=None)
+    ends = [Chunk(shard, 0, ShardEnd(1, 9, notes={"names guessed": n})) for shard, n in (("a", 2), ("b", 3))]
+    following.take([*ends, ends[0]], 0)
+    assert following.notes() == ["names guessed (5)"]
