@@ -74,6 +74,7 @@ class ErrorCode(StrEnum):
     # the member, not opened
     NOT_A_FILE = "not_a_file"  # link, device, sparse entry
     NOT_AN_IMAGE_NAME = "not_an_image_name"  # the extension is of something else
+    NO_PIXELS = "no_pixels"  # opened, but by its kind no image: a DICOM report, a presentation state
     MEMBER_TOO_LARGE = "member_too_large"  # more encoded bytes than allowed
     MEMBER_UNREADABLE = "member_unreadable"  # missing, no permission, encrypted, bad checksum
     # the image

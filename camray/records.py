@@ -29,7 +29,7 @@ class Status(StrEnum):
 
     OK = "ok"
     FAILED = "failed"
-    SKIPPED = "skipped"  # not an image by its name or kind; never opened
+    SKIPPED = "skipped"  # not an image by its name or kind (never opened), or by its DICOM class
 
 
 # ── what is read ─────────────────────────────────────────────────────────────────────────────────
@@ -184,7 +184,11 @@ _MEMBER = Column("member", _TEXT, "name in shard, folder or list; **null: the ro
 _INDEX = Column("index", _INT, "position among the shard's members, without gaps", "from 0")
 _KEY = Column("key", _TEXT, "WebDataset key: `member` up to the first dot of its base name")
 _STATUS = (
-    Column("status", _TEXT, "`ok`, `failed`, `skipped` (by its name not an image; never opened)"),
+    Column(
+        "status",
+        _TEXT,
+        "`ok`, `failed`, `skipped` (no image by its name, or by its DICOM class)",
+    ),
     Column("error_code", _TEXT, "why it failed or was skipped, from the list below"),
     Column("error_stage", _TEXT, "where: `read`, `decode`, `explain`, `sink`"),
     Column("error_message", _TEXT, "why, in words"),

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from camray.archive.members import read_members
 from camray.config import ArchiveConfig, Config, Explainer, InputSpec
-from camray.errors import PASSING_ERRORS, ImageError, ShardError, Stage
+from camray.errors import PASSING_ERRORS, ErrorCode, ImageError, ShardError, Stage
 from camray.explain import overlays
 from camray.flow.guard import Guard
 from camray.image.guarded import decoder_of
@@ -129,7 +129,9 @@ class Decode:
                 content, self._spec, _boxes(image), image["mask"].as_py()
             )
         except ImageError as error:
-            return row | failure(Stage.DECODE, error.code, error.message)
+            missed = failure(Stage.DECODE, error.code, error.message)
+            is_none = error.code == ErrorCode.NO_PIXELS  # no image was lost: as one that its name tells
+            return row | missed | ({"status": str(Status.SKIPPED)} if is_none else {})
         row |= asdict(decoded.geometry) | image_health(decoded.pixels)
         return row | {
             "format": decoded.format,
