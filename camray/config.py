@@ -109,6 +109,9 @@ class ArchiveConfig:
     captions: bool = setting(False, ".txt files are captions, never labels", "--captions", verbs=RUNS)
     zip_encoding: str | None = setting(
         None, "zip: encoding of names that are not UTF-8 (cp437)", "--zip-encoding NAME")
+    frames: str = setting(
+        "first", "of files with several frames or pages: first, middle, all, or N from 0", "--frames WHICH",
+        verbs=RUNS)
     max_member_bytes: int = setting(256 * 2**20, "refuse larger files", "", 1)
     max_pixels: int = setting(
         100_000_000, "refuse larger images", "--max-pixels N", 1, verbs=RUNS, result=True)

@@ -85,6 +85,7 @@ class ErrorCode(StrEnum):
     TRUNCATED_IMAGE = "truncated_image"
     CORRUPT_IMAGE = "corrupt_image"
     NONFINITE_PIXELS = "nonfinite_pixels"
+    NO_SUCH_FRAME = "no_such_frame"  # fewer frames than `--frames N` asks for
     DECODE_TIMEOUT = "decode_timeout"  # the decoder worked on it beyond all reason, or hung
     # the model
     BAD_TARGET = "bad_target"  # the class asked for is unknown for this member

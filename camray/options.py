@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import tomllib
 from operator import attrgetter
 from types import NoneType
@@ -188,6 +189,10 @@ def _check(config: Config) -> None:
             raise UsageError("--budget", printable(f"{name}={value!r} will not do"), "forwards=500000")
     if a.limit is not None and a.sample is not None:
         raise UsageError("--sample", "given together with --limit", "give one of the two")
+    if not re.fullmatch("first|middle|all|[0-9]{1,9}", a.frames):
+        raise UsageError(
+            "--frames", printable(f"{a.frames!r} will not do"), "first, middle, all, or a number from 0"
+        )
     if p.resize is not None and p.crop_pct is not None:
         raise UsageError("--crop-pct", "given together with --resize", "give one of the two")
     for name, sizes in (("--input-size", p.input_size), ("--resize", p.resize)):

@@ -117,6 +117,7 @@ class Member:
     boxes: Boxes | None = None
     mask: bytes | None = None  # an encoded image; what is not 0 is the object
     note: str = ""  # what was guessed or left unused; counted, and told at the end of a run
+    frame: int | None = None  # of a file with several: which of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,16 @@ _RUN = (
     Column("run_id", _TEXT, "the run that computed the row; `OUT/runs/<run_id>/run.json`"),
     Column("shard", _TEXT, "path or URI; `<folder>#<group>` or `<list>#<group>` for loose files"),
 )
-_MEMBER = Column("member", _TEXT, "name in shard, folder or list; **null: the row is of the whole shard**")
-_INDEX = Column("index", _INT, "position among the shard's members, without gaps", "from 0")
+_MEMBER = Column(
+    "member", _TEXT,
+    "name in shard, folder or list, `name#frame` with `--frames`; **null: the row is of the whole shard**",
+)  # fmt: skip
+_INDEX = Column(
+    "index",
+    _INT,
+    "position among the shard's members, without gaps; with `--frames all` 4096 x that + frame",
+    "from 0",
+)
 _KEY = Column("key", _TEXT, "WebDataset key: `member` up to the first dot of its base name")
 _STATUS = (
     Column(
@@ -197,7 +206,7 @@ _LABEL = Column("label", _TEXT, "what the archive says: list, sidecar, column, c
 _LABEL_CLASS = Column("label_class", _INT, "the class that the label names")
 _BOXES = Column("boxes", _BOX, "where the archive says the object is", "shares of the upright image's sides")
 _IMAGE = (
-    Column("content_sha256", _TEXT, "of the encoded bytes"),
+    Column("content_sha256", _TEXT, "of the encoded bytes; of a member `name#frame`, of these and `#frame`"),
     Column("width", _INT, "of the upright image (EXIF orientation applied)", "pixels"),
     Column("height", _INT, "of the upright image", "pixels"),
     Column("format", _TEXT, "by content: JPEG, PNG, DICOM, …"),
@@ -304,16 +313,18 @@ def _struct(*parts: Column | tuple[str, pa.DataType]) -> pa.StructType:
     return pa.struct([(part.name, part.type) if isinstance(part, Column) else part for part in parts])
 
 
-MEMBER = _struct(*_IDENTITY, ("boxes_in_pixels", _BOOL), ("mask", _BYTES), ("content", _BYTES))
-"""One image between read and decode."""
+_FRAME = (("frame", _INT), ("content_of", _INT))
+MEMBER = _struct(*_IDENTITY, *_FRAME, ("boxes_in_pixels", _BOOL), ("mask", _BYTES), ("content", _BYTES))
+"""One image between read and decode. Frames of one file in a chunk share its content: that of the member with
+the index `content_of`."""
 
-DECODED = _struct(*_IDENTITY, *_IMAGE, ("mask", _BYTES), ("pixels", _BYTES), ("content", _BYTES))
+DECODED = _struct(*_IDENTITY, *_FRAME, *_IMAGE, ("mask", _BYTES), ("pixels", _BYTES), ("content", _BYTES))
 """One image between decode and explain: pixels are uint8 (H, W, 3) of the model's input, mask uint8 (H, W),
 255 on the object; content is kept only where overlays are drawn on the original."""
 
 EXPLAINED = _struct(
     *_IDENTITY, *_IMAGE, *_PREDICTION, _CORRECT, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION,
-    ("overlay", _BOOL), ("pixels", _BYTES), ("content", _BYTES),
+    ("frame", _INT), ("overlay", _BOOL), ("pixels", _BYTES), ("content", _BYTES),
 )  # fmt: skip
 """One image between explain and sink; pixels or content only where an overlay is due."""
 
@@ -435,9 +446,34 @@ def member_array(members: Sequence[Member]) -> pa.StructArray:
         "boxes": [m.boxes and [dict(zip(EDGES, e, strict=True)) for e in m.boxes.edges] for m in members],
         "boxes_in_pixels": [m.boxes and m.boxes.in_pixels for m in members],
         "mask": [m.mask for m in members],
-        "content": [m.content for m in members],
+        "frame": [m.frame for m in members],
+        "content_of": _first_frames(members),
     }
+    columns["content"] = [
+        m.content if other is None else None for m, other in zip(members, columns["content_of"], strict=True)
+    ]
     return struct_array(columns, MEMBER)
+
+
+def with_own_content(images: pa.StructArray) -> pa.StructArray:
+    """Give `MEMBER` items of a whole chunk with what they share repeated: each then stands for itself."""
+    places = {index: place for place, index in enumerate(images.field("index").to_pylist())}
+    holders = enumerate(images.field("content_of").to_pylist())
+    taken = [place if of is None else places[of] for place, of in holders]
+    columns: dict[str, Any] = {f.name: images.field(f.name) for f in MEMBER}
+    columns |= {"content": columns["content"].take(pa.array(taken, pa.int64())), "content_of": None}
+    return struct_array(columns, MEMBER)
+
+
+def _first_frames(members: Sequence[Member]) -> list[int | None]:
+    """Give for each member the index of an earlier one that has the same content; None where none has."""
+    found: list[int | None] = []
+    holder: Member | None = None
+    for member in members:
+        shares = holder is not None and member.frame is not None and member.content is holder.content
+        found.append(holder.index if holder is not None and shares else None)
+        holder = holder if shares else member
+    return found
 
 
 def failure(stage: Stage, error_code: str | None, message: str | None) -> dict[str, str | None]:

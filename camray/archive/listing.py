@@ -23,6 +23,7 @@ from urllib.parse import unquote
 from pyarrow import fs as pafs
 
 from camray.archive.annotations import Annotation, to_note
+from camray.archive.frames import FIRST, version_mark
 from camray.archive.names import extension_of, file_kind, name_kind, stem_of, table_ending
 from camray.archive.patterns import base_folder, expand, is_pattern, matched
 from camray.archive.places import base_of, entry_now, find_files, leads_out, locate, look_up
@@ -236,6 +237,10 @@ def _from_pattern(pattern: str, config: ArchiveConfig) -> Listing:
     return _from_folder(folder, [entry for entry in entries if entry.path in meant], left_out, config)
 
 
+def _shard(uri: str, packed: str, entry: Entry, config: ArchiveConfig) -> Shard:
+    return Shard(uri, packed, entry.size_bytes, entry.version + version_mark(config.frames))
+
+
 # ── a list ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -251,10 +256,10 @@ def _from_list(place: Folder, config: ArchiveConfig) -> Listing:
         entry, packed = entries[path], packed_format(path)
         if packed is not None and not leads_out(path):
             folder, inner = locate(base, path)
-            shards.append(Shard(folder.child_uri(inner), packed, entry.size_bytes, entry.version))
+            shards.append(_shard(folder.child_uri(inner), packed, entry, config))
             continue
         mask = entries[annotation.mask].version if annotation.mask else ""
-        files.append(loose_file(entry, (), to_note(annotation, listed.is_labelled), mask))
+        files.append(loose_file(entry, (), to_note(annotation, listed.is_labelled), mask, config.frames))
     check_shards(shards, config)
     return Listing(tuple(shards), place.uri, tuple(files), +listed.left_out)
 
@@ -276,11 +281,12 @@ def _from_folder(
         if packed is None:
             loose.append(entry)
         else:
-            shards.append(Shard(folder.child_uri(entry.path), packed, entry.size_bytes, entry.version))
+            shards.append(_shard(folder.child_uri(entry.path), packed, entry, config))
     tables = check_shards(shards, config, any(file_kind(entry.path) == "image" for entry in loose))
     left_out["table without images"] += len(tables)
     shards = [shard for shard in shards if shard.uri not in tables]
-    files = _loose_files(loose, annotations, {entry.path: entry.version for entry in entries})
+    versions = {entry.path: entry.version for entry in entries}
+    files = _loose_files(loose, annotations, versions, config.frames)
     left_out["sidecar"] += len(loose) - len(files)
     left_out["in metadata only"] += len(annotations.keys() - {entry.path for entry in entries})
     return Listing(tuple(shards), folder.uri, files, +left_out)
@@ -296,7 +302,7 @@ def _beside_shards(entries: list[Entry]) -> set[str]:
 
 
 def _loose_files(
-    entries: list[Entry], annotations: Mapping[str, Annotation], versions: Mapping[str, str]
+    entries: list[Entry], annotations: Mapping[str, Annotation], versions: Mapping[str, str], frames: str
 ) -> tuple[LooseFile, ...]:
     """Make loose files of all but the sidecars that belong to an image."""
     images = {stem_of(entry.path) for entry in entries if name_kind(entry.path) == "image"}
@@ -314,17 +320,22 @@ def _loose_files(
         annotation = annotations.get(entry.path)
         note = to_note(annotation, True) if annotation else ""
         mask = versions.get(annotation.mask or "", "") if annotation else ""
-        files.append(loose_file(entry, beside, note, mask))
+        files.append(loose_file(entry, beside, note, mask, frames))
     return tuple(files)
 
 
 def loose_file(
-    entry: Entry, sidecars: Sequence[Entry] = (), note: str = "", mask_version: str = ""
+    entry: Entry,
+    sidecars: Sequence[Entry] = (),
+    note: str = "",
+    mask_version: str = "",
+    frames: str = FIRST,
 ) -> LooseFile:
     """Make a loose file whose version is the fingerprint of all that decides its record."""
     marks = "".join(f"+{extension_of(sidecar.path)}@{sidecar.version}" for sidecar in sidecars)
     if note:
         text = f"{note}|{mask_version}".encode("utf-8", "surrogateescape")
         marks += f"~{hashlib.blake2b(text, digest_size=8).hexdigest()}"
+    marks += version_mark(frames)
     endings = tuple(sidecar.path.rpartition(".")[2] for sidecar in sidecars)
     return LooseFile(entry.path, entry.size_bytes, entry.version + marks, note, endings)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from camray.archive.files import read_files
+from camray.archive.frames import version_mark
 from camray.archive.listing import Listing
 from camray.archive.names import file_kind
 from camray.archive.places import entry_now
@@ -76,7 +77,7 @@ def _members(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterat
     if has_empty_part(uri):
         raise ShardError(ErrorCode.SHARD_UNREADABLE, "its key has an empty part (//), which cannot be opened")
     place = open_folder(uri, "shard")
-    size = _check_unchanged(place, shard)
+    size = _check_unchanged(place, shard, version_mark(config.frames))
     if size == 0:
         raise ShardError(ErrorCode.SHARD_UNREADABLE, "an empty file: 0 bytes")
     with place.open() as file:
@@ -88,7 +89,7 @@ def _members(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterat
             raise ShardError(ErrorCode.SHARD_UNREADABLE, printable(error.problem)) from None
 
 
-def _check_unchanged(place: Folder, shard: Shard) -> int:
+def _check_unchanged(place: Folder, shard: Shard, mark: str) -> int:
     """Compare size and version with the listing; return the size."""
     try:
         now = entry_now(place)
@@ -98,7 +99,7 @@ def _check_unchanged(place: Folder, shard: Shard) -> int:
         raise ShardError(ErrorCode.SHARD_READ_FAILED, f"{error.strerror}") from None
     if now is None:
         raise ShardError(ErrorCode.SHARD_READ_FAILED, "no longer there")
-    if shard.version and (now.size_bytes, now.version) != (shard.size_bytes, shard.version):
+    if shard.version and (now.size_bytes, now.version + mark) != (shard.size_bytes, shard.version):
         raise ShardError(
             ErrorCode.SHARD_CHANGED,
             f"{now.size_bytes:,} bytes now, {shard.size_bytes:,} when listed, or rewritten since",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from camray.archive.frames import FIRST
 from camray.archive.members import image_indices, select
 from camray.compare.panel import SCORES, Panel
 from camray.compare.sample import FIELDS, Sample, draw, explained_images, freeze, read_sample, sample_id
@@ -52,7 +53,9 @@ def prepare(config: Config) -> Comparison:
     out = check_out(config)
     methods = listed_methods(config)
     config = replace(
-        config, run=replace(config.run, chunk_size=CHUNK, batch_size=config.run.batch_size or BATCH)
+        config,
+        archive=replace(config.archive, frames=FIRST),  # a place of the sample is a file
+        run=replace(config.run, chunk_size=CHUNK, batch_size=config.run.batch_size or BATCH),
     )
     listing = listed_for(out, config.archive)
     if not listing.shards and not listing.files:

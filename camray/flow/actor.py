@@ -105,11 +105,15 @@ def choose_overlays(
     drawable = [status in _DRAWABLE for status in images.field("heat_status").to_pylist()]
     due = [index in chosen and can for index, can in zip(indices, drawable, strict=True)]
     source_column = "content" if overlay.on == "original" else "pixels"
-    position = {index: i for i, index in enumerate(decoded.field("index").to_pylist())}
+    position: dict[int, int | None] = {index: i for i, index in enumerate(decoded.field("index").to_pylist())}
     values = decoded.field(source_column)
     columns: dict[str, Any] = {f.name: images.field(f.name) for f in EXPLAINED}
-    columns |= {"overlay": due, "pixels": None, "content": None}
+    shared = decoded.field("content_of").to_pylist()  # by another frame of the same file
+    if source_column == "content":
+        position = {i: position.get(i if of is None else of) for i, of in zip(position, shared, strict=True)}
+    due = [d and position[i] is not None for i, d in zip(indices, due, strict=True)]
     places = [position[i] if d else None for i, d in zip(indices, due, strict=True)]
+    columns |= {"overlay": due, "pixels": None, "content": None}
     columns[source_column] = values.take(pa.array(places, pa.int64()))
     return struct_array(columns, EXPLAINED)
 

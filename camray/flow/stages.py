@@ -9,12 +9,15 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from camray.archive.frames import ALL, FIRST, expanded
 from camray.archive.members import read_members
 from camray.config import ArchiveConfig, Config, Explainer, InputSpec
 from camray.errors import PASSING_ERRORS, ErrorCode, ImageError, ShardError, Stage
@@ -52,7 +55,10 @@ Row = dict[str, Any]
 
 
 def read_shard(task: ShardTask, archive: ArchiveConfig, chunk_size: int) -> Iterator[pa.Table]:
-    """Read one shard: its chunks in order, then one row that says how it ended. A replay yields the same."""
+    """Read one shard: its chunks in order, then one row that says how it ended. A replay yields the same.
+
+    A file becomes as many members as `archive.frames` asks for; chunks and their places count members.
+    """
     shard, wave, n_members, n_chunks = task.shard, [], 0, 0
     started = time.perf_counter()
     error: ShardError | None = None
@@ -63,7 +69,10 @@ def read_shard(task: ShardTask, archive: ArchiveConfig, chunk_size: int) -> Iter
         position = positions.get(index, -1) if positions else index
         return position // chunk_size not in task.finished
 
-    members = read_members(shard, archive, wanted)
+    def needed(index: int) -> bool:  # with all frames, what follows depends on how many each file has
+        return archive.frames == ALL or wanted(index)
+
+    members = _frames_of(read_members(shard, archive, needed), archive.frames, archive.max_pixels)
     while True:
         try:
             member = next(members, None)
@@ -82,6 +91,19 @@ def read_shard(task: ShardTask, archive: ArchiveConfig, chunk_size: int) -> Iter
     yield Chunk(shard.id, n_chunks, ShardEnd(n_chunks, n_members, code, message, dict(notes))).to_row(MEMBER)
 
 
+def _frames_of(members: Iterator[Member], frames: str, max_pixels: int) -> Iterator[Member]:
+    """Put the frames asked for in the place of files that have several."""
+    for member in members:
+        if frames == FIRST:
+            yield member
+            continue
+        count = 1
+        if member.content is not None:
+            with suppress(ImageError):  # decoding it will end the same way, and say why
+                count = decoder_of(max_pixels).count_frames(member.content)
+        yield from expanded(member, frames, count)
+
+
 def read_first(shard: Shard, archive: ArchiveConfig, count: int) -> Chunk:
     """Read the first `count` members of a shard, and no further; of one without members its end."""
     first = replace(shard, selection=tuple((shard.selection or range(count))[:count]))
@@ -94,7 +116,14 @@ def _chunk_of(task: ShardTask, index: int, members: list[Member], seconds: float
     return Chunk(task.shard.id, index, Data()).worked(Stage.READ, seconds, member_array(members))
 
 
-_AS_READ = ("index", "member", "label", "label_class")  # columns that decoding leaves alone
+_AS_READ = (
+    "index",
+    "member",
+    "label",
+    "label_class",
+    "frame",
+    "content_of",
+)  # columns that decoding leaves alone
 _OUTCOME = ("status", "error_code", "error_stage", "error_message")
 
 
@@ -107,26 +136,32 @@ class Decode:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Decode one chunk; rows without images pass."""
-        return self._guard.run(Stage.DECODE, Chunk.from_row(row), self.decode).to_row(DECODED)
+        chunk = Chunk.from_row(row)
+        work = partial(self.decode, chunk=chunk.images)
+        return self._guard.run(Stage.DECODE, chunk, work).to_row(DECODED)
 
-    def decode(self, images: pa.StructArray) -> pa.StructArray:
-        """Turn `MEMBER` items into `DECODED` ones."""
-        rows = [self._decode_one(image) for image in images]
+    def decode(self, images: pa.StructArray, chunk: pa.StructArray | None = None) -> pa.StructArray:
+        """Turn `MEMBER` items into `DECODED` ones; `chunk` holds the content that frames of a file share."""
+        whole = images if chunk is None else chunk
+        places = {index: place for place, index in enumerate(whole.field("index").to_pylist())}
+        rows = [self._decode_one(image, whole, places) for image in images]
         columns: dict[str, Any] = {f.name: [row.get(f.name) for row in rows] for f in DECODED}
         columns |= {name: images.field(name) for name in _AS_READ}
         columns["content"] = images.field("content") if self._keep_content else None
         return struct_array(columns, DECODED)
 
-    def _decode_one(self, image: pa.StructScalar) -> Row:
+    def _decode_one(self, image: pa.StructScalar, chunk: pa.StructArray, places: dict[int, int]) -> Row:
         """Give the columns that decoding decides; without pixels where the image failed, now or before."""
         row: Row = {name: image[name].as_py() for name in _OUTCOME}
         if row["status"] != Status.OK:
             return row
-        content = memoryview(image["content"].as_buffer())
-        row["content_sha256"] = hashlib.sha256(content).hexdigest()
+        frame, holder = image["frame"].as_py(), image["content_of"].as_py()
+        held = image if holder is None else chunk[places[holder]]
+        content = memoryview(held["content"].as_buffer())
+        row["content_sha256"] = _digest_of(content, frame)
         try:
             decoded = decoder_of(self._max_pixels).decode(
-                content, self._spec, _boxes(image), image["mask"].as_py()
+                content, self._spec, _boxes(image), image["mask"].as_py(), frame
             )
         except ImageError as error:
             missed = failure(Stage.DECODE, error.code, error.message)
@@ -140,6 +175,13 @@ class Decode:
             "mask": decoded.mask.data if decoded.mask is not None else None,
             "pixels": decoded.pixels.data,
         }
+
+
+def _digest_of(content: memoryview, frame: int | None) -> str:
+    """Give the SHA-256 of an image's bytes; of a frame, of these and its number."""
+    digest = hashlib.sha256(content)
+    digest.update(b"" if frame is None else f"#{frame}".encode())
+    return digest.hexdigest()
 
 
 def _boxes(image: pa.StructScalar) -> Boxes | None:
@@ -225,7 +267,9 @@ class Sink(ChunkSink):
             names = ("width", "height", "crop_x0", "crop_y0", "crop_x1", "crop_y1")
             where = Geometry(*(image[name].as_py() for name in names))
             try:
-                source = decoder_of(self._max_pixels).upright(image["content"].as_py())
+                source = decoder_of(self._max_pixels).upright(
+                    image["content"].as_py(), image["frame"].as_py()
+                )
             except ImageError:  # its decoder was killed, as the machine's memory was short: the record counts
                 return None
             picture = overlays.overlay_on_original(source, heat, where, self._overlay)

@@ -34,6 +34,7 @@ from camray.config import InputSpec
 from camray.errors import ErrorCode, ImageError, printable
 from camray.image.dicom import is_dicom, read_dicom
 from camray.image.fit import FILTERS, fit_image, geometry, plan_fit
+from camray.image.frames import seek_frame
 from camray.image.pixels import check_size, to_mask, to_rgb
 from camray.records import Boxes, Geometry
 
@@ -108,14 +109,17 @@ def decode(
     max_pixels: int,
     boxes: Boxes | None = None,
     mask: bytes | None = None,
+    frame: int | None = None,
 ) -> Decoded:
     """Decode an image to the model's input; with what the archive says of it, fitted to the same.
+
+    `frame` is one of those of `image.frames`; None: the first, of whatever kind.
 
     Raises:
         ImageError: with one of the image codes of `ErrorCode` and a printable one-line message. A mask that
             cannot be decoded, or is of another shape than the image, is one of them.
     """
-    picture = _open_upright(content, max_pixels, spec if spec.fast_decode else None)
+    picture = _open_upright(content, max_pixels, spec if spec.fast_decode else None, frame)
     try:
         fit = plan_fit(*picture.size, spec)
         pixels = np.array(fit_image(picture.image, fit, spec))
@@ -132,13 +136,13 @@ def decode(
     )
 
 
-def upright(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
+def upright(content: bytes, max_pixels: int, frame: int | None = None) -> NDArray[np.uint8]:
     """Decode an image at its own size, EXIF applied: uint8 (h, w, 3).
 
     Raises:
         ImageError: as `decode`.
     """
-    return np.ascontiguousarray(np.array(_open_upright(content, max_pixels).image))
+    return np.ascontiguousarray(np.array(_open_upright(content, max_pixels, frame=frame).image))
 
 
 def open_mask(content: bytes, max_pixels: int) -> Image.Image:
@@ -187,16 +191,18 @@ class _Upright:
     pixel_rule: str | None
 
 
-def _open_upright(content: bytes, max_pixels: int, reduce_for: InputSpec | None = None) -> _Upright:
+def _open_upright(
+    content: bytes, max_pixels: int, reduce_for: InputSpec | None = None, frame: int | None = None
+) -> _Upright:
     if is_dicom(content[:132]):
         try:
-            picture, rule = read_dicom(content, max_pixels)
+            picture, rule = read_dicom(content, max_pixels, frame or 0)
             return _Upright(picture, picture.size, "DICOM", rule)
         except ImageError:
             raise
         except Exception as error:  # noqa: BLE001 - as below
             raise _damaged(error) from None
-    (image, rule), size, name = _opened(content, max_pixels, to_rgb, reduce_for)
+    (image, rule), size, name = _opened(content, max_pixels, to_rgb, reduce_for, frame)
     return _Upright(image, size, name, rule)
 
 
@@ -205,6 +211,7 @@ def _opened(
     max_pixels: int,
     convert: Callable[[Image.Image], _T],
     reduce_for: InputSpec | None = None,
+    frame: int | None = None,
 ) -> tuple[_T, tuple[int, int], str]:
     """Open, check, load, turn and convert an image; give also its upright size and the name of its format."""
     if not content:
@@ -212,6 +219,8 @@ def _opened(
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             name = image.format or "unknown"
+            if frame is not None:
+                seek_frame(image, frame)
             width, height = image.size
             check_size(width, height, max_pixels)
             stored = image if reduce_for is None else _reduced(image, reduce_for)

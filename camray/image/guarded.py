@@ -25,7 +25,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from camray.config import InputSpec
 from camray.errors import ErrorCode, ImageError, printable
 from camray.image.decode import Decoded, Edges, decode, upright
+from camray.image.frames import count_frames
 from camray.records import Boxes, Geometry
 
 CPU_LIMIT_S = 30.0
@@ -57,6 +58,16 @@ class Limits:
     wall_s: float = WALL_LIMIT_S
 
 
+class _Question(TypedDict, total=False):
+    """What is asked of an image: the model's input; without `spec`, its own size; or its number of frames."""
+
+    spec: InputSpec
+    boxes: Boxes | None
+    has_mask: bool
+    frame: int | None
+    is_count: bool
+
+
 class GuardedDecoder:
     """Holds one decoder process and starts another where it ended. Safe to share between threads."""
 
@@ -68,42 +79,54 @@ class GuardedDecoder:
         self._socket: socket.socket | None = None
 
     def decode(
-        self, content: Bytes, spec: InputSpec, boxes: Boxes | None = None, mask: Bytes | None = None
+        self,
+        content: Bytes,
+        spec: InputSpec,
+        boxes: Boxes | None = None,
+        mask: Bytes | None = None,
+        frame: int | None = None,
     ) -> Decoded:
         """Decode an image to the model's input, as `decode` does, with what the archive says of it.
 
         Raises:
             ImageError: as `decode`, and WORKER_CRASHED, DECODE_TIMEOUT.
         """
-        parts = self._ask(content, spec, boxes, mask)
+        parts = self._ask(
+            content, _Question(spec=spec, boxes=boxes, has_mask=mask is not None, frame=frame), mask
+        )
         with _checked():
             return _read_decoded(parts, spec, mask is not None)
 
-    def upright(self, content: Bytes) -> NDArray[np.uint8]:
+    def upright(self, content: Bytes, frame: int | None = None) -> NDArray[np.uint8]:
         """Decode an image at its own size, EXIF applied: uint8 (h, w, 3).
 
         Raises:
             ImageError: as `decode`.
         """
-        parts = self._ask(content)
+        parts = self._ask(content, _Question(frame=frame))
         with _checked():
             shape, pixels, *_ = parts
             return np.frombuffer(pixels, np.uint8).reshape(*_SHAPE.unpack(shape), 3)
+
+    def count_frames(self, content: Bytes) -> int:
+        """Give the number of frames, at least 1; 1 also of what no decoder can open: decoding says why.
+
+        Raises:
+            ImageError: WORKER_CRASHED, DECODE_TIMEOUT.
+        """
+        parts = self._ask(content, _Question(is_count=True))
+        with _checked():
+            count, _ = _SHAPE.unpack(parts[0])
+            return max(1, int(count))
 
     def close(self) -> None:
         """End the process."""
         with self._lock:
             self._end()
 
-    def _ask(
-        self,
-        content: Bytes,
-        spec: InputSpec | None = None,
-        boxes: Boxes | None = None,
-        mask: Bytes | None = None,
-    ) -> list[memoryview]:
-        """Give the parts of the answer; without `spec`, to the image at its own size."""
-        about = pickle.dumps((self.limits.cpu_s, spec, boxes, mask is not None))
+    def _ask(self, content: Bytes, question: _Question, mask: Bytes | None = None) -> list[memoryview]:
+        """Give the parts of the answer."""
+        about = pickle.dumps((self.limits.cpu_s, question))
         code, reason = ErrorCode.WORKER_CRASHED, ""
         for _ in range(_TRIES):
             try:
@@ -288,9 +311,9 @@ def serve(descriptor: int, max_pixels: int) -> None:
         with contextlib.suppress(EOFError):
             while True:
                 about, content, mask, *_ = _receive(connection, sys.maxsize)
-                cpu_s, spec, boxes, has_mask = pickle.loads(about)
+                cpu_s, question = pickle.loads(about)
                 signal.setitimer(signal.ITIMER_PROF, cpu_s)  # its signal ends the process
-                parts = _answer(max_pixels, bytes(content), spec, boxes, bytes(mask) if has_mask else None)
+                parts = _answer(max_pixels, bytes(content), question, bytes(mask))
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 _send(connection, parts)
 
@@ -310,20 +333,29 @@ def _set_limits(max_pixels: int) -> None:
             resource.setrlimit(kind, (least, least))
 
 
-def _answer(
-    max_pixels: int, content: bytes, spec: InputSpec | None, boxes: Boxes | None, mask: bytes | None
-) -> list[Bytes]:
+def _answer(max_pixels: int, content: bytes, asked: _Question, mask: bytes) -> list[Bytes]:
     """Give an empty part and the result, or the code of a failure and its message."""
     try:
-        if spec is None:
-            picture = upright(content, max_pixels)
+        if asked.get("is_count"):
+            return [b"", _SHAPE.pack(_count(content), 0)]
+        if "spec" not in asked:
+            picture = upright(content, max_pixels, asked.get("frame"))
             return [b"", _SHAPE.pack(*picture.shape[:2]), picture.data]
-        return [b"", *_pack_decoded(decode(content, spec, max_pixels, boxes, mask))]
+        given = mask if asked["has_mask"] else None
+        decoded = decode(content, asked["spec"], max_pixels, asked["boxes"], given, asked["frame"])
+        return [b"", *_pack_decoded(decoded)]
     except ImageError as error:
         return [error.code.encode(), error.message.encode()]
     except MemoryError:
         message = b"the decoder asked for more memory than there is"
         return [ErrorCode.CORRUPT_IMAGE.encode(), message]
+
+
+def _count(content: bytes) -> int:
+    try:
+        return min(count_frames(content), 2**31)
+    except Exception:  # noqa: BLE001 - decoding raises it again, and tells
+        return 1
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from camray.archive.frames import file_index
 from camray.config import Config, Explainer, OverlayConfig
 from camray.flow.actor import Weights, network_of
 from camray.flow.flow import Engine, Pool, explain_flow
@@ -49,7 +50,7 @@ def look(ready: Prepared, engine: Engine, run_id: str, size: int) -> None:
     shards = {shard.uri: shard for shard in chosen_shards(ready.listing, ready.listing, ready.groupings)}
     indices: dict[str, set[int]] = defaultdict(set)
     for answer in first:
-        indices[answer["shard"]].add(answer["index"])
+        indices[answer["shard"]].add(file_index(answer["index"], ready.config.archive.frames))
     parts = [replace(shards[uri], selection=tuple(sorted(i))) for uri, i in indices.items() if uri in shards]
     weights = engine.share(network_of(ready.model))
     now = engine.once(explain_again, engine.pool, weights, parts, ready.config, explainer)

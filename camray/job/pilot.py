@@ -26,7 +26,7 @@ from camray.flow.progress import spoken_duration
 from camray.flow.stages import read_first
 from camray.job.prepare import Prepared, known_members
 from camray.ledger.plan import ShardTask
-from camray.records import MEMBER, Chunk, Data, Receipt, Shard, Status
+from camray.records import MEMBER, Chunk, Data, Receipt, Shard, Status, with_own_content
 
 SHARDS = 8  # the images come from so many shards at most, spread evenly over those to do
 
@@ -149,7 +149,7 @@ def _members(ready: Prepared, count: int) -> tuple[pa.StructArray, float, int]:
     each = math.ceil(count / max(1, shards))
     firsts = [read_first(task.shard, ready.config.archive, each) for task in chosen]
     read = [chunk for chunk in firsts if isinstance(chunk.note, Data)]
-    images = pa.concat_arrays([pa.array([], MEMBER), *(chunk.images for chunk in read)])
+    images = pa.concat_arrays([pa.array([], MEMBER), *(with_own_content(chunk.images) for chunk in read)])
     members = images.filter(pc.equal(images.field("status"), str(Status.OK)))[:count]
     if not len(members):
         raise EmptyArchiveError("--pilot: no image could be read. Fix: see `camray explain`")

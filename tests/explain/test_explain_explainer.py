@@ -181,9 +181,9 @@ def test_heatmaps_are_those_of_the_reference_package(
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     rows = rows_of(retargeted(made, target=target)(decoded(pixels)))
-    module = load_model(
-        ModelConfig(name=str(DEMO / "models" / name))
-    ).module.requires_grad_(True)  # not folded
+    module = load_model(ModelConfig(name=str(DEMO / "models" / name))).module.requires_grad_(
+        True
+    )  # not folded
     x = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 255
     spec = made.explainer.input
     x = (x - torch.tensor(spec.mean)[:, None, None]) / torch.tensor(spec.std)[:, None, None]
