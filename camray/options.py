@@ -148,7 +148,11 @@ def _coerced(setting: Setting, value: Any) -> Any:
     given = tuple(value) if isinstance(value, list) else value
     if expected_of(setting.kind) == _NUMBERS and not (isinstance(given, tuple) and given):
         given = (given,)  # an empty list is no number either
-    if setting.name == "method.target" and isinstance(value, int) and not isinstance(value, bool):
+    if (
+        setting.name in ("method.target", "archive.frames")
+        and isinstance(value, int)
+        and not isinstance(value, bool)
+    ):
         given = str(value)
     try:
         return TypeAdapter(setting.kind, config={"strict": True}).validate_python(given)

@@ -62,6 +62,11 @@ def test_frames_of_a_file_share_its_content_once_a_chunk() -> None:
     assert own.field("content_of").null_count == 4
 
 
+def test_a_number_may_be_one_in_a_file_of_settings() -> None:
+    named = {"archive.path": "a", "out": "b", "model.name": "m", "archive.frames": 3}
+    assert load(None, named).archive.frames == "3"
+
+
 @pytest.mark.parametrize("frames", ["last", "-1", "1.5", "", "ALL", "12345678901"])
 def test_other_words_are_refused(frames: str) -> None:
     with pytest.raises(UsageError, match="--frames"):

@@ -114,6 +114,8 @@ def values(name: str) -> st.SearchStrategy[Any]:
     }  # fmt: skip
     if name == "compare.budget":
         return st.fixed_dictionaries({}, optional={"forwards": st.integers(1, 2**40)})
+    if name == "archive.frames":
+        return st.sampled_from(("first", "middle", "all", "0", "17"))
     return st.sampled_from(get_args(s.kind)) if get_origin(s.kind) is Literal else kinds[s.kind]
 
 
@@ -182,4 +184,5 @@ def test_settings_that_decide_a_result_are_those_that_change_the_explainer(
               dict[str, Any]: {"forwards": 3}}[s.kind]
         for name, s in SETTINGS.items() if not s.result and name != "archive.limit"
     }  # fmt: skip
+    others["archive.frames"] = "all"
     assert resolve(load(None, plain | others))[0].id == first

@@ -123,3 +123,40 @@ def test_a_limit_counts_files(archive: Path, demo: Path, explain: Callable[..., 
         archive, tmp_path / "out", model, archive__frames="all", archive__limit=2, archive__include=["*.tar"]
     )
     assert outcome.accounting.sentence() == "10 members = 10 ok + 0 failed + 0 skipped"
+
+
+def test_the_canary_finds_its_frames_again(
+    archive: Path, demo: Path, explain: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A place in the table leads back to the file: its frames are explained again, and are the same."""
+    from dataclasses import replace
+
+    from camray.archive.frames import file_index
+    from camray.flow.flow import Pool
+    from camray.job.canary import choose, difference, explain_again
+    from camray.job.prepare import prepare
+    from camray.ledger.table import Table
+    from camray.options import load
+
+    settings = {
+        "archive.path": str(archive), "out": str(tmp_path / "out"), "run.engine": "here", "run.max_failed": 9,
+        "model.name": str(demo / "models" / "hans64-poisoned"), "archive.frames": "all",
+        "archive.include": ["*.tar"],
+    }  # fmt: skip
+    named = {
+        n.replace(".", "__"): v for n, v in settings.items() if n.partition(".")[0] in ("archive", "run")
+    }
+    named.pop("archive__path")
+    explain(archive, tmp_path / "out", demo / "models" / "hans64-poisoned", **named)
+    ready = prepare(load(None, settings))
+    first = choose(Table(ready.out), ready.explainer.id, 8)
+    assert len(first) == 8
+    (shard,) = ready.listing.shards
+    places = tuple(sorted({file_index(answer["index"], "all") for answer in first}))
+    state = {n: t.numpy() for n, t in ready.model.module.state_dict().items()}
+    pool = Pool(actors=1, max_actors=1, device="cpu", cpus=0.5, gpus=0, threads=1, batch_size=8)
+    now = explain_again(
+        pool, lambda: state, [replace(shard, selection=places)], ready.config, ready.explainer
+    )
+    found = difference(first, now)
+    assert (found["images"], found["gone"], found["changed"]) == (8, 0, 0)
