@@ -99,12 +99,24 @@ def compare_methods(
     return compare.compare(load(None, named | settings, "compare"), Reporter())
 
 
-def open_records(out: str) -> Dataset:
+def open_records(out: str, explainer: str = "latest") -> Dataset:
     """Open the committed records of OUT as a `pyarrow.dataset.Dataset`; no row is read yet.
 
+    An image has rows of each explainer (model, method, setting) that was ever used. `explainer` is an id,
+    ``"latest"``: the one that was committed last, or ``"all"``, told apart by the column of that name.
+
     Raises:
-        UsageError: OUT holds no camray records.
+        UsageError: OUT holds no camray records, or none of that explainer.
     """
+    from camray.errors import printable
     from camray.ledger.out import open_out
 
-    return open_out(out)[1].dataset()
+    table = open_out(out)[1]
+    if explainer == "all":
+        return table.dataset()
+    owner = table.latest_owner() if explainer == "latest" else explainer
+    records = table.dataset(owner)
+    if explainer != "latest" and not records.files:
+        problem = f"OUT holds no records of {printable(explainer)!r}"
+        raise UsageError("explainer", problem, 'an id that `camray status` shows, "latest", or "all"')
+    return records

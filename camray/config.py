@@ -250,6 +250,15 @@ class RunConfig:
         0.01, "failures allowed: images, or a share", "--max-failed N", 0, 1, common="explain audit")
     allow_empty: bool = setting(False, "accept an archive without images", "--allow-empty", verbs=RUNS)
     force: bool = setting(False, "run although another run seems to hold OUT", "--force")
+    metrics_file: str | None = setting(
+        None, "how the run ended, for Prometheus' textfile collector", "--metrics-file FILE.prom",
+        verbs="explain audit")
+    on_end: str | None = setting(
+        None, "shell command at the end; reads how it ended as JSON", "--on-end COMMAND",
+        verbs="explain audit")
+    notify: str | None = setting(
+        None, "post how it ended as JSON (Slack's form); $NAME is of the environment", "--notify URL",
+        verbs="explain audit")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from camray.audit.reviewed import check_reviews
 from camray.config import Config
 from camray.errors import ExitCode
 from camray.flow.progress import Reporter
-from camray.job.run import COMPLETE, explain
+from camray.job.end import told
+from camray.job.run import COMPLETE, explain_new
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,15 @@ def audit(config: Config, reporter: Reporter, reviewed: Sequence[str] = ()) -> A
     """
     parse_gate(config.audit.fail_on)
     check_reviews(reviewed)
-    ran = explain(config, reporter)
-    if ran.code not in COMPLETE:
-        return AuditOutcome(ran.code, ran.run_id, ran.out, ran.explainer, {}, "")
-    night = audit_night(ran.out, ran.explainer, ran.run_id, config.audit, reviewed)
-    reporter.say(night.message.removeprefix("camray: "), **night.rates)
-    page = write_report(ran.out)
-    reporter.say(f"report: {page}")
-    code = night.exit_code or ran.code
-    return AuditOutcome(code, ran.run_id, ran.out, ran.explainer, night.to_json(), page)
+    with told(config, reporter) as ending:
+        ran = explain_new(config, reporter, ending)
+        if ran.code not in COMPLETE:
+            ending.code = ran.code
+            return AuditOutcome(ran.code, ran.run_id, ran.out, ran.explainer, {}, "")
+        night = audit_night(ran.out, ran.explainer, ran.run_id, config.audit, reviewed)
+        ending.said, ending.summary = night.message.removeprefix("camray: "), night.to_json()
+        reporter.say(ending.said, **night.rates)
+        page = write_report(ran.out)
+        reporter.say(f"report: {page}")
+        ending.code = night.exit_code or ran.code
+    return AuditOutcome(ending.code, ran.run_id, ran.out, ran.explainer, ending.summary, page)

@@ -77,9 +77,11 @@ class Judged:
 
 
 class Tally:
-    """What is counted while rows are judged: of the archive, and of the rows that no audit has covered."""
+    """What is counted while rows are judged: of the archive, of new rows, of earlier nights that are open."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, open_nights: Mapping[str, frozenset[str]]) -> None:
+        self.open_nights = {night: ClassCounts(num_classes) for night in open_nights}
+        self._runs_of = open_nights
         self.archive, self.night = ClassCounts(num_classes), ClassCounts(num_classes)
         self.archive_verdicts: Counter[str] = Counter()
         self.verdicts: Counter[str] = Counter()
@@ -92,6 +94,8 @@ class Tally:
         verdict, runs = (judged.rows.column(name).to_pylist() for name in ("verdict", "night"))
         self.archive.add(judged.batch, judged.flags)
         self.archive_verdicts.update(verdict)
+        for night, counts in self.open_nights.items():
+            self._add_open(counts, judged, np.array([run in self._runs_of[night] for run in runs], bool))
         new = np.array([run not in covered for run in runs], bool)
         if new.any():
             self.covered |= set(runs) - covered
@@ -101,6 +105,13 @@ class Tally:
             self.state.add(rows, flags)
             self.verdicts.update(compress(verdict, new))
             self.errors.update(code for code in rows.column("error_code").to_pylist() if code)
+
+    def _add_open(self, counts: ClassCounts, judged: Judged, mine: NDArray[np.bool_]) -> None:
+        """Count the images of an earlier night; of what a person accepted nothing is held against it."""
+        if mine.any():
+            accepted = np.array([said == "accepted" for said in judged.rows.column("reviewed").to_pylist()])
+            flags = {name: (mark & ~accepted)[mine] for name, mark in judged.flags.items()}
+            counts.add(judged.batch.filter(pa.array(mine)), flags)
 
 
 def batches(table: Table, explainer: str) -> Iterator[pa.RecordBatch]:
@@ -146,10 +157,13 @@ def judge(
 
 def judge_archive(
     out: Folder, table: Table, explainer: str, num_classes: int, settings: AuditConfig, past: Past,
-    run_id: str,
+    run_id: str, open_nights: Mapping[str, frozenset[str]],
 ) -> Tally:  # fmt: skip
-    """Judge every record of an explainer, write the audit table, and give the counts."""
-    view, tally = ArchiveView(num_classes), Tally(num_classes)
+    """Judge every record of an explainer, write the audit table, and give the counts.
+
+    `open_nights` names earlier nights to be counted again, with the runs that each covers.
+    """
+    view, tally = ArchiveView(num_classes), Tally(num_classes, open_nights)
     for batch in batches(table, explainer):
         view.add(batch)
 
@@ -161,7 +175,10 @@ def judge_archive(
 
     uri = out.child_uri(AUDIT)
     if not log.exists(out, AUDIT):
-        DeltaTable.create(uri, AUDIT_SCHEMA, mode="ignore", partition_by=[PARTITION], name="camray audit")
+        DeltaTable.create(
+            uri, AUDIT_SCHEMA, mode="ignore", partition_by=[PARTITION], name="camray audit",
+            configuration=log.NO_STATISTICS,
+        )  # fmt: skip
     note = CommitProperties(custom_metadata={"camray": json.dumps({"run_id": run_id})})
     write_deltalake(
         uri, pa.RecordBatchReader.from_batches(AUDIT_SCHEMA, rows()), mode="overwrite",

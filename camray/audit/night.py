@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
 from camray.audit.counts import ClassRow, NightState
 from camray.audit.drift import Finding, compare_nights, level_of, worst_first
-from camray.audit.gate import DRIFT_LEVELS, parse_gate
-from camray.audit.judge import Past, judge_archive
+from camray.audit.gate import DRIFT_LEVELS, Condition, parse_gate
+from camray.audit.judge import Past, Tally, judge_archive
 from camray.audit.reviewed import decisions, take_in
 from camray.audit.update import ModelUpdate, compare_models
 from camray.config import AuditConfig
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger.out import explainer_file, files_of_runs, open_out, run_file
+from camray.ledger.runs import is_accepted
 from camray.storage import Folder
 
 CONFIDENCE_DISTANCE, HEAT_COSINE = 0.01, 0.99  # a GPU in place of a CPU stays within both
@@ -62,7 +63,13 @@ class Gate:
     """What must not be, and what of it is so."""
 
     conditions: Sequence[str]
-    fired: Sequence[str]
+    fired: Sequence[str]  # of the new images
+    standing: Mapping[str, Sequence[str]] = field(default_factory=dict)  # earlier run -> what is still so
+
+    @property
+    def holds(self) -> int:
+        """How many conditions are so, tonight's and those of earlier nights."""
+        return len(self.fired) + sum(len(texts) for texts in self.standing.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +101,8 @@ class Night:
 
     @property
     def exit_code(self) -> ExitCode:
-        """5 where the gate fired."""
-        return ExitCode.GATE if self.gate.fired else ExitCode.DONE
+        """5 where the gate fired, tonight or on a night before that nobody has mended or accepted."""
+        return ExitCode.GATE if self.gate.holds else ExitCode.DONE
 
     @property
     def shown_classes(self) -> Sequence[ClassRow]:
@@ -112,7 +119,7 @@ class Night:
         """The night in one paragraph."""
         images, rates, verdicts = self.images, self.rates, self.verdicts
         if not images.rows:
-            return f"camray: nothing new; {images.archive:,} images in the archive."
+            return f"camray: nothing new; {images.archive:,} images in the archive.{self._gate_said}"
         hanging, of_all = "Answers that hang on the border", ""
         if self.has_labels:
             hanging, of_all = "Right for the wrong reason", ", right or wrong, hang on the border"
@@ -138,7 +145,14 @@ class Night:
                 f" The model changed: {update.agreement:.1%} of {update.images:,} answers are as before,"
                 f" {update.repaired:,} are right now that were wrong, {update.broken:,} the other way."
             )
-        return said + (f" Gate: {', '.join(self.gate.fired)}." if self.gate.fired else "")
+        return said + self._gate_said
+
+    @property
+    def _gate_said(self) -> str:
+        said = f" Gate: {', '.join(self.gate.fired)}." if self.gate.fired else ""
+        for run, texts in self.gate.standing.items():
+            said += f" Still so of run {run}: {', '.join(texts)} (mend it, or camray accept OUT {run})."
+        return said
 
     def _said_of_labels(self) -> str:
         wrong, suspects = (self.verdicts.get(name, 0) for name in ("wrong", "label_suspect"))
@@ -191,12 +205,17 @@ def audit_night(
     past = Past(frozenset(run for n in before for run in n.covers), decisions(out, explainer))
     what = json.loads(out.read(explainer_file(explainer)))
     names = what["class_names"]
-    tally = judge_archive(out, table, explainer, int(what["num_classes"]), settings, past, run_id)
+    open_nights = _open_nights(out, before)
+    tally = judge_archive(
+        out, table, explainer, int(what["num_classes"]), settings, past, run_id,
+        {night.run_id: frozenset(night.covers) for night in open_nights},
+    )  # fmt: skip
     rates, drift = tally.night.rates(), _drift(out, tally.state, before, settings.baseline)
     update = None
     if nights and not before:  # a new model or setting: what did it change?
         update = compare_models(table, nights[-1].explainer, explainer, names)
     fired = [c.text for c in conditions if tally.night.rows and c.fires(rates, drift.level)]
+    standing = _standing(open_nights, _stood(before), tally, conditions)
     night = Night(
         run_id=run_id,
         explainer=explainer,
@@ -219,10 +238,37 @@ def audit_night(
         canary=_read(out, run_id, "canary"),
         decisions_taken_in=taken,
         model_update=update,
-        gate=Gate([c.text for c in conditions], fired),
+        gate=Gate([c.text for c in conditions], fired, standing),
     )
     _write(out, night, tally.state)
     return night
+
+
+def _stood(before: Sequence[Night]) -> set[str]:
+    """Name the nights that the gate ever spoke against."""
+    return {run for n in before for run in (*n.gate.standing, *[n.run_id] * bool(n.gate.fired))}
+
+
+def _open_nights(out: Folder, before: Sequence[Night]) -> list[Night]:
+    """Give the earlier nights whose verdict may still stand, and the last one with new images."""
+    runs = _stood(before) | {night.run_id for night in [n for n in before if n.images.rows][-1:]}
+    return [night for night in before if night.run_id in runs and not is_accepted(out, night.run_id)]
+
+
+def _standing(
+    nights: Sequence[Night], stood: set[str], tally: Tally, conditions: Sequence[Condition]
+) -> dict[str, list[str]]:
+    """Ask tonight's gate, or without one their own, about the images that are left of earlier nights.
+
+    Where nothing is new the last night with new images is asked too, whatever its own gate said.
+    """
+    found = {}
+    for night in nights:
+        counts = tally.open_nights[night.run_id]
+        if counts.rows and (night.run_id in stood or not tally.night.rows):
+            asked, rates = conditions or parse_gate(",".join(night.gate.conditions)), counts.rates()
+            found[night.run_id] = [c.text for c in asked if c.fires(rates, night.drift.level)]
+    return {run: texts for run, texts in found.items() if texts}
 
 
 def read_nights(out: Folder) -> list[Night]:
@@ -290,5 +336,5 @@ def _metrics(night: Night) -> str:
     label = f'{{explainer="{night.explainer}"}}'
     gauges = {f"camray_audit_{name}": value for name, value in night.rates.items()}
     gauges |= {f"camray_audit_images_{name}": value for name, value in asdict(night.images).items()}
-    gauges["camray_audit_gate_fired"] = len(night.gate.fired)
+    gauges["camray_audit_gate_fired"] = night.gate.holds
     return "".join(f"# TYPE {name} gauge\n{name}{label} {value}\n" for name, value in gauges.items())

@@ -42,7 +42,9 @@ def take_in(out: Folder, files: Sequence[str] = ()) -> int:
     fresh = [row for key, row in rows.items() if key not in known]
     if fresh:
         table = pa.Table.from_pylist(fresh, QA_SCHEMA)
-        write_deltalake(out.child_uri(QA), table, mode="append", name="camray qa")
+        write_deltalake(
+            out.child_uri(QA), table, mode="append", name="camray qa", configuration=log.NO_STATISTICS
+        )
     return len(fresh)
 
 

@@ -24,8 +24,10 @@ VERBS = (  # in the order of --help: module and function of `camray.cli`
     "jobs.compare",
     "upkeep.status",
     "upkeep.verify",
+    "upkeep.accept",
     "upkeep.report",
     "upkeep.prune",
+    "upkeep.forget",
     "jobs.layers",
 )
 _EXITS = "exit codes:\n" + "\n".join(f"  {int(code):>3}  {code.meaning}" for code in ExitCode)

@@ -1,4 +1,4 @@
-"""The verbs that read and tend an OUT: status, verify, report, prune."""
+"""The verbs that read and tend an OUT: status, verify, accept, report, prune, forget."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from camray.errors import ExitCode, UsageError
 _OUT = Setting("", "OUT", name="out")
 
 
-@verb(_OUT)
+@verb(
+    _OUT,
+    Setting("also for Prometheus' textfile collector: how the last run ended", "--metrics-file FILE.prom"),
+)
 def status(args: argparse.Namespace) -> ExitCode:
     """Show what OUT holds and how its runs ended."""
     from camray.upkeep.status import print_status
 
-    return print_status(args.out, args.json)
+    return print_status(args.out, args.json, getattr(args, "metrics_file", None))
 
 
 @verb(_OUT)
@@ -26,6 +29,14 @@ def verify(args: argparse.Namespace) -> ExitCode:
     from camray.upkeep.verify import print_verify
 
     return print_verify(args.out, args.json)
+
+
+@verb(_OUT, Setting("the run whose verdict is taken as it is", "RUN", name="run"), given="OUT RUN")
+def accept(args: argparse.Namespace) -> ExitCode:
+    """Take the verdict of a run (exit 3 or 5) as it is: it does not fail the runs after it any more."""
+    from camray.upkeep.accept import print_accept
+
+    return print_accept(args.out, args.run, args.json)
 
 
 @verb(
@@ -64,3 +75,19 @@ def prune(args: argparse.Namespace) -> ExitCode:
 
     last, within = getattr(args, "keep_last", None), getattr(args, "keep_within", None)
     return print_prune(args.out, last, within, getattr(args, "pin", []), hasattr(args, "yes"), args.json)
+
+
+@verb(
+    _OUT,
+    Setting("the image, as the column `member` names it", "--member NAME"),
+    Setting("only the one in this shard, as the column `shard` names it", "--shard URI"),
+    Setting("do it; without, only say what would go", "--yes", kind=bool),
+    given="OUT --member NAME",
+)
+def forget(args: argparse.Namespace) -> ExitCode:
+    """Take an image out of OUT: rows, overlays, decisions, old versions; --yes does it."""
+    from camray.upkeep.forget import print_forget
+
+    if not hasattr(args, "member"):
+        raise UsageError("--member", "is missing", "camray forget OUT --member NAME")
+    return print_forget(args.out, args.member, getattr(args, "shard", None), hasattr(args, "yes"), args.json)

@@ -6,10 +6,11 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 from camray.config import Config
 from camray.errors import CamrayError, ExitCode, IncompleteError, no_model, printable, said_by
@@ -18,11 +19,13 @@ from camray.flow.flow import Engine, Flow, explain_flow
 from camray.flow.progress import Reporter, RunProgress
 from camray.flow.stopping import Stopped, stoppable
 from camray.job.canary import look
+from camray.job.end import Ending, told
 from camray.job.prepare import Inputs, Prepared, known_members, prepare
+from camray.job.verdict import judge, over_budget, standing_failures
 from camray.ledger.commit import CommitDesk
 from camray.ledger.intake import remember
 from camray.ledger.plan import Plan
-from camray.ledger.runs import RunReport, crashed_last, first_report, hold, new_run_id, write_explainer
+from camray.ledger.runs import RunReport, crashed_last, first_report, hold, working_reports, write_explainer
 from camray.ledger.table import STORE_ERRORS, ShardCommit
 from camray.records import Accounting, Receipt
 from camray.storage import Folder
@@ -51,6 +54,7 @@ class Outcome:
     accounting: Accounting
     out: str
     explainer: str
+    report: RunReport
     pictures: int = 0
     undrawn: int = 0  # maps that got no picture
 
@@ -90,19 +94,54 @@ def _innermost(error: Exception) -> Exception:
     return error
 
 
-@one_line_errors()
 def explain(config: Config, reporter: Reporter) -> Outcome:
-    """Explain what is left of the archive and commit it.
+    """Explain what is left of the archive, commit it, and tell how that ended.
+
+    Raises:
+        CamrayError: with the exit code of its class.
+    """
+    with told(config, reporter) as ending:
+        outcome = explain_new(config, reporter, ending)
+        ending.code = outcome.code
+        return outcome
+
+
+@one_line_errors()
+def explain_new(config: Config, reporter: Reporter, ending: Ending) -> Outcome:
+    """Explain what is left of the archive and commit it; judge this run, and what is left of those before.
 
     Raises:
         CamrayError: with the exit code of its class.
     """
     ready = prepare(config)
-    run_id = new_run_id()
     _announce(ready, reporter)
-    if not ready.plan.tasks:
-        reporter.say("nothing to do: every shard is committed for this explainer")
-        return Outcome(ExitCode.DONE, run_id, Accounting(), ready.out.uri, ready.explainer.id)
+    before = working_reports(ready.out, ready.explainer.id)
+    _tell_kept_pictures(ready, before, reporter)
+    work = _explain_tasks if ready.plan.tasks else _quiet
+    outcome = work(ready, ending.run_id, reporter)
+    ending.report, ending.accounting = outcome.report, outcome.accounting
+    ending.said = outcome.accounting.sentence() if ready.plan.tasks else "Nothing new."
+    standing = standing_failures(ready.out, ready.table, ready.explainer.id, before, config.run.max_failed)
+    for run in standing:
+        said = f"run {run} had more failures than --max-failed allows, and they are still there"
+        reporter.say(f"{said}: mend them, or camray accept {config.out} {run}")
+    if standing and outcome.code in COMPLETE:
+        return replace(outcome, code=ExitCode.FAILURES_OVER_BUDGET)
+    return outcome
+
+
+def _quiet(ready: Prepared, run_id: str, reporter: Reporter) -> Outcome:
+    """End a run that has nothing to do. It has a report too: a night that did not run has none."""
+    reporter.say("nothing to do: every shard is committed for this explainer")
+    report = _report_of(ready, ready.explainer.id, ready.plan, run_id)
+    ended = report.ended(ExitCode.DONE, Accounting(), 0.0, {})
+    if ready.table.delta is not None:  # an empty archive that is allowed: OUT stays as it is
+        _write_last(ended, ready.out, reporter)
+    return Outcome(ExitCode.DONE, run_id, Accounting(), ready.out.uri, ready.explainer.id, ended)
+
+
+def _explain_tasks(ready: Prepared, run_id: str, reporter: Reporter) -> Outcome:
+    config = ready.config
     images, size = known_members(ready.plan.tasks), ready.plan.size_bytes
     small = size <= HERE_BYTES if images is None else images <= HERE_IMAGES
     amount = f"{size / 1e6:,.1f} MB" if images is None else f"{images:,} images"
@@ -154,11 +193,15 @@ def _is_ray_up() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
+def _report_of(inputs: Inputs, owner: str, plan: Plan, run_id: str) -> RunReport:
+    shards = {"todo": len(plan.tasks), "committed": plan.committed, "changed": plan.changed}
+    return first_report(run_id, owner, inputs.config, shards, inputs.model.notes)
+
+
 def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine: Engine) -> Outcome:
     """Drive the pipeline over the plan, commit, account; write the run's report before and after."""
     plan, out, max_failed = work.plan, inputs.out, inputs.config.run.max_failed
-    shards = {"todo": len(plan.tasks), "committed": plan.committed, "changed": plan.changed}
-    report = first_report(run_id, work.owner, inputs.config, shards, inputs.model.notes)
+    report = _report_of(inputs, work.owner, plan, run_id)
     report.write(out)
     started = time.monotonic()
     total, pictures, undrawn, code = Accounting(), 0, 0, ExitCode.CRASH
@@ -168,7 +211,8 @@ def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine:
             total += done.accounting
             pictures += sum(receipt.overlays for receipt in done.receipts)
             undrawn += sum(_undrawn(receipt) for receipt in done.receipts)
-        code = _judge(total, max_failed)
+        code = judge(total, max_failed)
+        report = replace(report, over_budget=code == ExitCode.FAILURES_OVER_BUDGET)
     except Stopped as stop:
         code = stop.code
     except CamrayError as error:
@@ -179,9 +223,9 @@ def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine:
         ended = report.ended(code, total, duration, dict(progress.stage_seconds), progress.bottleneck())
         _write_last(replace(ended, notes=(*ended.notes, *progress.notes())), out, reporter)
     _summarise(total, code, duration, progress, reporter)
-    if code == ExitCode.FAILURES_OVER_BUDGET and total.n_failed:
-        reporter.say(_over_budget(total, max_failed))
-    return Outcome(code, run_id, total, out.uri, work.owner, pictures, undrawn)
+    if ended.over_budget and total.n_failed:
+        reporter.say(over_budget(total, max_failed))
+    return Outcome(code, run_id, total, out.uri, work.owner, ended, pictures, undrawn)
 
 
 def _write_last(report: RunReport, out: Folder, reporter: Reporter) -> None:
@@ -216,18 +260,6 @@ def _commits(
         )
 
 
-def _judge(total: Accounting, max_failed: int | float) -> ExitCode:
-    """Compare the failures with what is fine; a shard that was not read to its end never is."""
-    allowed = max_failed if isinstance(max_failed, int) else max_failed * total.members
-    return ExitCode.FAILURES_OVER_BUDGET if total.shard_errors or total.n_failed > allowed else ExitCode.DONE
-
-
-def _over_budget(total: Accounting, max_failed: int | float) -> str:
-    share = f"{total.n_failed / max(1, total.members):.1%}"
-    allowed = f"{max_failed:,} images" if isinstance(max_failed, int) else f"{max_failed * 100:g}%"
-    return f"FAILED: {total.n_failed:,} of {total.members:,} images ({share}); --max-failed allows {allowed}"
-
-
 def _said_of_pictures(outcome: Outcome, config: Config) -> str:
     """Say how many images have a picture, and the way to the rest."""
     said, policy = f"{outcome.pictures:,} pictures drawn", config.overlay.policy
@@ -259,6 +291,20 @@ def _announce(ready: Prepared, reporter: Reporter) -> None:
     parts += [f"{plan.changed:,} changed"] * bool(plan.changed)
     parts += [f"{plan.resumed:,} resumed"] * bool(plan.resumed)
     reporter.say(", ".join(parts), todo=len(plan.tasks), committed=plan.committed)
+
+
+def _tell_kept_pictures(ready: Prepared, before: Sequence[Mapping[str, Any]], reporter: Reporter) -> None:
+    """Say so where other overlays are asked for than those that committed images have."""
+    if not ready.plan.committed or not before:
+        return
+    drawn = before[-1]["config"]["overlay"]
+    asked = asdict(ready.config.overlay)
+    other = sorted(name for name, value in asked.items() if drawn.get(name, value) != value)
+    if other:
+        reporter.say(
+            f"overlay settings changed ({', '.join(other)}): they hold for new images, "
+            f"{ready.plan.committed:,} committed shards keep their pictures. A new OUT draws all of them so"
+        )
 
 
 def _summarise(

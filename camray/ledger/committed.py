@@ -97,8 +97,11 @@ class CommittedFiles(Mapping[str, list[RecordFile]]):
         ids = pc.struct_field(pc.extract_regex(files["path"], _NAME), "id")
         if ids.null_count:
             odd = files["path"].filter(pc.is_null(ids))[0].as_py()
-            problem = f"its table holds {printable(odd)}, which camray did not write (a compaction?)"
-            raise UsageError("OUT", problem, "restore the table's version before that")
+            problem = (
+                f"its table holds {printable(odd)}, which camray did not write (a compaction? rows deleted?)"
+            )
+            fix = "restore the version before that; `camray forget OUT --member NAME` takes an image out"
+            raise UsageError("OUT", problem, fix)
         self._files = files
         self._ids: list[str] = ids.to_pylist()  # of the shards; sorted as the paths are: all in one folder
 

@@ -16,6 +16,8 @@ from camray.ledger.out import log_folder
 from camray.storage import Folder
 
 _T = TypeVar("_T")
+NO_STATISTICS = {"delta.dataSkippingNumIndexedCols": "0"}
+"""Of a table whose log must not name members: the statistics of a column are its first and last value."""
 # How Delta Lake begins what a store did, or the way to it. A full disk, an error of the local file system,
 # does not pass by itself.
 _AT_FAULT = re.compile(r"Generic (?!LocalFileSystem)\w+ error")

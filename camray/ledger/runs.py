@@ -53,6 +53,7 @@ class RunReport:
     images_per_s: float | None = None
     stage_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     bottleneck: str = ""
+    over_budget: bool | None = None  # whether its own images failed too often
     exit: int | None = None
     exit_meaning: str = "running"
 
@@ -65,16 +66,19 @@ class RunReport:
         bottleneck: str = "",
     ) -> RunReport:
         """Complete the report."""
-        return dataclasses.replace(
+        done = dataclasses.replace(
             self,
             accounting=dataclasses.asdict(accounting) | {"members": accounting.members},
             duration_s=round(duration_s, 3),
             images_per_s=round(accounting.members / duration_s, 2) if duration_s > 0 else None,
             stage_seconds={k: round(v, 3) for k, v in stages.items()},
             bottleneck=bottleneck,
-            exit=int(code),
-            exit_meaning=code.meaning,
         )
+        return done.exited(code)
+
+    def exited(self, code: ExitCode) -> RunReport:
+        """Say how the run ended."""
+        return dataclasses.replace(self, exit=int(code), exit_meaning=code.meaning)
 
     def write(self, out: Folder) -> None:
         """Write run.json, replacing the run's earlier one."""
@@ -86,10 +90,12 @@ def first_report(
     run_id: str, owner: str, config: Config, shards: dict[str, int], notes: Sequence[str] = ()
 ) -> RunReport:
     """Start the report of a run; `owner` is the explainer, or the panel, that its rows belong to."""
+    said = dataclasses.asdict(config)
+    said["run"]["notify"] = said["run"]["notify"] and "…"  # the URL is the permission to write there
     return RunReport(
         run_id=run_id,
         explainer=owner,
-        config=dataclasses.asdict(config),
+        config=said,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"python": platform.python_version(), **installed_versions()},
         shards=shards,
@@ -121,6 +127,30 @@ def crashed_last(out: Folder) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return isinstance(report, dict) and report.get("exit", 0) in (None, ExitCode.CRASH)
+
+
+def working_reports(out: Folder, owner: str) -> list[dict[str, Any]]:
+    """Read run.json of each run that committed something of an explainer; a damaged one is left out."""
+    found = []
+    for path in files_of_runs(out, "run.json"):
+        try:
+            report = json.loads(out.read(path))
+            if report["explainer"] == owner and report["accounting"].get("members"):
+                found.append(report)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return found
+
+
+def accept(out: Folder, run_id: str) -> None:
+    """Write down that a person takes the verdict of a run as it is."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    out.write(run_file(run_id, "accepted.json"), json.dumps({"accepted_at": now}).encode())
+
+
+def is_accepted(out: Folder, run_id: str) -> bool:
+    """Tell whether a person took the verdict of a run as it is."""
+    return out.exists(run_file(run_id, "accepted.json"))
 
 
 def write_explainer(out: Folder, explainer: Explainer) -> None:

@@ -38,7 +38,7 @@ def write_records(
     `records` has the columns of the kind's schema; a row with a null member is the shard's own and is not
     counted as a member.
     """
-    note = {"shard_id": shard_id, "chunk": chunk, "rows": records.num_rows, **_counts(records)}
+    note = {"shard_id": shard_id, "chunk": chunk, "rows": records.num_rows, **counts(records)}
     footer = json.dumps(note | {"chunk_size": chunk_size, "schema_version": SCHEMA_VERSION})
     table = records.cast(kind.schema).replace_schema_metadata({FOOTER_KEY: footer.encode()})
     buffer = pa.BufferOutputStream()
@@ -49,7 +49,7 @@ def write_records(
     return Receipt(path=path, size_bytes=data.size, **note)
 
 
-def _counts(records: pa.Table) -> dict[str, Any]:
+def counts(records: pa.Table) -> dict[str, Any]:
     """Count members, not rows: an image explained for several classes is one member."""
     rows = zip(
         *(records.column(c).to_pylist() for c in ("member", "index", "status", "error_code")), strict=True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -150,10 +150,10 @@ class Table:
         """Open the same table as it is now."""
         return Table(self._out, self._kind)
 
-    def dataset(self) -> pads.FileSystemDataset:
-        """Open the committed rows; no row is read yet. Reading fails where a page is not as it was written.
+    def dataset(self, owner: str = "") -> pads.FileSystemDataset:
+        """Open the committed rows, of one explainer where one is named; no row is read yet.
 
-        Columns that an earlier camray did not write are null.
+        Reading fails where a page is not as it was written. Columns that an earlier camray lacked are null.
         """
         assert self._delta is not None
         plain = log.dataset(self._out, self._kind.folder, self._delta)
@@ -161,7 +161,9 @@ class Table:
         scan = pads.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
         checked = pads.ParquetFileFormat(default_fragment_scan_options=scan)
         fragments = [
-            checked.make_fragment(f.path, place, f.partition_expression) for f in plain.get_fragments()
+            checked.make_fragment(f.path, place, f.partition_expression)
+            for f in plain.get_fragments()
+            if not owner or f.path.startswith(f"{self._kind.partition}={owner}/")
         ]
         return pads.FileSystemDataset(fragments, self._kind.whole, checked, place)
 
@@ -244,12 +246,8 @@ class Table:
         actions: list[AddAction | RemoveAction] = []
         transactions = []
         for done in mine:
-            app_id = f"{explainer}/{done.shard.key}"
-            transactions.append(Transaction(app_id, (self._delta.transaction_version(app_id) or 0) + 1))
-            actions += [
-                AddAction(r.path, r.size_bytes, partition, now_ms, True, json.dumps({"numRecords": r.rows}))
-                for r in done.receipts
-            ]
+            transactions.append(self._claim(f"{explainer}/{done.shard.key}"))
+            actions += [self._added(r, explainer, now_ms) for r in done.receipts]
             actions += [
                 RemoveAction(old.path, True, now_ms, old.size_bytes, partition)
                 for old in self._current(done.shard.key)
@@ -270,6 +268,47 @@ class Table:
             return
         for entry in reversed(self._delta.history()):
             yield from json.loads(entry.get("camray", "{}")).get("shards", [])
+
+    def latest_owner(self) -> str:
+        """Name the explainer that was committed last; "" in a table without commits."""
+        for limit in (8, None):  # of a long log the end is enough, as a rule
+            for entry in self._delta.history(limit) if self._delta is not None else []:
+                said = json.loads(entry.get("camray", "{}"))
+                if said.get("shards") and "forgot" not in said:
+                    return str(said["shards"][0]["explainer"])
+        return ""
+
+    def rewrite(
+        self, owner: str, run_id: str, files: Mapping[str, Receipt], said: Sequence[Mapping[str, object]]
+    ) -> None:
+        """Put other files in the place of committed ones, in one transaction.
+
+        `files`: path of the old file -> the new one's receipt; `said`: what now holds of their shards.
+        The caller holds OUT.
+        """
+        assert self._delta is not None
+        now_ms, partition = int(time.time() * 1000), {self._kind.partition: owner}
+        actions: list[AddAction | RemoveAction] = []
+        for path, new in files.items():
+            actions.append(RemoveAction(path, True, now_ms, None, dict(partition)))
+            actions.append(self._added(new, owner, now_ms))
+        note = {"run_id": run_id, "shards": list(said), "forgot": True}
+        claims = [self._claim(f"{owner}/{one['key']}") for one in said]
+        properties = CommitProperties({"camray": json.dumps(note)}, 0, claims)
+        self._delta.create_write_transaction(
+            actions, "append", self._kind.whole, partition_by=[self._kind.partition],
+            commit_properties=properties,
+        )  # fmt: skip
+        log.flush(self._out, self._kind.folder, self._delta.version() + 1)
+        log.patiently(self._out, self._delta.update_incremental)
+
+    def _added(self, new: Receipt, owner: str, now_ms: int) -> AddAction:
+        said = json.dumps({"numRecords": new.rows})
+        return AddAction(new.path, new.size_bytes, {self._kind.partition: owner}, now_ms, True, said)
+
+    def _claim(self, app_id: str) -> Transaction:
+        assert self._delta is not None
+        return Transaction(app_id, (self._delta.transaction_version(app_id) or 0) + 1)
 
 
 def _file_of(receipt: Receipt) -> RecordFile:

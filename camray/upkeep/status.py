@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from camray.compare.panel import SCORES, Panel
 from camray.errors import ExitCode, printable
 from camray.ledger.committed import PARTITION
-from camray.ledger.out import explainer_file, open_out, panel_file
+from camray.ledger.out import PANELS, explainer_file, files_of_runs, ids_in, open_out, panel_file
 from camray.ledger.runs import read_reports
 from camray.ledger.table import Table
+from camray.ledger.watch import check_metrics_file, gauges, write_gauges
 from camray.records import Accounting
 from camray.storage import Folder, open_folder
 
@@ -61,11 +64,40 @@ def _methods(out: Folder, panel: str) -> str:
     return printable(f"{what.explainer.model}: {', '.join(what.methods)}")
 
 
-def print_status(place: str, as_json: bool) -> ExitCode:
-    """Print what OUT holds and how its runs ended."""
+def write_metrics(out: Folder, runs: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Write for Prometheus how the last run of an explainer ended, as OUT tells it: also from afar."""
+    panels = ids_in(out, PANELS)
+    ended = [r for r in runs if r["exit"] is not None and r["explainer"] not in panels]
+    if not ended:
+        return
+    good_s = max((_end_s(run) for run in ended if run["exit"] == ExitCode.DONE), default=None)
+    said = {name: ended[-1]["accounting"].get(name) for name in ("ok", "skipped", "failed")}
+    images = Accounting(said["ok"] or 0, said["skipped"] or 0, said["failed"] or {})
+    audits = files_of_runs(out, "metrics.prom")
+    audit = out.read(audits[-1]).decode() if audits else ""
+    write_gauges(name, gauges(out.uri, ended[-1]["exit"], _end_s(ended[-1]), good_s, images, audit))
+
+
+def _end_s(run: Mapping[str, Any]) -> float:
+    """Give the time at which a run ended, in seconds since 1970."""
+    return datetime.fromisoformat(run["started_at"]).timestamp() + (run["duration_s"] or 0.0)
+
+
+def print_status(place: str, as_json: bool, metrics_file: str | None = None) -> ExitCode:
+    """Print what OUT holds and how its runs ended.
+
+    Raises:
+        UsageError: rows are no longer as camray wrote them, or nothing can be written to `metrics_file`.
+    """
+    if metrics_file:
+        check_metrics_file(metrics_file)
     out, table, scores = open_either(place)
     runs = read_reports(out)
+    if metrics_file:
+        write_metrics(out, runs, metrics_file)
     by_explainer, by_panel = totals(table), totals(scores)
+    for explainer in by_explainer:
+        table.shards(explainer)  # counts that no longer are those of the rows are not told
     if as_json:
         facts = {
             explainer: {"shards": shards, "members": a.members, "ok": a.ok, "failed": a.failed,
@@ -85,7 +117,8 @@ def print_status(place: str, as_json: bool) -> ExitCode:
         print(f"panel {panel}  ({_methods(out, panel)})")
         print(f"  {shards:,} shards of the sample: {a.sentence()}")
     for run in runs[-10:]:
-        counted = f"{run['accounting']['members']:,} members" if run["accounting"] else ""
+        members = run["accounting"].get("members")
+        counted = "" if members is None else f"{members:,} members" if members else "nothing new"
         speed = f", {run['images_per_s']} images/s" if run["images_per_s"] else ""
         limit = f"; {run['bottleneck']}" if run.get("bottleneck") else ""
         print(f"run {run['run_id']}  {run['exit_meaning']}  {counted}{speed}{limit}")

@@ -59,7 +59,7 @@ def explainer(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize(("text", "read"), [("1%", 0.01), ("25", 25), ("0.5", 0.5), ("0", 0)])
 @pytest.mark.parametrize("verb", ["explain", "audit", "compare"])
-def test_r19_failures_that_are_fine_are_written_alike_everywhere(
+def test_failures_that_are_fine_are_written_alike_everywhere(
     monkeypatch: pytest.MonkeyPatch, verb: str, text: str, read: float
 ) -> None:
     config = config_of(monkeypatch, verb, "a", "o", "--model", "m", "--max-failed", text)
@@ -68,7 +68,7 @@ def test_r19_failures_that_are_fine_are_written_alike_everywhere(
 
 
 @pytest.mark.parametrize("options", [[], ["--confirm", "0.3"], ["--method", "layercam", "--top-k", "3"]])
-def test_r20_plan_names_the_explainer_of_the_command_that_it_plans(
+def test_plan_names_the_explainer_of_the_command_that_it_plans(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str]
 ) -> None:
     from camray.job.prepare import prepare
@@ -88,14 +88,14 @@ def test_r20_plan_names_the_explainer_of_the_command_that_it_plans(
     [["--fail-on", "drift=major"], ["--fail-on", "nonsense"], ["--against", "RUN"], ["--reviewed", "f"]],
 )
 @pytest.mark.parametrize("verb", ["explain", "compare"])
-def test_r23_an_option_that_would_do_nothing_is_refused(
+def test_an_option_that_would_do_nothing_is_refused(
     capsys: pytest.CaptureFixture[str], verb: str, options: list[str]
 ) -> None:
     line = refusal(capsys, verb, "a", "o", "--model", "m", *options)
     assert line == f"unrecognized arguments: {' '.join(options)}. Fix: see `camray --help`"
 
 
-def test_r23_plan_refuses_what_the_planned_command_would(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_refuses_what_the_planned_command_would(capsys: pytest.CaptureFixture[str]) -> None:
     line = ["plan", "a", "o", "--model", "m", "--fail-on", "nonsense"]
     assert refusal(capsys, *line) == "--fail-on: is no option of `camray explain`. Fix: add --for audit"
     assert refusal(capsys, *line, "--for", "audit").startswith("--fail-on: 'nonsense' is no condition. Fix: ")

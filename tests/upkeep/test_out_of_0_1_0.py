@@ -63,7 +63,11 @@ def test_the_next_night_does_only_what_is_new(
     archive, model = PLACE / "archive", str(demo / "models" / "hans64-poisoned")
     audit = ("audit", str(archive), str(out), "--model", model, "--overlay-sample", "2", "--engine", "here")
     before = camray.open_records(str(out)).to_table()
-    assert main(audit) == 0  # nothing is new, and what failed is not done again
+    assert main(audit) == 3  # nothing is new, what failed is not done again, and its verdict stands
+    runs = json.loads(printed(capsys, "status", str(out), "--json"))["runs"]
+    assert [run["exit"] for run in runs] == [0, 3, 0, 3]
+    assert main(["accept", str(out), runs[1]["run_id"]]) == 0
+    assert main(audit) == 0
     shutil.copy(demo / "archive" / "hans64-00003.tar", archive / "three.tar")
     assert main(audit) == 0
     after = camray.open_records(str(out)).to_table()
