@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from deltalake import write_deltalake
 
 from camray.compare.panel import SCORES
 from camray.errors import ExitCode, UsageError, printable
@@ -52,11 +53,9 @@ class Image:
         return mine if self.shard is None else mine & (ds.field("shard") == self.shard)
 
     @property
-    def predicate(self) -> str:
-        """The same for Delta Lake."""
-        named = {"member": self.member, "shard": self.shard}
-        quoted = {name: text.replace("'", "''") for name, text in named.items() if text is not None}
-        return " AND ".join(f"{name} = '{text}'" for name, text in quoted.items())
+    def others(self) -> ds.Expression:
+        """Where the rows of all others are."""
+        return ~self.rows | ds.field("member").is_null()
 
     def is_of(self, row: Mapping[str, Any]) -> bool:
         """Tell whether a row of JSON is about it."""
@@ -79,10 +78,16 @@ class Found:
 
 
 def find(out: Folder, image: Image) -> Found:
-    """Look the image up in the tables."""
+    """Look the image up in the tables.
+
+    Raises:
+        UsageError: a table holds files that camray did not write.
+    """
     files: dict[str, Counter[str]] = {}
     overlays, contents, shards = set[str](), set[str](), set[str]()
     for kind, table in _tables(out):
+        for owner in {owner for owner, _key in committed_shards(table)}:
+            table.shards(owner)  # raises where another tool wrote
         columns = ["shard", "content_sha256", *["overlay_path"] * (kind is RECORDS)]
         rows = table.dataset().to_table(columns=[*columns, "__filename"], filter=image.rows)
         files[kind.folder] = Counter(rows["__filename"].to_pylist())
@@ -101,7 +106,8 @@ def remove(out: Folder, image: Image, found: Found, run_id: str) -> None:
     for folder in (AUDIT, QA):
         if log.exists(out, folder):
             judged = log.opened(out, folder)
-            judged.delete(image.predicate)
+            kept = log.dataset(out, folder, judged).scanner(filter=image.others).to_reader()
+            write_deltalake(judged, kept, mode="overwrite")  # a `delete` would write the name into the log
             judged.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
     for path, kept in _texts_without(out, image, found):
         if kept is None:

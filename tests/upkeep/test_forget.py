@@ -15,29 +15,31 @@ from deltalake import DeltaTable
 from PIL import Image
 
 import camray
+from camray.audit.reviewed import take_in
 from camray.cli.main import main
+from camray.storage import open_folder
 from demo import hans64
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = str(ROOT / "demo" / "models" / "hans64-poisoned")
-COMPARE = ("--methods", "gradcam", "--sample", "12")
+COMPARE = ("--methods", "gradcam", "--sample", "5")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An audited, decided and compared OUT of a folder of seven images and a tar of five."""
+    """An audited, decided and compared OUT of a folder of three images and a tar of two."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "archive").mkdir()
-    for i in range(7):
+    for i in range(3):
         image = Image.fromarray(hans64.render(0, "audit", i).image)
         image.save(folder / "archive" / f"guest-{i}.jpg", quality=95)
-    hans64.write_tar_shards([hans64.render(0, "audit", 20 + i) for i in range(5)], folder / "archive", 5)
+    hans64.write_tar_shards([hans64.render(0, "audit", 20 + i) for i in range(2)], folder / "archive", 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("camray.job.run._is_ray_up", lambda: False)
         assert run(folder, "audit", "--overlays", "all") == 0
         assert run(folder, "compare", *COMPARE) == 0
-        decide(folder / "out", "guest-3.jpg")
-        assert run(folder, "audit", "--overlays", "all") == 0
+        decide(folder / "out", "guest-1.jpg")
+        assert take_in(open_folder(str(folder / "out"), "OUT")) == 1
     return folder
 
 
@@ -86,7 +88,7 @@ def holding(out: Path, member: str) -> list[str]:
 def test_nothing_is_touched_without_yes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = folder / "out"
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    said = told(capsys, "forget", str(out), "--member", "guest-3.jpg")
+    said = told(capsys, "forget", str(out), "--member", "guest-1.jpg")
     assert (said["done"], said["overlays"], len(said["shards"])) == (False, 1, 1)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
@@ -96,14 +98,14 @@ def test_an_image_goes_from_everything_that_tells_of_it(
 ) -> None:
     out = folder / "out"
     rows = camray.open_records(str(out)).to_table(columns=["member", "overlay_path", "content_sha256"])
-    (row,) = [row for row in rows.to_pylist() if row["member"] == "guest-3.jpg"]
-    before = holding(out, "guest-3.jpg")
+    (row,) = [row for row in rows.to_pylist() if row["member"] == "guest-1.jpg"]
+    before = holding(out, "guest-1.jpg")
     kinds = {path.partition("/")[0] for path in before}
     assert {"records", "scores", "audit", "qa", "qa-inbox", "report", "intake"} <= kinds
     assert "canary" in {path.partition("/")[0] for path in holding(out, row["content_sha256"])}
-    said = told(capsys, "forget", str(out), "--member", "guest-3.jpg", "--yes")
+    said = told(capsys, "forget", str(out), "--member", "guest-1.jpg", "--yes")
     assert said["still_named"] == ["intake"]  # the list that its group of files stands on
-    assert {path.partition("/")[0] for path in holding(out, "guest-3.jpg")} == {"intake"}
+    assert {path.partition("/")[0] for path in holding(out, "guest-1.jpg")} == {"intake"}
     assert holding(out, row["content_sha256"]) == []
     assert not (out / row["overlay_path"]).exists()
 
@@ -113,11 +115,11 @@ def test_the_accounting_is_true_afterwards(
 ) -> None:
     out = folder / "out"
     others = camray.open_records(str(out)).to_table().to_pylist()
-    others = [row for row in others if row["member"] != "guest-3.jpg"]
-    told(capsys, "forget", str(out), "--member", "guest-3.jpg", "--yes")
+    others = [row for row in others if row["member"] != "guest-1.jpg"]
+    told(capsys, "forget", str(out), "--member", "guest-1.jpg", "--yes")
     assert told(capsys, "verify", str(out))["problems"] == []
     ((_, counted),) = told(capsys, "status", str(out))["explainers"].items()
-    assert (counted["shards"], counted["members"], counted["ok"]) == (2, 11, 11)
+    assert (counted["shards"], counted["members"], counted["ok"]) == (2, 4, 4)
     assert camray.open_records(str(out)).to_table().to_pylist() == others
     plan = told(capsys, "plan", str(world / "archive"), str(out), "--model", MODEL, "--for", "audit")
     assert plan["shards_to_do"] == 0
@@ -125,23 +127,23 @@ def test_the_accounting_is_true_afterwards(
     assert main(["audit", *words]) == 0
     assert main(["compare", *words, *COMPARE]) == 0
     assert "nothing to measure" in capsys.readouterr().err
-    assert len(camray.open_records(str(out)).to_table()) == 11
+    assert len(camray.open_records(str(out)).to_table()) == 4
 
 
 def test_the_last_image_of_a_shard_goes_too(
     world: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = folder / "out"
-    for i in range(7):
+    for i in range(3):
         told(capsys, "forget", str(out), "--member", f"guest-{i}.jpg", "--yes")
-    assert told(capsys, "verify", str(out)) == {"shards": 4, "members": 10, "problems": []}
+    assert told(capsys, "verify", str(out)) == {"shards": 4, "members": 4, "problems": []}
     assert told(capsys, "plan", str(world / "archive"), str(out), "--model", MODEL, "--for", "audit")[
         "shards_to_do"
     ] == 0  # fmt: skip
 
 
 def test_a_name_that_no_row_has_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--member", "guest-9.jpg"], ["--member", "guest-3.jpg", "--shard", "elsewhere"], []):
+    for words in (["--member", "guest-9.jpg"], ["--member", "guest-1.jpg", "--shard", "elsewhere"], []):
         assert main(["forget", str(folder / "out"), *words, "--yes"]) == 2
         assert "Fix: " in capsys.readouterr().err
 
@@ -150,10 +152,10 @@ def test_rows_that_another_tool_deleted_are_refused_with_one_true_sentence(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = folder / "out"
-    code = "import sys, deltalake; deltalake.DeltaTable(sys.argv[1]).delete(\"member = 'guest-3.jpg'\")"
+    code = "import sys, deltalake; deltalake.DeltaTable(sys.argv[1]).delete(\"member = 'guest-1.jpg'\")"
     subprocess.run([sys.executable, "-c", code, str(out / "records")], check=True)
     for verb in ("status", "forget"):
-        words = ["--member", "guest-4.jpg", "--yes"] if verb == "forget" else []
+        words = ["--member", "guest-2.jpg", "--yes"] if verb == "forget" else []
         assert main([verb, str(out), *words]) == 2
         said = capsys.readouterr().err
         assert "which camray did not write (a compaction? rows deleted?)" in said
