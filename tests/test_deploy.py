@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from camray.cli.main import build_parser
 from camray.errors import ExitCode
+from camray.ledger.watch import GAUGES as GAUGES_OF_A_RUN
 from camray.options import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,7 +151,9 @@ def test_the_ray_job_relies_on_what_the_design_relies_on() -> None:
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
     assert spec["shutdownAfterJobFinishes"] is True
-    assert spec["backoffLimit"] >= 1  # a retry resumes
+    assert (
+        spec["backoffLimit"] == 0
+    )  # or exits 2, 3, 5, 6 and 7, which are for a person, would be tried again
     assert spec["activeDeadlineSeconds"] < 24 * 3600
     environment = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
     assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 30
@@ -201,6 +204,7 @@ def emitted() -> set[str]:
 
     audit = {"camray_audit_gate_fired"} | {f"camray_audit_{name}" for name in RATES}
     audit |= {f"camray_audit_images_{name}" for name in ("archive", "night", "rows", "failed")}
+    audit |= set(GAUGES_OF_A_RUN)
     return audit | {f"ray_{name}_total" for name in COUNTERS} | {f"ray_{name}" for name in GAUGES}
 
 

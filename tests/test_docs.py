@@ -16,6 +16,7 @@ from camray.cli.main import build_parser
 from camray.errors import ErrorCode, ExitCode
 from camray.job.run import Outcome
 from camray.ledger.table import TABLE_SCHEMA
+from camray.ledger.watch import GAUGES as GAUGES_OF_A_RUN
 from docs import generate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +76,9 @@ def test_every_command_parses(page: str, line: str) -> None:
     elif words[0] == "ray":
         ray_parses(words[1:])
     else:
-        assert words[0] in ("kubectl", "pip", "tar", "mkdir"), f"{page}: a command that no test knows: {line}"
+        assert words[0] in ("kubectl", "pip", "tar", "mkdir", "cp", "systemctl"), (
+            f"{page}: a command that no test knows: {line}"
+        )
         named = {word.partition("=")[2] or word for word in words}
         ours = {name for name in named if name.startswith(("deploy/", "demo/")) or name.endswith(".txt")}
         assert all((ROOT / name).is_file() for name in ours), words
@@ -194,6 +197,7 @@ def test_the_operations_page_knows_every_code_and_metric() -> None:
     told = set(re.findall(r"`((?:ray_)?camray_\w+)`", metrics))
     audit = {f"camray_audit_{name}" for name in RATES} | {"camray_audit_gate_fired"}
     audit |= {f"camray_audit_images_{name}" for name in ("archive", "night", "rows", "failed")}
+    audit |= set(GAUGES_OF_A_RUN)
     assert told == {f"ray_{n}_total" for n in COUNTERS} | {f"ray_{n}" for n in GAUGES} | audit
 
 

@@ -244,4 +244,5 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield "nothing was touched; --yes does it"
         return
     yield from (f"still named in {path}" for path in facts["still_named"])
+    yield "`camray report OUT` writes the pages of the audit anew"
     yield "take it out of the archive too: it comes back when its shard changes, or with another explainer"

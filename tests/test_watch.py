@@ -1,0 +1,171 @@
+"""Whoever watches: the alert of a missing night, the timers of one machine, and how the figures get there."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from camray.cli.main import main
+from demo import hans64
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "deploy"
+MODEL = ROOT / "demo" / "models" / "hans64-poisoned"
+HOUR = 3600.0
+
+
+def rule(name: str) -> str:
+    rules = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"][0]["rules"]
+    (found,) = [r for r in rules if r.get("alert") == name]
+    assert "for" not in found  # told at the first look
+    return str(found["expr"])
+
+
+def fires(now_s: float, success_s: float | None) -> bool:
+    """Evaluate the expression as Prometheus does: a comparison with what is not there is empty."""
+    shape = re.fullmatch(r"time\(\) - (\w+) > (\d+) \* 3600 or absent\((\w+)\)", rule("CamrayNoGoodNight"))
+    assert shape is not None
+    assert shape[1] == shape[3] == "camray_last_success_timestamp_seconds"
+    return success_s is None or now_s - success_s > float(shape[2]) * HOUR
+
+
+def test_a_night_that_did_not_run_is_told_within_a_scrape() -> None:
+    assert fires(30 * HOUR, None)  # the file never was
+    assert not fires(30 * HOUR, 5 * HOUR)
+    assert fires(30 * HOUR, 3 * HOUR)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
+def test_prometheus_takes_the_rules_and_agrees(tmp_path: Path) -> None:
+    shutil.copy(DEPLOY / "alerts.yaml", tmp_path)
+    series = 'camray_last_success_timestamp_seconds{out="o"}'
+    alert = {"alertname": "CamrayNoGoodNight"}
+    cases = [
+        ([{"series": series, "values": "0x1700"}], "25h", 0),
+        ([{"series": series, "values": "0x1700"}], "27h", 1),
+        ([{"series": "up", "values": "1x1700"}], "1m", 1),
+    ]
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": given,
+            "promql_expr_test": [
+                {
+                    "expr": f"count(ALERTS{{alertname='{alert['alertname']}', alertstate='firing'}})",
+                    "eval_time": at,
+                    "exp_samples": [{"labels": "{}", "value": count}] * bool(count),
+                }
+            ],
+        }
+        for given, at, count in cases
+    ]
+    text = yaml.safe_dump({"rule_files": ["alerts.yaml"], "tests": tests})
+    (tmp_path / "test.yaml").write_text(text)
+    subprocess.run(["promtool", "check", "rules", "alerts.yaml"], cwd=tmp_path, check=True)
+    subprocess.run(["promtool", "test", "rules", "test.yaml"], cwd=tmp_path, check=True)
+
+
+def test_the_file_has_what_the_rules_and_panels_of_a_night_ask_for(tmp_path: Path) -> None:
+    """One audit with `--metrics-file`: each series of a night is in it, as the collector reads it."""
+    file = tmp_path / "camray.prom"
+    words = ["audit", str(archive_in(tmp_path)), str(tmp_path / "out"), "--model", str(MODEL)]
+    assert main([*words, "--engine", "here", "--metrics-file", str(file)]) == 0
+    asked = (DEPLOY / "alerts.yaml").read_text() + (DEPLOY / "grafana-dashboard.json").read_text()
+    names = set(re.findall(r"(?<!ray_)\bcamray_(?:last|audit)_\w+", asked))
+    lines = file.read_text().splitlines()
+    assert len(names) >= 8
+    assert names <= {line.partition("{")[0] for line in lines}
+    sample = r'\w+\{\w+="[^"]*"(,\w+="[^"]*")*\} [0-9.e+-]+'
+    assert [ln for ln in lines if not re.fullmatch(rf"# (HELP|TYPE) \w+ .+|{sample}", ln)] == []
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+
+
+def test_status_tells_of_an_out_that_is_filled_elsewhere(tmp_path: Path) -> None:
+    """For clusters: a machine beside Prometheus looks at OUT. It says what the run itself would have said."""
+    own, afar = tmp_path / "own.prom", tmp_path / "afar.prom"
+    out = str(tmp_path / "out")
+    words = ["audit", str(archive_in(tmp_path)), out, "--model", str(MODEL), "--engine", "here"]
+    assert main([*words, "--metrics-file", str(own)]) == 0
+    assert main(["status", out, "--metrics-file", str(afar)]) == 0
+
+    def untimed(path: Path) -> list[str]:
+        return [line for line in path.read_text().splitlines() if "timestamp_seconds{" not in line]
+
+    assert untimed(afar) == untimed(own)
+    stamps = [
+        float(re.search(r"^camray_last_success_timestamp_seconds{.*} (\d+)$", f.read_text(), re.M)[1])  # type: ignore[index]
+        for f in (own, afar)
+    ]
+    assert abs(stamps[0] - stamps[1]) < HOUR  # the audit's own time is not in run.json
+
+
+# ── timers ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def archive_in(folder: Path) -> Path:
+    hans64.write_tar_shards([hans64.render(0, "audit", i) for i in range(6)], folder / "archive", 6)
+    return folder / "archive"
+
+
+def cron_lines() -> list[tuple[list[str], str]]:
+    """The times and the command of each line."""
+    lines = [ln for ln in (DEPLOY / "crontab").read_text().splitlines() if ln and not ln.startswith("#")]
+    return [(line.split(None, 5)[:5], line.split(None, 5)[5]) for line in lines]
+
+
+def test_cron_reads_the_lines_and_the_commands_run(tmp_path: Path) -> None:
+    """As cron does it: /bin/sh, next to no environment, and % would end the command."""
+    settings = tmp_path / "nightly.toml"
+    settings.write_text(
+        f'out = "{tmp_path}/out"\n[archive]\npath = "{archive_in(tmp_path)}"\n[model]\nname = "{MODEL}"\n'
+        '[audit]\nfail_on = "wrong_rate>100%"\n[run]\nengine = "here"\n'
+    )
+    (tmp_path / "metrics").mkdir()
+    (nightly, often) = cron_lines()
+    assert nightly[0] == ["30", "1", "*", "*", "*"]
+    assert often[0] == ["*/5", "*", "*", "*", "*"]
+    for _, command in (nightly, often):
+        assert "%" not in command
+        placed = command.replace("/opt/camray/bin/camray", f"{shlex.quote(sys.executable)} -m camray.cli")
+        placed = placed.replace("/etc/camray/nightly.toml", str(settings))
+        placed = placed.replace("/var/lib/camray", str(tmp_path)).replace("/srv/camray", str(tmp_path))
+        environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            ["/bin/sh", "-c", placed], env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "camray: exit 0: done" in (tmp_path / "nightly.log").read_text()
+    files = [(tmp_path / "metrics" / name).read_text() for name in ("camray.prom", "elsewhere.prom")]
+    assert all("camray_last_success_timestamp_seconds{" in text for text in files)
+
+
+def unit(name: str) -> configparser.ConfigParser:
+    read = configparser.ConfigParser(interpolation=None)
+    read.optionxform = str  # type: ignore[assignment,method-assign]
+    read.read(DEPLOY / name)
+    return read
+
+
+def test_systemd_runs_the_same_command_and_leaves_verdicts_alone() -> None:
+    service = unit("camray.service")["Service"]
+    assert service["ExecStart"] == cron_lines()[0][1].partition(" 2>>")[0]
+    assert service["RestartPreventExitStatus"].split() == ["2", "3", "5", "6", "7"]
+    assert unit("camray.timer")["Timer"]["OnCalendar"] == "*-*-* 01:30:00"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    for name in ("camray.service", "camray.timer"):
+        text = (DEPLOY / name).read_text().replace("/opt/camray/bin/camray", "/bin/true")
+        (tmp_path / name).write_text(text.replace("User=camray", "User=root"))
+    units = [str(tmp_path / name) for name in ("camray.service", "camray.timer")]
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
