@@ -52,9 +52,10 @@ def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Outc
     from camray.audit.gallery import show_gallery
     from camray.flow.progress import Reporter
     from camray.job import run
-    from camray.options import load
+    from camray.options import check_use, load
 
     named = {"archive.path": archive, "out": out, "model.name": model, **settings}
+    check_use(settings, "explain")
     reporter = Reporter()
     outcome = run.explain(load(None, named), reporter)
     show_gallery(outcome, reporter)
@@ -73,9 +74,10 @@ def audit_archive(archive: str, out: str, model: str, **settings: Any) -> AuditO
     """
     from camray.audit import job as audit
     from camray.flow.progress import Reporter
-    from camray.options import load
+    from camray.options import check_use, load
 
     named = {"archive.path": archive, "out": out, "model.name": model, **settings}
+    check_use(settings, "audit")
     return audit.audit(load(None, named, "audit"), Reporter())
 
 
@@ -93,9 +95,10 @@ def compare_methods(
     """
     from camray.compare import job as compare
     from camray.flow.progress import Reporter
-    from camray.options import load
+    from camray.options import check_use, load
 
     named = {"archive.path": archive, "out": out, "model.name": model, "compare.methods": list(methods)}
+    check_use(settings, "compare")
     return compare.compare(load(None, named | settings, "compare"), Reporter())
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import re
 import tomllib
+from collections.abc import Iterable
 from operator import attrgetter
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -66,6 +67,18 @@ def load(path: str | None, overrides: dict[str, Any], verb: str = "explain") -> 
             config = _replaced(config, name, value, origin)
     _check(config)
     return config
+
+
+def check_use(names: Iterable[str], verb: str) -> None:
+    """Refuse settings that a command would take and ignore.
+
+    Raises:
+        UsageError: a setting of other commands.
+    """
+    for name in names:
+        if name in SETTINGS and verb not in SETTINGS[name].verbs.split():
+            said = f"is no setting of `camray {verb}`, where it would do nothing"
+            raise UsageError(name, said, f"leave it out: it is of {SETTINGS[name].verbs}")
 
 
 def to_toml(config: Config) -> str:

@@ -12,6 +12,8 @@ import camray.cam
 from camray.compare.panel import SCORES
 from camray.ledger.table import RECORDS, Kind
 from camray.records import SCHEMA_VERSION
+from camray.storage import open_folder
+from tests.ledger.ledger_world import E1, E2, committed, rows, shard
 
 
 def test_few_names_sorted_and_all_there() -> None:
@@ -52,7 +54,7 @@ SIGNATURES = {
     "audit_archive": f"({PLACES}, {SETTINGS}) -> AuditOutcome",
     "compare_methods": f"({PLACES}, methods: Sequence[str], {SETTINGS}) -> CompareOutcome",
     "explain_archive": f"({PLACES}, {SETTINGS}) -> Outcome",
-    "open_records": "(out: str) -> Dataset",
+    "open_records": "(out: str, explainer: str = latest) -> Dataset",
 }
 
 
@@ -84,3 +86,36 @@ def test_columns_are_only_added_with_a_promise(kind: Kind) -> None:
     page = Path(__file__).parent / "schemas" / f"{kind.folder}-{SCHEMA_VERSION}.txt"
     columns = iter(f"{f.name}: {f.type}" for f in kind.whole)
     assert [line for line in page.read_text().splitlines() if line not in columns] == []  # all, in order
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "value"),
+    [("explain_archive", "audit.fail_on", "nonsense"), ("explain_archive", "compare.baseline", "zero"),
+     ("audit_archive", "compare.budget", {"forwards": 1}), ("compare_methods", "overlay.alpha", 0.1)],
+)  # fmt: skip
+def test_a_setting_that_would_do_nothing_is_refused(
+    tmp_path: Path, function: str, name: str, value: object
+) -> None:
+    methods = [["gradcam"]] * (function == "compare_methods")
+    with pytest.raises(camray.UsageError, match=f"{name}: is no setting of .*Fix: leave it out"):
+        getattr(camray, function)("a", str(tmp_path / "o"), "m", *methods, **{name: value})
+    assert not (tmp_path / "o").exists()
+
+
+def test_rows_of_one_explainer_unless_all_are_asked_for(tmp_path: Path) -> None:
+    """An average over two models' rows would be of neither."""
+    out = open_folder(str(tmp_path / "out"), "OUT")
+    committed(out, shard("a"), [rows(0, 3)])
+    committed(out, shard("a"), [rows(0, 2)], explainer=E2)
+
+    def count(*explainer: str) -> dict[str, int]:
+        names = camray.open_records(out.uri, *explainer).to_table()["explainer"].to_pylist()
+        return {name: names.count(name) for name in names}
+
+    assert count() == count("latest") == count(E2) == {E2: 2}
+    assert count(E1) == {E1: 3}
+    assert count("all") == {E1: 3, E2: 2}
+    with pytest.raises(camray.UsageError, match=r"explainer: OUT holds no records of 'nobody'.*Fix: "):
+        count("nobody")
+    committed(out, shard("b"), [rows(0, 1)])  # the first one again
+    assert count() == {E1: 4}
