@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from camray.config import Config, RunConfig
 from camray.errors import CamrayError, ExitCode, UsageError, printable, redacted
 from camray.flow.progress import Reporter
-from camray.flow.stopping import Stopped
+from camray.flow.stopping import SIGNALS, Stopped
 from camray.ledger.out import RUNS, run_file
 from camray.ledger.runs import RunReport, first_report, new_run_id
 from camray.ledger.watch import check_metrics_file, gauges, kept_from, write_gauges
@@ -81,7 +81,7 @@ def _try(act: Callable[[Config, Ending], None], config: Config, ending: Ending, 
 def _reason(config: Config, error: Exception) -> str:
     """Say what went wrong without the words that may hold a secret: those of the command, of the address."""
     if isinstance(error, subprocess.TimeoutExpired):
-        return f"no end within {HOOK_S:.0f} s"
+        return f"no end within {error.timeout:.0f} s"
     if isinstance(error, subprocess.CalledProcessError):
         return f"exit {error.returncode}"
     said = printable(str(error))
@@ -138,7 +138,8 @@ def _run_command(config: Config, ending: Ending) -> None:
     if config.run.on_end:
         given = redacted(json.dumps(_facts(config, ending))).encode()
         command = ["/bin/sh", "-c", config.run.on_end]
-        subprocess.run(command, input=given, timeout=HOOK_S, check=True, stdout=subprocess.DEVNULL)
+        time_s = POST_S if ending.code in SIGNALS.values() else HOOK_S  # who stops a run waits for its end
+        subprocess.run(command, input=given, timeout=time_s, check=True, stdout=subprocess.DEVNULL)
 
 
 def _post(config: Config, ending: Ending) -> None:

@@ -21,7 +21,7 @@ from camray.flow.stopping import Stopped, stoppable
 from camray.job.canary import look
 from camray.job.end import Ending, told
 from camray.job.prepare import Inputs, Prepared, known_members, prepare
-from camray.job.verdict import judge, over_budget, standing_failures
+from camray.job.verdict import judge, left_of, over_budget, standing_failures, unjudged
 from camray.ledger.commit import CommitDesk
 from camray.ledger.intake import remember
 from camray.ledger.plan import Plan
@@ -119,6 +119,8 @@ def explain_new(config: Config, reporter: Reporter, ending: Ending) -> Outcome:
     _tell_kept_pictures(ready, before, reporter)
     work = _explain_tasks if ready.plan.tasks else _quiet
     outcome = work(ready, ending.run_id, reporter)
+    if (killed := unjudged(before)) and outcome.code in COMPLETE:
+        outcome = _judged_with(ready, outcome, killed, reporter)
     ending.report, ending.accounting = outcome.report, outcome.accounting
     ending.said = outcome.accounting.sentence() if ready.plan.tasks else "Nothing new."
     standing = standing_failures(ready.out, ready.table, ready.explainer.id, before, config.run.max_failed)
@@ -128,6 +130,18 @@ def explain_new(config: Config, reporter: Reporter, ending: Ending) -> Outcome:
     if standing and outcome.code in COMPLETE:
         return replace(outcome, code=ExitCode.FAILURES_OVER_BUDGET)
     return outcome
+
+
+def _judged_with(ready: Prepared, outcome: Outcome, killed: Sequence[str], reporter: Reporter) -> Outcome:
+    """Judge a run together with what killed and stopped runs before it committed, which nobody has judged."""
+    total = outcome.accounting + left_of(ready.table.reopened(), ready.explainer.id, killed)
+    code = judge(total, ready.config.run.max_failed)
+    if code == ExitCode.FAILURES_OVER_BUDGET:
+        reporter.say(f"with {len(killed)} runs before it, which did not end: {total.sentence()}")
+    report = replace(outcome.report, over_budget=code == ExitCode.FAILURES_OVER_BUDGET, covers=tuple(killed))
+    report = report.exited(code)
+    _write_last(report, ready.out, reporter)
+    return replace(outcome, code=code, report=report)
 
 
 def _quiet(ready: Prepared, run_id: str, reporter: Reporter) -> Outcome:

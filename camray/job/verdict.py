@@ -7,7 +7,8 @@ again, a retry for example, has nothing to do and must not end with 0 where the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow.compute as pc
@@ -42,17 +43,27 @@ def standing_failures(
         run, failed = report["run_id"], report.get("over_budget")
         if failed is None:  # as an earlier camray wrote it
             failed = report["exit"] == ExitCode.FAILURES_OVER_BUDGET
-        if failed and not is_accepted(out, run) and judge(left_of(now, owner, run), max_failed):
+        left = partial(left_of, now, owner, [run, *report.get("covers", ())])
+        if failed and not is_accepted(out, run) and judge(left(), max_failed):
             found.append(run)
     return found
 
 
-def left_of(table: Table, owner: str, run_id: str) -> Accounting:
-    """Count what the table still holds of a run: members, not rows."""
-    if table.delta is None:
+def unjudged(reports: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Name the runs that were killed or stopped: the next that comes to its end answers for them."""
+    known = list(reports)
+    covered = {run for report in known for run in report.get("covers", ())}
+    ends = (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET)
+    open_ = (r["run_id"] for r in known if r.get("over_budget") is None and r["exit"] not in ends)
+    return [run for run in open_ if run not in covered]
+
+
+def left_of(table: Table, owner: str, runs: Sequence[str]) -> Accounting:
+    """Count what the table still holds of some runs: members, not rows."""
+    if table.delta is None or not runs:
         return Accounting()
     columns = ["shard", "index", "member", "status", "error_code"]
-    mine = (ds.field("run_id") == run_id) & (ds.field("explainer") == owner)
+    mine = ds.field("run_id").isin(list(runs)) & (ds.field("explainer") == owner)
     rows = table.dataset().to_table(columns=columns, filter=mine)
     shard_rows = rows.filter(pc.is_null(rows["member"]))
     members = rows.filter(pc.is_valid(rows["member"])).group_by(columns[:2]).aggregate(

@@ -53,7 +53,8 @@ class RunReport:
     images_per_s: float | None = None
     stage_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     bottleneck: str = ""
-    over_budget: bool | None = None  # whether its own images failed too often
+    over_budget: bool | None = None  # whether its images failed too often, with those of `covers`
+    covers: tuple[str, ...] = ()  # killed and stopped runs before it, whose images nobody had judged
     exit: int | None = None
     exit_meaning: str = "running"
 
@@ -130,12 +131,12 @@ def crashed_last(out: Folder) -> bool:
 
 
 def working_reports(out: Folder, owner: str) -> list[dict[str, Any]]:
-    """Read run.json of each run that committed something of an explainer; a damaged one is left out."""
+    """Read run.json of each run of an explainer but the quiet ones; a damaged one is left out."""
     found = []
     for path in files_of_runs(out, "run.json"):
         try:
             report = json.loads(out.read(path))
-            if report["explainer"] == owner and report["accounting"].get("members"):
+            if report["explainer"] == owner and report["accounting"].get("members") != 0:
                 found.append(report)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue

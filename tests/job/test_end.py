@@ -139,6 +139,36 @@ def test_too_many_failures_go_with_their_images(
     assert go() == 0
 
 
+def test_what_a_killed_run_committed_is_judged_by_the_next(
+    go: Callable[..., int], archive: Path, tmp_path: Path
+) -> None:
+    """Killed after its last commit: the run that resumes finds nothing to do; two of twelve had failed."""
+    spoil(archive)
+    assert go() == 3
+    (path,) = (tmp_path / "out").glob("runs/*/run.json")
+    said = json.loads(path.read_text())  # as it is before the end
+    path.write_text(json.dumps(said | {"exit": None, "over_budget": None, "accounting": {}}))
+    assert go("--max-failed", "2") == 0
+    shutil.rmtree(max((tmp_path / "out" / "runs").iterdir(), key=lambda run: run.stat().st_mtime_ns))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(said | {"exit": None, "over_budget": None, "accounting": {}}))
+    assert go() == 3
+    assert go() == 3
+    assert reports(tmp_path / "out")[-1]["exit"] == 3
+
+
+def test_new_overlay_settings_are_told_where_they_do_nothing(
+    go: Callable[..., int], archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go() == 0
+    capsys.readouterr()
+    assert go("--overlay-alpha", "0.2") == 0
+    said = capsys.readouterr().err
+    assert "overlay settings changed (alpha): they hold for new images, 1 committed shards keep" in said
+    assert go() == 0
+    assert "overlay settings changed" not in capsys.readouterr().err
+
+
 def test_accepting_names_a_run_of_out(go: Callable[..., int], archive: Path, tmp_path: Path) -> None:
     spoil(archive)
     assert go() == 3
