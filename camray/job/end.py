@@ -106,15 +106,15 @@ def _check(run: RunConfig) -> None:
 
 
 def _write_report(config: Config, ending: Ending) -> None:
-    """Write run.json."""
+    """Write the report of the run."""
+    if ending.report is None and ending.code in _QUIET:
+        return
     out = open_folder(config.out, "OUT")
     if ending.report is not None:
         if ending.report.exit != ending.code:
             ending.report = ending.report.exited(ending.code)
             ending.report.write(out)
-    elif (
-        ending.code not in _QUIET and out.exists(RUNS) and not out.exists(run_file(ending.run_id, "run.json"))
-    ):
+    elif out.exists(RUNS) and not out.exists(run_file(ending.run_id, "run.json")):
         report = first_report(ending.run_id, "", config, {}, [printable(ending.said)])
         report.ended(ending.code, Accounting(), 0.0, {}).write(out)
 
