@@ -213,7 +213,8 @@ _IMAGE = (
     Column(
         "pixel_rule", _TEXT,
         "how deep or medical values became 8 bits: `0..4095`, `0..1`, `0..255`, `min-max -5..3071`, "
-        "`window 40/400`, `voi lut`, each with `, inverted` for MONOCHROME1; null for 8-bit images",
+        "`window 40/400`, `voi lut`, each with `, inverted` where 0 is white; then what else was decided: "
+        "`nodata 0.250` (share), `bands 1-3 of 4`, `page 2 of 3`, `missing_end`; null for plain 8-bit images",
     ),
     Column("crop_x0", _FLOAT, "left edge of the part of the upright image that became the input", "pixels"),
     Column("crop_y0", _FLOAT, "its upper edge", "pixels"),

@@ -16,7 +16,7 @@ _UNSUPPORTED = (
     (b"\0\0\0\x0cjP  ", "JPEG 2000"), (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"%PDF", "PDF"), (b"%!PS", "EPS"), (b"\xc5\xd0\xd3\xc6", "EPS"), (b"8BPS", "PSD"),
     (b"\0\0\1\0", "ICO"), (b"v/1\1", "OpenEXR"), (b"#?RADIANCE", "Radiance HDR"), (b"SIMPLE  =", "FITS"),
-    (b"DDS ", "DDS"), (b"qoif", "QOI"), (b"FORM", "IFF"),
+    (b"DDS ", "DDS"), (b"qoif", "QOI"), (b"FORM", "IFF"), (b"P7\n", "PAM"), (b"PF\n", "colour PFM"),
 )  # fmt: skip
 _CONTAINERS = (
     (b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "Zstandard"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"),
@@ -45,13 +45,14 @@ def is_packed(looks: str) -> bool:
 
 
 def unsupported_image(head: bytes) -> str | None:
-    """Name an image or document format that is recognised but never decoded; None for all else."""
+    """Name an image or document format that is decoded by an extra or never; None for all else."""
     if name := _named(head, _UNSUPPORTED):
         return name
     if head[128:132] == b"DICM":
         return "DICOM"
     brand = head[8:12]
-    if head[4:8] == b"ftyp" and brand not in (b"avif", b"avis"):
+    brands = head[8 : min(int.from_bytes(head[:4]), 256)]
+    if head[4:8] == b"ftyp" and b"avif" not in brands and brand != b"avis":
         heic = brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
         return "HEIC" if heic else "a video or MP4-like file"
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -66,7 +67,7 @@ def supported_image(head: bytes) -> str | None:
         return name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
-    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"mif1", b"msf1"):
         return "AVIF"
     if head[:1] == b"P" and head[1:2] in b"123456Ff" and head[2:3].isspace():
         return "PPM"

@@ -3,11 +3,12 @@
     bytes ──open──> header: format allowed? pixels bounded? ──load──> upright (EXIF) ──pixels──> RGB
           ──fit──> uint8 (H, W, 3) of the input, its geometry in the source, boxes, mask
 
-The format is decided by content, never by name. Animated and multi-page files give their first frame.
-EXIF orientation is applied, a broken EXIF block is ignored; colour profiles are ignored. A truncated image is
-an error, never a half-grey picture. The conversion of pixel modes is in `pixels`, the geometry in `fit`;
-DICOM goes its own way, in `dicom`. Boxes and mask are taken to be of the upright image, as a browser or an
-annotation tool shows it.
+The format is decided by content, never by name. Animated files give their first frame. EXIF orientation is
+applied, a broken EXIF block is ignored; XMP and colour profiles are ignored. A truncated image is an error,
+never a half-grey picture; only a JPEG whose end mark alone is missing is shown (`jpeg`). The conversion of
+pixel modes is in `pixels`, the geometry in `fit`; DICOM and TIFF go their own ways, in `dicom` and `tiff`;
+HEIC, JPEG XL and JPEG 2000 in `extras`. Boxes and mask are taken to be of the upright image, as a browser or
+an annotation tool shows it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,13 +34,15 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from camray.archive import sniff
 from camray.config import InputSpec
 from camray.errors import ErrorCode, ImageError, printable
+from camray.image import extras, jpeg
 from camray.image.dicom import is_dicom, read_dicom
 from camray.image.fit import FILTERS, fit_image, geometry, plan_fit
 from camray.image.frames import seek_frame
 from camray.image.pixels import check_size, to_mask, to_rgb
+from camray.image.tiff import is_tiff, read_tiff, read_tiff_mask
 from camray.records import Boxes, Geometry
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "PPM", "AVIF")
 """What Pillow may try (its JPEG opens MPO too). Most of its security history lies in the other decoders."""
 
 
@@ -73,6 +77,7 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it logs, it also rai
 silence_libtiff()
 
 _ORIENTATION_TAG = 0x0112
+_XMP = ("xmp", "XML:com.adobe.xmp")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -151,6 +156,8 @@ def open_mask(content: bytes, max_pixels: int) -> Image.Image:
     Raises:
         ImageError: as `decode`.
     """
+    if is_tiff(content):
+        return _guarded(read_tiff_mask, content, max_pixels)
     return _opened(content, max_pixels, to_mask)[0]
 
 
@@ -194,16 +201,49 @@ class _Upright:
 def _open_upright(
     content: bytes, max_pixels: int, reduce_for: InputSpec | None = None, frame: int | None = None
 ) -> _Upright:
-    if is_dicom(content[:132]):
-        try:
-            picture, rule = read_dicom(content, max_pixels, frame or 0)
-            return _Upright(picture, picture.size, "DICOM", rule)
-        except ImageError:
+    name, read = _reader_of(content, frame)
+    if read is not None:
+        picture, rule = _guarded(read, content, max_pixels)
+        return _Upright(picture, picture.size, name, rule)
+    try:
+        (image, rule), size, name = _opened(content, max_pixels, to_rgb, reduce_for, frame)
+    except ImageError as error:
+        if error.code != ErrorCode.TRUNCATED_IMAGE or not _lacks_only_its_end(content):
             raise
-        except Exception as error:  # noqa: BLE001 - as below
-            raise _damaged(error) from None
-    (image, rule), size, name = _opened(content, max_pixels, to_rgb, reduce_for, frame)
+        (image, _), size, name = _opened(content + jpeg.END, max_pixels, to_rgb, reduce_for, frame)
+        rule = "missing_end"
     return _Upright(image, size, name, rule)
+
+
+_Read = Callable[[bytes, int], tuple[Image.Image, str | None]]
+
+
+def _reader_of(content: bytes, frame: int | None) -> tuple[str, _Read | None]:
+    """Name the format and its own reader; ("", None) for what Pillow reads by itself."""
+    if is_dicom(content[:132]):
+        return "DICOM", partial(read_dicom, frame=frame or 0)
+    if is_tiff(content):
+        return "TIFF", partial(read_tiff, frame=frame)
+    kind = extras.kind_of(content[:4096])
+    return (kind, partial(extras.read_extra, kind)) if kind else ("", None)
+
+
+def _guarded(read: Callable[[bytes, int], _T], content: bytes, max_pixels: int) -> _T:
+    try:
+        return read(content, max_pixels)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise _unidentified(content) from None
+    except Exception as error:  # noqa: BLE001 - damaged files make decoders raise almost anything
+        raise _damaged(error) from None
+
+
+def _lacks_only_its_end(content: bytes) -> bool:
+    try:
+        return content.startswith(b"\xff\xd8") and jpeg.lacks_only_its_end(content)
+    except Exception:  # noqa: BLE001 - then it lacks more
+        return False
 
 
 def _opened(
@@ -223,6 +263,8 @@ def _opened(
                 seek_frame(image, frame)
             width, height = image.size
             check_size(width, height, max_pixels)
+            if name == "PNG":
+                _check_transparency(image, content)
             stored = image if reduce_for is None else _reduced(image, reduce_for)
             stored.load()
             method = _turn(image)
@@ -234,6 +276,19 @@ def _opened(
         raise _unidentified(content) from None
     except Exception as error:  # noqa: BLE001 - damaged files make decoders raise almost anything
         raise _failed(content, error) from None
+
+
+def _check_transparency(image: Image.Image, content: bytes) -> None:
+    """Bring a PNG's one transparent value to 8 bits, as Pillow does the pixels; refuse what this loses."""
+    depth, colours = content[24], content[25]
+    value = image.info.get("transparency")
+    if value is None:
+        return
+    if (depth, colours) == (16, 2):
+        message = "PNG with one transparent colour of 16 bits a channel is not read"
+        raise ImageError(ErrorCode.FORMAT_NOT_ALLOWED, message)
+    if colours == 0 and depth in (2, 4):
+        image.info["transparency"] = value * 255 // (2**depth - 1)
 
 
 def _reduced(image: Image.Image, spec: InputSpec) -> Image.Image:
@@ -250,7 +305,9 @@ def _reduced(image: Image.Image, spec: InputSpec) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Say how the EXIF orientation makes the image upright, after `load` (TIFF applies its own there)."""
+    """Say how the EXIF orientation makes the image upright, after `load`."""
+    for name in _XMP:  # Pillow would take its orientation where EXIF has none; no viewer does
+        image.info.pop(name, None)
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # noqa: BLE001 - a broken EXIF block never fails an image
@@ -261,7 +318,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def _unidentified(content: bytes) -> ImageError:
     """Say what the bytes are, when no allowed decoder accepts them."""
     head = content[:4096]
-    foreign, known = sniff.unsupported_image(head), sniff.supported_image(head)
+    foreign, known = _foreign(content), sniff.supported_image(head)
     if foreign:
         return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"{foreign} is not decoded")
     if known:
@@ -271,10 +328,20 @@ def _unidentified(content: bytes) -> ImageError:
 
 def _failed(content: bytes, error: Exception) -> ImageError:
     """Give the code and message for whatever a decoder raised."""
-    foreign = sniff.unsupported_image(content[:4096])
+    foreign = _foreign(content)
     if foreign:
         return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"{foreign} is not decoded")
+    reason = _reason(error)
+    if reason.startswith("Unsupported BMP"):
+        return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, reason)
     return _damaged(error)
+
+
+def _foreign(content: bytes) -> str | None:
+    """Name a format, or a kind of JPEG, that is never decoded."""
+    return sniff.unsupported_image(content[:4096]) or (
+        jpeg.unread_kind(content) if content.startswith(b"\xff\xd8") else None
+    )
 
 
 def _damaged(error: Exception) -> ImageError:

@@ -14,6 +14,7 @@ float                            0..1 times 255; within 0..255 as is; otherwise 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,8 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image, None
-    if image.mode.startswith("I"):
-        return grey(*_grey_from_integers(np.asarray(image)))
-    if image.mode == "F":
-        return grey(*_grey_from_floats(np.asarray(image)))
+    if image.mode.startswith(("I", "F")):
+        return _deep_grey(np.asarray(image), image.info.get("transparency"))
     if image.mode in _ALPHA or (image.mode in _PLAIN and "transparency" in image.info):
         return _over_white(image), None
     if image.mode in _PLAIN:
@@ -63,9 +62,11 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     raise ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"pixel mode {image.mode} has no conversion to RGB")
 
 
-def to_mask(image: Image.Image) -> Image.Image:
+def to_mask(image: Image.Image | NDArray[Any]) -> Image.Image:
     """Convert a loaded image to a mask: 255 where it is neither 0, black, palette entry 0 nor transparent."""
     values = np.asarray(image)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
     if values.ndim == 3:
         has_alpha = values.shape[2] in (2, 4)
         colours = values[..., :-1] if has_alpha else values
@@ -79,6 +80,13 @@ def grey(values: NDArray[np.uint8], rule: str) -> tuple[Image.Image, str]:
     return Image.fromarray(values).convert("RGB"), rule
 
 
+def _deep_grey(values: NDArray[Any], transparent: int | None) -> tuple[Image.Image, str]:
+    picture, rule = levels(values)
+    if isinstance(transparent, int):  # of a PNG: one value that is not seen
+        picture = np.where(values == transparent, np.uint8(255), picture)
+    return grey(picture, rule)
+
+
 def _over_white(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
     white = Image.new("RGB", image.size, (255, 255, 255))
@@ -86,18 +94,82 @@ def _over_white(image: Image.Image) -> Image.Image:
     return white
 
 
-def _grey_from_integers(values: NDArray[Any]) -> tuple[NDArray[np.uint8], str]:
-    low, high = int(values.min()), int(values.max())
+def from_samples(values: NDArray[Any], bits: int) -> tuple[Image.Image, str | None]:
+    """Make an RGB picture of samples (H, W, bands): grey or RGB, with or without a last band of alpha.
+
+    Raises:
+        ImageError: NONFINITE_PIXELS.
+    """
+    colours = 1 if values.shape[2] < 3 else 3
+    shown, rule = values[..., :colours], None
+    if values.dtype.kind == "u" and (colours > 1 or bits <= 8):
+        picture = eight_bits(shown, bits)
+    else:
+        picture, rule = levels(shown)
+    alpha = values[..., colours] if values.shape[2] > colours else None
+    return with_alpha(picture, alpha, bits, "A"), rule
+
+
+def eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Keep the upper 8 bits of unsigned samples; stretch those of fewer."""
+    if bits >= 8:
+        return (values >> (bits - 8)).astype(np.uint8)
+    return np.asarray(np.rint(values * (255 / (2**bits - 1))), np.uint8)
+
+
+def with_alpha(picture: NDArray[np.uint8], alpha: NDArray[Any] | None, bits: int, kind: str) -> Image.Image:
+    """Make RGB of a picture (H, W, 1 or 3), laid over white where there is an alpha (H, W)."""
+    colours = np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+    if alpha is None:
+        return Image.fromarray(colours)
+    cover = eight_bits(alpha, bits) if alpha.dtype.kind == "u" else levels(alpha)[0]
+    four = np.concatenate([colours, cover[..., None]], axis=2)
+    return _over_white(Image.frombytes("RGB" + kind, (four.shape[1], four.shape[0]), four.tobytes()))
+
+
+def levels(values: NDArray[Any], nodata: float | None = None) -> tuple[NDArray[np.uint8], str]:
+    """Bring values of any shape to 0..255, and say by which rule; `nodata` has no part in it and is black.
+
+    Raises:
+        ImageError: NONFINITE_PIXELS.
+    """
+    empty = _is_nodata(values, nodata)
+    seen = values if empty is None else values[~empty]
+    if seen.size == 0:
+        return np.zeros(values.shape, np.uint8), "nodata everywhere"
+    low, high = seen.min(), seen.max()
+    if not np.isfinite(low) or not np.isfinite(high):  # NaN spreads to min and max
+        raise ImageError(ErrorCode.NONFINITE_PIXELS, "float pixels hold NaN or infinity")
+    if empty is not None:
+        values = np.where(empty, low, values)
+    of = _of_integers if values.dtype.kind in "iu" else _of_floats
+    out, rule = of(values, low.item(), high.item())
+    if empty is None:
+        return out, rule
+    return np.where(empty, np.uint8(0), out), f"{rule}, nodata {empty.mean():.3f}"
+
+
+def _is_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
+    """Find the values that stand for none; None where there are none of them."""
+    if nodata is None:
+        return None
+    if math.isnan(nodata):
+        found = np.isnan(values)
+    elif values.dtype.kind == "f":
+        found = np.isclose(values, values.dtype.type(nodata), rtol=1e-6, atol=0)
+    else:
+        found = values == nodata
+    return found if found.any() else None
+
+
+def _of_integers(values: NDArray[Any], low: int, high: int) -> tuple[NDArray[np.uint8], str]:
     if low < 0:
         return min_max(values.astype(np.float64), low, high)
     full = 2 ** max(high.bit_length(), 8) - 1
     return np.asarray(np.rint(values * (255.0 / full)), np.uint8), f"0..{full}"
 
 
-def _grey_from_floats(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], str]:
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite(low) or not np.isfinite(high):  # NaN spreads to min and max
-        raise ImageError(ErrorCode.NONFINITE_PIXELS, "float pixels hold NaN or infinity")
+def _of_floats(values: NDArray[Any], low: float, high: float) -> tuple[NDArray[np.uint8], str]:
     if low >= 0 and high <= 1:
         return np.asarray(np.rint(values * 255.0), np.uint8), "0..1"
     if low >= 0 and high <= 255:

@@ -53,6 +53,7 @@ OK = {  # name: (format, upright width, upright height)
     "pil_sample_cmyk.jpg": ("JPEG", 100, 100),
     "png_named_jpg.jpg": ("PNG", 160, 120),  # the content decides, not the name
     "progressive.jpg": ("JPEG", 480, 270),
+    "rainbow-451x461.heic": ("HEIC", 451, 461),
     "rgba.png": ("PNG", 273, 320),
     "spaces and ünïcode 图像 #1%20?.jpg": ("JPEG", 480, 270),
     "still.avif": ("AVIF", 480, 270),
@@ -62,6 +63,8 @@ OK = {  # name: (format, upright width, upright height)
     "strip_tall.jpg": ("JPEG", 8, 6000),
     "tiff_16bit_RGB.tiff": ("TIFF", 100, 40),
     "tiff_strip_cmyk_jpeg.tif": ("TIFF", 100, 100),
+    "truncated_jpeg.jpg": ("JPEG", 100, 100),  # half of its end mark is all that is missing
+    "truncated_last2.jpg": ("JPEG", 480, 270),  # the end mark is all that is missing
     "trailing_garbage.jpg": ("JPEG", 480, 270),  # what follows the end mark is no part of the image
 }
 FAILED = {
@@ -69,19 +72,16 @@ FAILED = {
     "bomb_108mpx_1bit.png": E.TOO_MANY_PIXELS,  # 12000 x 9000
     "bomb_400mpx_1bit.png": E.TOO_MANY_PIXELS,
     "broken_data_stream.png": E.CORRUPT_IMAGE,
-    "crash-63b1dffefc8c075ddc606c0a2f5fdc15ece78863.tif": E.CORRUPT_IMAGE,
+    "crash-63b1dffefc8c075ddc606c0a2f5fdc15ece78863.tif": E.FORMAT_NOT_ALLOWED,  # YCbCr without JPEG
     "decompression_bomb.gif": E.TOO_MANY_PIXELS,
     "float32_nan.tif": E.NONFINITE_PIXELS,
     "header_lies_60000.png": E.TOO_MANY_PIXELS,  # by the header alone, before its lie shows
     "html_error_page.jpg": E.NOT_AN_IMAGE,
     "oom-225817ca0f8c663be7ab4b9e717b02c661e66834.tif": E.CORRUPT_IMAGE,  # absurd samples per pixel
-    "rainbow-451x461.heic": E.FORMAT_NOT_ALLOWED,
     "text_utf16.png": E.NOT_AN_IMAGE,
     "truncated_half.jpg": E.TRUNCATED_IMAGE,
     "truncated_header.jpg": E.TRUNCATED_IMAGE,
     "truncated_image.png": E.TRUNCATED_IMAGE,
-    "truncated_jpeg.jpg": E.TRUNCATED_IMAGE,
-    "truncated_last2.jpg": E.TRUNCATED_IMAGE,  # the end mark is missing: what else is, nobody knows
     "zero_byte.jpg": E.EMPTY_FILE,
 }
 

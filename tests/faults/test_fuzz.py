@@ -83,6 +83,49 @@ def pictures() -> list[bytes]:
         data = io.BytesIO()
         image.save(data, kind, **options)
         found.append(data.getvalue())
+    return found + tiffs_and_extras()
+
+
+def tiffs_and_extras() -> list[bytes]:
+    """One small TIFF of each kind that camray reads by itself, and one file of each format of an extra."""
+    import imagecodecs
+    import pillow_heif
+    import tifffile
+
+    rng = np.random.default_rng(1)
+    deep, small = (
+        rng.integers(0, top, (3, 40, 48)).astype(kind) for top, kind in ((65536, "u2"), (256, "u1"))
+    )
+    flat = np.ascontiguousarray(np.moveaxis(small, 0, -1))
+    ways: list[tuple[object, dict[str, object]]] = [
+        (deep, {"photometric": "rgb", "planarconfig": "separate"}),
+        (deep.astype("u4"), {"photometric": "rgb", "planarconfig": "separate", "compression": "zlib"}),
+        (
+            deep[0],
+            {
+                "photometric": "miniswhite",
+                "compression": "lzw",
+                "predictor": True,
+                "bigtiff": True,
+                "byteorder": ">",
+            },
+        ),
+        (deep[0].astype("f8"), {"photometric": "minisblack", "compression": "packbits", "tile": (16, 16)}),
+        (deep[0] >> 4, {"photometric": "minisblack", "bitspersample": 12}),
+        (
+            deep[0].astype("f4"),
+            {"photometric": "minisblack", "compression": "zstd", "predictor": 3, "byteorder": ">"},
+        ),
+        (small[0], {"photometric": "palette", "colormap": rng.integers(0, 256, (3, 256)).astype("u2")}),
+    ]
+    found = []
+    for values, options in ways:
+        out = io.BytesIO()
+        tifffile.imwrite(out, values, metadata=None, **options)
+        found.append(out.getvalue())
+    heic = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(flat)).save(heic)
+    found += [imagecodecs.jpeg2k_encode(flat, level=0), imagecodecs.jpegxl_encode(flat), heic.getvalue()]
     return found
 
 

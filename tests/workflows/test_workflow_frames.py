@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import camray
+from camray.flow.actor import network_of
 from camray.upkeep.verify import print_verify
 from tests.image.test_frames import animation, dicom, picture
 
@@ -153,10 +154,10 @@ def test_the_canary_finds_its_frames_again(
     assert len(first) == 8
     (shard,) = ready.listing.shards
     places = tuple(sorted({file_index(answer["index"], "all") for answer in first}))
-    state = {n: t.numpy() for n, t in ready.model.module.state_dict().items()}
+    network = network_of(ready.model)
     pool = Pool(actors=1, max_actors=1, device="cpu", cpus=0.5, gpus=0, threads=1, batch_size=8)
     now = explain_again(
-        pool, lambda: state, [replace(shard, selection=places)], ready.config, ready.explainer
+        pool, lambda: network, [replace(shard, selection=places)], ready.config, ready.explainer
     )
     found = difference(first, now)
     assert (found["images"], found["gone"], found["changed"]) == (8, 0, 0)
