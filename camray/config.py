@@ -103,7 +103,8 @@ class ArchiveConfig:
     image_column: str | None = setting(
         None, "Parquet: column of images; a list: of paths; default: by name and type", "--image-column NAME")
     label_column: str | None = setting(
-        None, "Parquet and lists: column of labels; default: by name", "--label-column NAME")
+        None, "Parquet and lists: column of labels; '': none; default: by name", "--label-column NAME")
+    encoding: str = setting("utf-8", "of lists and metadata without a byte order mark", "--encoding NAME")
     bbox: Literal["xywh", "xyxy"] = setting(
         "xywh", "what four numbers called bbox are: corner and size, or edges", "--bbox")
     captions: bool = setting(False, ".txt files are captions, never labels", "--captions", verbs=RUNS)

@@ -167,7 +167,7 @@ _SECRETS = (
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}"), r"\1…"),
     (
         re.compile(  # name=value, or "name": "value"
-            r"(?i)([\w-]*(?:secret|password|passwd|token|signature|credential|access_?key|api_?key)[\w-]*|\bsig)"
+            r"(?i)((?:secret|password|passwd|token|signature|credential|access_?key|api_?key)[\w-]{0,64}|\bsig)"
             r"(=|\"\s*:\s*\")[^\s&,;\"'}\\]{4,}"
         ),
         r"\1\2…",
@@ -187,8 +187,13 @@ def printable(text: str, limit: int = 300) -> str:
 
     Characters outside the printable set become `\xNN` or `\uNNNN`; longer text is cut with `…`.
     """
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in redacted(text))
+    safe = in_one_line(redacted(text[: limit + 65536])[: limit + 1])
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def in_one_line(text: str) -> str:
+    r"""Show what is no character to look at, line breaks too, as `\xNN` or `\uNNNN`; nothing is cut."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def said_by(error: BaseException) -> str:

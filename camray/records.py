@@ -118,6 +118,8 @@ class Member:
     mask: bytes | None = None  # an encoded image; what is not 0 is the object
     note: str = ""  # what was guessed or left unused; counted, and told at the end of a run
     frame: int | None = None  # of a file with several: which of them
+    file: str | None = None  # what holds the content, relative to the shard's folder, before it is read
+    mask_file: str | None = None  # likewise of the mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,29 +221,40 @@ def open_folder(place: str, field: str) -> Folder:
     """
     if "\0" in place:
         raise UsageError(field, printable(f"{place!r} holds a zero byte"), "give a path or a URI")
-    scheme, separator, rest = place.partition("://")
+    scheme, separator, _ = place.partition("://")
     if not separator:
         return _local(Path(place).expanduser())
+    check_uri(place, field)
+    address, query, options = place.partition("://")[2].partition("?")
+    try:
+        fs, path = _file_system(place, scheme, "@" in address.partition("/")[0])
+    except (OSError, ValueError) as error:
+        raise UsageError(field, printable(f"{place}: {error}"), f"{scheme}://BUCKET/PATH") from None
+    if isinstance(fs, pafs.LocalFileSystem):
+        return _local(Path(path))
+    return Folder(f"{scheme}://{address.rstrip('/')}{query}{options}", fs, path.rstrip("/"))
+
+
+def check_uri(place: str, field: str) -> None:
+    """Refuse a URI by its text alone: no store is asked.
+
+    Raises:
+        UsageError: an unknown scheme, no bucket, or credentials in the URI.
+    """
+    scheme, _, rest = place.partition("://")
     if scheme not in SCHEMES:
         raise UsageError(field, f"scheme {scheme!r} is not supported", f"use a path or {', '.join(SCHEMES)}")
     if scheme != "file" and not rest.strip("/"):
         raise UsageError(field, f"{place} names no bucket", f"{scheme}://BUCKET/PATH")
     if has_empty_part(place):
         raise UsageError(field, f"{printable(place)} has an empty part between two slashes", "leave one out")
-    address, query, options = rest.partition("?")
+    address, _, options = rest.partition("?")
     names = {name.lower() for name, _ in parse_qsl(options, keep_blank_values=True)}
     user, at, _ = address.partition("/")[0].rpartition("@")
     if (at and user != _ANONYMOUS) or any(word in name for name in names for word in _SECRET_OPTIONS):
         raise UsageError(field, "credentials in the URI are refused", "set them in the environment")
     if at and field == "OUT":
         raise UsageError(field, "nobody writes without credentials", "leave out `anonymous@`")
-    try:
-        fs, path = _file_system(place, scheme, bool(at))
-    except (OSError, ValueError) as error:
-        raise UsageError(field, printable(f"{place}: {error}"), f"{scheme}://BUCKET/PATH") from None
-    if isinstance(fs, pafs.LocalFileSystem):
-        return _local(Path(path))
-    return Folder(f"{scheme}://{address.rstrip('/')}{query}{options}", fs, path.rstrip("/"))
 
 
 def _local(place: Path) -> Folder:

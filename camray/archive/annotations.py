@@ -13,6 +13,10 @@ Boxes, in the spellings people have, become edges of the upright image:
 
 Four numbers that are all at most 1 are shares of the width and height, otherwise pixels. `[archive] bbox`
 says where a `bbox` holds edges after all.
+
+A label, whatever it comes from, is a whole number (`3`, `3.0`, the digits "3") or a name, alone or in a list
+of one; a folder alone is always a name. What is said of an image and cannot be is a `problem`: its image
+fails, and nothing else does. In a sidecar, which may hold anything, only numbers of boxes are held to that.
 """
 
 from __future__ import annotations
@@ -26,15 +30,16 @@ from typing import Any
 
 from camray.archive.names import class_folder
 from camray.config import ArchiveConfig
-from camray.records import EDGES, Boxes, Member
+from camray.errors import ErrorCode, printable
+from camray.records import EDGES, Boxes, Member, Status
 
 MAX_TEXT_BYTES = 1024
 MAX_JSON_BYTES = 2**20
 MAX_BOXES = 1000
 """Of one image. More is not somebody's annotation."""
 
-_LABELS = ("label", "class", "cls", "class_id", "label_id", "class_name", "label_name", "category", "target")
-_LABEL_COLUMNS = (*_LABELS, "index", "labels")
+LABELS = ("label", "class", "cls", "class_id", "label_id", "class_name", "label_name", "category", "target")
+_LABEL_COLUMNS = (*LABELS, "index", "labels")
 _MASKS = ("mask", "mask_file_name", "mask_path")
 _CATEGORIES = ("categories", "category", "label", "labels")
 _SIDECAR_ORDER = ("cls", "txt", "json")
@@ -52,6 +57,7 @@ class Annotation:
     boxes: Boxes | None = None
     mask: str | None = None  # a path, relative to what says so
     is_captioned: bool = False  # a caption lies beside: a text file is then no label
+    problem: str | None = None  # what is said of it and cannot be
 
     def or_else(self, other: Annotation) -> Annotation:
         """Fill what is open from another annotation."""
@@ -61,12 +67,19 @@ class Annotation:
             self.boxes or other.boxes,
             self.mask or other.mask,
             self.is_captioned or other.is_captioned,
+            self.problem or other.problem,
         )
 
 
 def annotated(member: Member, annotation: Annotation) -> Member:
-    """Give a member its label and boxes."""
-    return replace(member, label=annotation.label, label_class=annotation.label_class, boxes=annotation.boxes)
+    """Give a member its label and boxes; what is said of it and cannot be makes it a failed one."""
+    said = replace(member, label=annotation.label, label_class=annotation.label_class, boxes=annotation.boxes)
+    if annotation.problem is None or member.status != Status.OK:
+        return said
+    code, message = ErrorCode.MEMBER_UNREADABLE, printable(annotation.problem)
+    return replace(
+        said, content=None, mask=None, status=Status.FAILED, error_code=code, error_message=message
+    )
 
 
 def whole_of(path: str, noted: Annotation, is_labelled: bool, beside: Annotation) -> Annotation:
@@ -82,18 +95,46 @@ def whole_of(path: str, noted: Annotation, is_labelled: bool, beside: Annotation
 
 
 def label_of(value: Any) -> Annotation:
-    """Read one label: a class number or a text; anything else, and a negative number, is none."""
+    """Read one label: a class number or a name. Nothing there, and a negative number, is none.
+
+    Raises:
+        ValueError: in one line, why it is no label.
+    """
+    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{value[:20]!r} is no label: give text in UTF-8") from None
+    if isinstance(value, str):
+        value = _number_or_text(value)
+    if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
+        return Annotation()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return Annotation(label_class=class_number(value))
-    return Annotation(label=label_text(value)) if isinstance(value, str) else Annotation()
-
-
-def number_or_text(value: Any) -> Any:
-    """Turn the digits of a text cell into the class number they are."""
     if isinstance(value, str):
-        text = value.strip()
-        return int(text) if text.isascii() and text.removeprefix("-").isdigit() and len(text) < 12 else text
-    return value
+        return Annotation(label=label_text(value))
+    raise ValueError(f"{str(value)[:40]!r} is no label: give one number or name an image")
+
+
+def _readable_label(value: Any) -> Annotation:
+    """Read one label as a sidecar has it, where what is no label may be anything."""
+    try:
+        return label_of(value)
+    except (ValueError, RecursionError):
+        return Annotation()
+
+
+def _number_or_text(value: str) -> int | str:
+    """Turn the digits of a text into the class number they are; `3.0` is how a column with gaps writes 3."""
+    text = value.strip()
+    digits = text.removesuffix(".0")
+    return (
+        int(digits) if digits.isascii() and digits.removeprefix("-").isdigit() and len(digits) < 12 else text
+    )
 
 
 def class_number(value: int) -> int | None:
@@ -109,25 +150,28 @@ def label_text(value: str) -> str | None:
 def from_object(tree: Mapping[str, Any], bbox: str = "xywh") -> Annotation:
     """Read a JSON sidecar. What cannot be understood is left out: a sidecar is whatever its maker wrote."""
     row = {str(key).lower(): value for key, value in tree.items()}
+    boxes, problem = None, None
     try:
         boxes = find_boxes(row, bbox)
+    except ImpossibleNumberError as error:
+        problem = str(error)
     except (ValueError, RecursionError):
-        boxes = None
-    annotation = Annotation(boxes=boxes, is_captioned=isinstance(row.get("caption"), str))
-    for key in _LABELS:
-        annotation = annotation.or_else(label_of(row.get(key)))
+        pass
+    annotation = Annotation(boxes=boxes, is_captioned=isinstance(row.get("caption"), str), problem=problem)
+    for key in LABELS:
+        annotation = annotation.or_else(_readable_label(row.get(key)))
     return annotation.or_else(category_of(row.get("objects")))
 
 
 def from_row(row: Mapping[str, Any], label_column: str | None = None, bbox: str = "xywh") -> Annotation:
-    """Read a row of a list or of a metadata file, its keys in lower case; digits are a class number.
+    """Read a row of a list or of a metadata file, its keys in lower case.
 
     Raises:
         ValueError: in one line, what is wrong with it.
     """
     annotation = Annotation(boxes=find_boxes(row, bbox))
     for key in label_columns(row, label_column):
-        annotation = annotation.or_else(label_of(number_or_text(row[key])))
+        annotation = annotation.or_else(label_of(row[key]))
     if label_column is None:
         annotation = annotation.or_else(category_of(row.get("objects")))
     masks = (row[key] for key in _MASKS if isinstance(row.get(key), str) and row[key].strip())
@@ -136,7 +180,8 @@ def from_row(row: Mapping[str, Any], label_column: str | None = None, bbox: str 
 
 def label_columns(row: Mapping[str, Any], label_column: str | None) -> list[str]:
     """Find the columns that hold a label, the first to decide first."""
-    return [key for key in ([label_column.lower()] if label_column else _LABEL_COLUMNS) if key in row]
+    names = _LABEL_COLUMNS if label_column is None else [label_column.lower()]
+    return [key for key in names if key in row]
 
 
 def category_of(objects: Any) -> Annotation:
@@ -149,7 +194,8 @@ def category_of(objects: Any) -> Annotation:
     for item in items:
         for key in _CATEGORIES if isinstance(item, Mapping) else ():
             categories.update(v if isinstance(v, str) else None for v in _as_list(item.get(key)))
-    return label_of(categories.pop()) if len(categories) == 1 else Annotation()
+    category = categories.pop() if len(categories) == 1 else None
+    return Annotation(label_text(category) if category else None)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -171,8 +217,8 @@ def read_sidecar(extension: str, content: bytes, config: ArchiveConfig) -> Annot
         return _from_json(text, config.bbox) if len(content) <= MAX_JSON_BYTES else Annotation()
     lines = text.strip().splitlines()
     if extension == "cls":
-        return label_of(number_or_text(lines[0].strip())) if lines else Annotation()
-    return label_of(lines[0].strip()) if len(lines) == 1 and not config.captions else Annotation()
+        return label_of(lines[0]) if lines else Annotation()
+    return label_of(lines[0]) if len(lines) == 1 and not config.captions else Annotation()
 
 
 def merged(sidecars: Iterable[tuple[str, Annotation]]) -> Annotation:
@@ -193,10 +239,19 @@ def merged(sidecars: Iterable[tuple[str, Annotation]]) -> Annotation:
 
 def _from_json(text: str, bbox: str) -> Annotation:
     try:
-        tree: Any = json.loads(text)
+        tree = read_json(text)
     except (ValueError, RecursionError):
         return Annotation()
-    return from_object(tree, bbox) if isinstance(tree, dict) else label_of(tree)
+    return from_object(tree, bbox) if isinstance(tree, dict) else _readable_label(tree)
+
+
+def read_json(text: str) -> Any:
+    """Read JSON; a whole number of more digits than anything counts is infinity.
+
+    Raises:
+        ValueError, RecursionError: it is none, or nested too deeply.
+    """
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 400 else math.inf)
 
 
 # ── boxes ────────────────────────────────────────────────────────────────────────────────────────
@@ -277,13 +332,20 @@ def _cell(value: Any) -> Any:
     return None if value is None or (isinstance(value, str) and not value.strip()) else value
 
 
+class ImpossibleNumberError(ValueError):
+    """A number that no edge of a box can have."""
+
+
 def _number(value: Any) -> float:
+    said = f"{str(value)[:40]!r} is not a number a box can have"
     try:
-        number = float("nan" if isinstance(value, bool) else value)
+        number = float("text" if isinstance(value, bool) else value)
+    except OverflowError:
+        raise ImpossibleNumberError(said) from None
     except (TypeError, ValueError):
-        number = math.nan
+        raise ValueError(said) from None
     if not math.isfinite(number) or abs(number) > 1e9:
-        raise ValueError(f"{str(value)[:40]!r} is not a number a box can have")
+        raise ImpossibleNumberError(said)
     return number
 
 
@@ -303,6 +365,7 @@ def to_note(annotation: Annotation, is_labelled: bool) -> str:
         "pixels": boxes and boxes.in_pixels,
         "mask": annotation.mask,
         "labelled": is_labelled or None,
+        "problem": annotation.problem,
     }
     given = {key: value for key, value in fields.items() if value is not None}
     return json.dumps(given, sort_keys=True, separators=(",", ":")) if given else ""
@@ -313,5 +376,7 @@ def from_note(note: str) -> tuple[Annotation, bool]:
     fields = json.loads(note) if note else {}
     edges = tuple((b[0], b[1], b[2], b[3]) for b in fields.get("boxes", ()))
     boxes = Boxes(edges, bool(fields["pixels"])) if edges else None
-    annotation = Annotation(fields.get("label"), fields.get("class"), boxes, fields.get("mask"))
+    annotation = Annotation(
+        fields.get("label"), fields.get("class"), boxes, fields.get("mask"), problem=fields.get("problem")
+    )
     return annotation, bool(fields.get("labelled"))

@@ -1,9 +1,10 @@
 """A table of images in Arrow's types: which columns hold what, and the member that a row is.
 
-    schema ──columns_of──> Columns ──row_member, row after row──> Member ...
+    schema ──columns_of──> Columns ──row_members, row after row──> Member ...
 
-Bytes, or Hugging Face's struct<bytes, path>, are images. Hugging Face's own column names are known, and the
-class names that its metadata keeps for a column of numbers.
+Bytes, or Hugging Face's struct<bytes, path>, are images, and so are lists of them: `row-3#0`, `row-3#1`. A
+struct without bytes means the file that its path names. Hugging Face's own column names are known, and the
+class names that its metadata keeps for a column of numbers. A dictionary is read as the values it stands for.
 
 A column with an extension type can run code while it is read, in a process where such a type is registered:
 a reader searches the raw schema for one before Arrow sees it, and looks again at what Arrow made of it.
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from camray.archive.annotations import Annotation, annotated, class_number, from_object, label_text
+from camray.archive.annotations import LABELS, Annotation, annotated, from_object, label_of, label_text
 from camray.archive.readers import IsNeeded, failed, size_problem
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, UsageError, printable
@@ -28,7 +30,7 @@ PATHS = ("path", "file", "file_name", "filename", "filepath", "file_path", "imag
 """Names of a column of paths, in a Parquet file without images and in every other list."""
 
 _NAME_COLUMNS = ("path", "file_name", "filename", "image_path", "name")
-_LABEL_COLUMNS = ("label", "labels", "class", "cls", "class_id", "class_name", "target")
+_LABEL_COLUMNS = ("label", "labels", *LABELS[1:])
 _BOX_COLUMNS = ("objects", "bbox", "bboxes", "box", "boxes")
 _CATEGORIES = ("category", "categories", "label", "labels")
 _IMAGES, _MASK = ("image", "img"), "mask"
@@ -47,9 +49,10 @@ class Columns:
 
     image: str
     has_path: bool  # the image is a struct that holds its name
-    contents: tuple[str, ...]  # the bytes of image and mask, as paths to read
-    name: str | None
-    label: str | None
+    contents: tuple[str, ...]  # image and mask, as paths to read
+    is_list: bool = False  # a row holds several images
+    name: str | None = None
+    label: str | None = None
     boxes: str | None = None
     mask: str | None = None
     class_names: tuple[str, ...] = ()
@@ -57,10 +60,10 @@ class Columns:
 
     def to_read(self, with_images: bool) -> list[str]:
         """Give the columns to read, by path."""
-        names = [*self.contents] if with_images else []
-        if self.has_path:
-            names.append(f"{self.image}.path")
-        return names + [c for c in (self.name, self.label, self.boxes) if c]
+        names = self.contents if with_images or self.is_list else ()
+        if self.has_path and not names:
+            names = (f"{self.image}.path",)
+        return [*names] + [c for c in (self.name, self.label, self.boxes) if c]
 
 
 # ── the schema ───────────────────────────────────────────────────────────────────────────────────
@@ -87,8 +90,17 @@ def _is_extended(field: pa.Field) -> bool:
 
 def image_columns(schema: pa.Schema) -> list[str]:
     """Find the columns that may hold images; one called mask only where it is the only one."""
-    names = [f.name for f in schema if _holds_bytes(f.type)]
-    return [name for name in names if name != _MASK] or names
+    names = [f.name for f in schema if _holds_images(f.type) and not _is_text_in_bytes(f)]
+    return [name for name in names if name.lower() != _MASK] or names
+
+
+def _is_text_in_bytes(field: pa.Field) -> bool:
+    return field.name.lower() in _LABEL_COLUMNS and _is_bytes(_item(field.type)[0])
+
+
+def list_columns(schema: pa.Schema) -> list[str]:
+    """Find the columns that may hold several images a row."""
+    return [name for name in image_columns(schema) if _item(schema.field(name).type)[1]]
 
 
 def path_column(schema: pa.Schema, option: str | None) -> str | None:
@@ -106,56 +118,98 @@ def columns_of(schema: pa.Schema, config: ArchiveConfig) -> Columns:
         UsageError: naming the columns that are there.
     """
     image = _image_column(schema, config.image_column)
-    kind = schema.field(image).type
+    kind, is_list = _item(schema.field(image).type)
     has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
-    texts = [n for n in _NAME_COLUMNS if n in schema.names and n != image and _is_text(schema.field(n).type)]
+    texts = [n for n in _known(schema, _NAME_COLUMNS) if n != image and _is_text(schema.field(n).type)]
     label = _label_column(schema, config.label_column)
-    nested = [n for n in _BOX_COLUMNS if n in schema.names and pa.types.is_nested(schema.field(n).type)]
-    is_masked = image != _MASK and _MASK in schema.names and _holds_bytes(schema.field(_MASK).type)
+    nested = [n for n in _known(schema, _BOX_COLUMNS) if pa.types.is_nested(schema.field(n).type)]
+    masks = [n for n in _known(schema, (_MASK,)) if n != image and _holds_images(schema.field(n).type)]
     features = _features(schema)
     return Columns(
         image=image,
         has_path=has_path,
-        contents=tuple(_bytes_path(schema.field(c)) for c in (image, _MASK)[: 1 + is_masked]),
-        name=texts[0] if texts and not has_path else None,
+        contents=tuple(path for name in (image, *masks[:1]) for path in _content_paths(schema.field(name))),
+        is_list=is_list,
+        name=texts[0] if texts and (is_list or not has_path) else None,
         label=label,
         boxes=nested[0] if nested else None,
-        mask=_MASK if is_masked else None,
-        class_names=_names_in(features.get(label or "")),
-        categories=_category_names(features.get("objects")),
+        mask=masks[0] if masks else None,
+        class_names=_class_names(features.get(label or "")),
+        categories=_class_names(features.get("objects")),
     )
 
 
-def _bytes_path(field: pa.Field) -> str:
-    return f"{field.name}.bytes" if pa.types.is_struct(field.type) else str(field.name)
+def _known(schema: pa.Schema, names: Sequence[str]) -> list[str]:
+    """Give the columns that have one of these names, in upper or lower case, in the order of `names`."""
+    there = {name.lower(): name for name in reversed(schema.names)}
+    return [there[name] for name in names if name in there]
+
+
+def _item(kind: pa.DataType) -> tuple[pa.DataType, bool]:
+    """Give what a column holds, or what its lists hold; and whether it is lists."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return (kind.value_type, True) if is_list else (kind, False)
+
+
+def _content_paths(field: pa.Field) -> list[str]:
+    if not pa.types.is_struct(field.type):
+        return [field.name]
+    return [f"{field.name}.{part}" for part in ("bytes", "path") if field.type.get_field_index(part) >= 0]
 
 
 def _image_column(schema: pa.Schema, option: str | None) -> str:
     there = ", ".join(f"{f.name} ({f.type})" for f in schema)
     candidates = image_columns(schema)
     if option is None:
-        named = [name for name in candidates if name in _IMAGES]
+        named = [name for name in candidates if name.lower() in _IMAGES]
         if len(candidates) != 1 and len(named) != 1:
             problem = "no column of images" if not candidates else f"several: {', '.join(candidates)}"
             raise UsageError("--image-column", f"{problem}; there are: {printable(there)}", "name the column")
         return named[0] if len(named) == 1 else candidates[0]
     if option not in schema.names:
         raise UsageError("--image-column", f"no column {option!r}", f"one of {printable(there)}")
-    if not _holds_bytes(schema.field(option).type):
+    if not _holds_images(schema.field(option).type):
         problem = f"column {option!r} holds {schema.field(option).type}, not bytes"
         raise UsageError("--image-column", problem, f"one of {printable(there)}")
     return option
 
 
 def _label_column(schema: pa.Schema, option: str | None) -> str | None:
-    usable = [n for n in schema.names if _is_label(schema.field(n).type)]
-    if option is None:
-        return next((name for name in _LABEL_COLUMNS if name in usable), None)
-    if option not in usable:
-        problem = "not a column of numbers or text" if option in schema.names else "no such column"
+    if option is not None and option not in schema.names and option:
+        usable = [f.name for f in schema if _is_label(f.type) and not _is_bytes(f.type)]
         fix = f"one of {printable(', '.join(usable))}" if usable else "leave it out: no column can be labels"
-        raise UsageError("--label-column", f"{option!r}: {problem}", fix)
-    return option
+        raise UsageError("--label-column", f"{option!r}: no such column", fix)
+    names = [option] if option else []
+    if option is None:  # a label that is an image is one of every pixel, and no label of ours
+        known = _known(schema, _LABEL_COLUMNS)
+        names = [
+            name
+            for name in known
+            if not pa.types.is_struct(_item(schema.field(name).type)[0])
+            or not _holds_images(schema.field(name).type)
+        ]
+    usable = [name for name in names if _is_label(schema.field(name).type)]
+    if not usable:
+        check_label_type(schema, names)
+    return usable[0] if usable else None
+
+
+def check_label_type(schema: pa.Schema, names: Sequence[str]) -> None:
+    """Refuse a column of labels that can hold none: not numbers, texts, dictionaries or lists of these.
+
+    Raises:
+        UsageError: naming column and type.
+    """
+    there = {name.lower(): name for name in schema.names}
+    for name in (there[name.lower()] for name in names):
+        if not _is_label(schema.field(name).type):
+            raise no_labels(name, f"holds {schema.field(name).type}, not a number or text an image")
+
+
+def no_labels(column: str, problem: str) -> UsageError:
+    """Say that a column is no column of labels."""
+    problem = printable(f"column {column!r} {problem}")
+    return UsageError("--label-column", problem, "name another column, or '' for no labels")
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
@@ -172,8 +226,8 @@ def _names_in(feature: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
 
-def _category_names(feature: Any) -> tuple[str, ...]:
-    """Find the class names of `objects.category`, whichever way the version of the library nests them."""
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """Find the class names of a label or of `objects`, whichever way a version of the library nests them."""
     while isinstance(feature, dict | list):
         if isinstance(feature, list):
             feature = feature[0] if feature else None
@@ -186,82 +240,152 @@ def _category_names(feature: Any) -> tuple[str, ...]:
     return ()
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        return place >= 0 and _is_bytes(kind.field(place).type)
-    return _is_bytes(kind)
+def _holds_images(kind: pa.DataType) -> bool:
+    kind, _ = _item(kind)
+    if not pa.types.is_struct(kind):
+        return _is_bytes(kind)
+    fields = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
+    has_path = "path" in fields and _is_text(fields["path"])
+    return (
+        _is_bytes(fields["bytes"]) or has_path
+        if "bytes" in fields
+        else fields.keys() == {"path"} and has_path
+    )
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    known = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(_plain(kind)) for is_kind in (*known, pa.types.is_fixed_size_binary))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_kind(_plain(kind)) for is_kind in known)
 
 
 def _is_label(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind)) or _is_text(kind)
+    kind = _plain(_item(kind)[0])
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
+    return bool(is_number) or _is_text(kind) or _is_bytes(kind)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Give what a dictionary's indices stand for; any other type as it is."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 # ── a row ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def row_member(
+def row_members(
     batch: pa.RecordBatch,
     row: int,
+    number: int,
     index: int,
     columns: Columns,
     config: ArchiveConfig,
     is_needed: IsNeeded,
-) -> Member:
-    """Make the member of a row; `batch` holds the columns of `to_read`, with the images where needed."""
+) -> Iterator[Member]:
+    """Make the members of row `number`, the first of them with this index: one, or one an image of a list.
+
+    `batch` holds the columns of `to_read`, with the images where needed. A list without images is one failed
+    member.
+    """
     cells = {name: batch.column(name)[row] for name in batch.schema.names}
-    image = cells.get(columns.image)
-    path = image["path"] if image is not None and image.is_valid and columns.has_path else None
-    named = path if path is not None else cells.get(columns.name or "")
-    name = (named.as_py() if named is not None else None) or f"row-{index}"
+    image, mask = cells.get(columns.image), _content(cells.get(columns.mask or ""))
     annotation = _annotation(cells, columns, config)
-    if not is_needed(index):
-        return annotated(Member(index, name), annotation)
-    content, mask = _bytes(image), _bytes(cells.get(columns.mask or ""))
-    if content is None:
-        nothing = failed(index, name, ErrorCode.MEMBER_UNREADABLE, "the cell holds no bytes")
-        return annotated(nothing, annotation)
-    problem = size_problem(content.size, config.max_member_bytes)
-    if problem is None and mask is not None:
-        problem = size_problem(mask.size, config.max_member_bytes)
-        problem = problem and f"mask: {problem}"
-    if problem is not None:
-        return annotated(failed(index, name, ErrorCode.MEMBER_TOO_LARGE, problem), annotation)
-    member = Member(index, name, content.to_pybytes(), mask=mask.to_pybytes() if mask else None)
-    return annotated(member, annotation)
+    named = cells.get(columns.name or "")
+    name = (cell_value(named) if named is not None else None) or f"row-{number}"
+    if not columns.is_list:
+        own = _content(image)
+        name = own.path if columns.has_path and own.path else name
+        yield annotated(_member(index, name, own, mask, config, is_needed(index)), annotation)
+        return
+    items = image.values if image is not None and image.is_valid else ()
+    if not len(items):
+        yield annotated(
+            failed(index, name, ErrorCode.MEMBER_UNREADABLE, "the list holds no image"), annotation
+        )
+    for place, item in enumerate(items):
+        made = _member(
+            index + place, f"{name}#{place}", _content(item), mask, config, is_needed(index + place)
+        )
+        yield annotated(made, annotation)
 
 
-def _bytes(cell: pa.Scalar | None) -> pa.Buffer | None:
-    """Give the bytes of a cell without copying them; None where it holds none."""
-    if cell is not None and cell.is_valid and pa.types.is_struct(cell.type):
-        cell = cell["bytes"]
-    return cell.as_buffer() if cell is not None and cell.is_valid else None
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a cell holds: bytes, not copied yet, or the path of the file that has them."""
+
+    data: pa.Buffer | None = None
+    path: str | None = None
+
+
+def _content(cell: pa.Scalar | None) -> _Content:
+    if cell is None or not cell.is_valid:
+        return _Content()
+    if not pa.types.is_struct(cell.type):
+        return _Content(_plain_cell(cell).as_buffer())
+    path = cell_value(cell["path"]) if cell.type.get_field_index("path") >= 0 else None
+    has_bytes = cell.type.get_field_index("bytes") >= 0 and cell["bytes"].is_valid
+    return _Content(_plain_cell(cell["bytes"]).as_buffer() if has_bytes else None, path)
+
+
+def _member(
+    index: int, name: str, image: _Content, mask: _Content, config: ArchiveConfig, is_needed: bool
+) -> Member:
+    """Make a member; a file that the cell names is read later, by whoever knows where the table lies."""
+    if not is_needed:
+        return Member(index, name)
+    if image.data is None and not image.path:
+        return failed(index, name, ErrorCode.MEMBER_UNREADABLE, "the cell holds no bytes")
+    for what, role in ((image.data, ""), (mask.data, "mask: ")):
+        problem = what and size_problem(what.size, config.max_member_bytes)
+        if problem:
+            return failed(index, name, ErrorCode.MEMBER_TOO_LARGE, f"{role}{problem}")
+    return Member(
+        index, name,
+        image.data.to_pybytes() if image.data else None,
+        mask=mask.data.to_pybytes() if mask.data else None,
+        file=image.path if image.data is None else None,
+        mask_file=mask.path if mask.data is None else None,
+    )  # fmt: skip
+
+
+def _plain_cell(cell: pa.Scalar) -> pa.Scalar:
+    return cell.value if pa.types.is_dictionary(cell.type) else cell
+
+
+def cell_value(cell: pa.Scalar) -> Any:
+    """Give a cell as Python has it; a text that is no UTF-8 as what can be read of it."""
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        cell = _plain_cell(cell)
+        if not _is_text(cell.type):
+            return None
+        return cell.as_buffer().to_pybytes().decode("utf-8", "backslashreplace")
 
 
 def _annotation(cells: dict[str, pa.Scalar], columns: Columns, config: ArchiveConfig) -> Annotation:
     """Read label and boxes; a label of its own counts before the categories of the objects."""
-    label = _label(cells.get(columns.label or ""), columns)
+    try:
+        label = _label(cells.get(columns.label or ""), columns)
+    except ValueError as error:
+        label = Annotation(problem=f"{columns.label}: {error}")
     if columns.boxes is None or not cells[columns.boxes].is_valid:
         return label
-    objects = {columns.boxes: _named(cells[columns.boxes].as_py(), columns.categories)}
+    key = columns.boxes.lower()
+    objects = {key: _named(cell_value(cells[columns.boxes]), columns.categories)}
     return label.or_else(from_object(objects, config.bbox))
 
 
 def _label(cell: pa.Scalar | None, columns: Columns) -> Annotation:
-    value: Any = None if cell is None else cell.as_py()
-    if not isinstance(value, int):
-        return Annotation(label_text(value) if isinstance(value, str) else None)
-    number = class_number(value)
-    is_named = number is not None and number < len(columns.class_names)
-    return Annotation(label_text(columns.class_names[value]) if is_named else None, number)
+    label = label_of(None if cell is None else cell_value(cell))
+    number = label.label_class
+    if number is None or number >= len(columns.class_names):
+        return label
+    return Annotation(label_text(columns.class_names[number]), number)
 
 
 def _named(objects: Any, names: tuple[str, ...]) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 from camray.archive.annotations import (
     Annotation,
@@ -22,6 +24,7 @@ from camray.archive.annotations import (
 from camray.archive.names import extension_of, file_kind, stem_of
 from camray.archive.places import finder, leads_out
 from camray.archive.readers import IsNeeded, failed, size_problem, skipped
+from camray.archive.tables import path_inside, spellings
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ImageError, UsageError, printable
 from camray.records import LooseFile, Member, Shard
@@ -40,6 +43,9 @@ def read_files(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iter
 
 def _member(find: Finder, file: LooseFile, index: int, config: ArchiveConfig, is_needed: IsNeeded) -> Member:
     kind, limit = file_kind(file.path), config.max_member_bytes
+    noted, _ = from_note(file.note)
+    if noted.problem is not None:
+        return annotated(Member(index, file.path), noted)
     if kind != "image":
         what = "no image has this name" if kind == "sidecar" else f"a .{extension_of(file.path)} file"
         return skipped(index, file.path, what)
@@ -48,13 +54,43 @@ def _member(find: Finder, file: LooseFile, index: int, config: ArchiveConfig, is
     if not is_needed(index):
         return Member(index, file.path)
     annotation = _annotation(find, file, config)
+    content = mask = None
     try:
-        content = _content(find, file.path, limit)
-        name = annotation.mask
-        mask = None if name is None else _content(find, name, limit, f"mask {name}: ")
+        if annotation.problem is None:
+            content = _content(find, file.path, limit)
+            name = annotation.mask
+            mask = None if name is None else _content(find, name, limit, f"mask {name}: ")
     except ImageError as error:
         return annotated(failed(index, file.path, error.code, error.message), annotation)
     return annotated(Member(index, file.path, content, mask=mask), annotation)
+
+
+def read_named(base: Folder, member: Member, limit: int) -> Member:
+    """Read the files that a table names for a member: relative to its folder, and inside it."""
+    told = replace(member, file=None, mask_file=None)
+    content, mask = member.content, member.mask
+    find = partial(_inside, base)
+    try:
+        if member.file is not None:
+            content = _content(find, member.file, limit)
+        if member.mask_file is not None:
+            mask = _content(find, member.mask_file, limit, f"mask {member.mask_file}: ")
+    except ImageError as error:
+        broken = failed(member.index, member.name, error.code, error.message)
+        return replace(broken, label=member.label, label_class=member.label_class, boxes=member.boxes)
+    return replace(told, content=content, mask=mask)
+
+
+def _inside(base: Folder, path: str) -> tuple[Folder, str]:
+    """Find a file that a table names.
+
+    Raises:
+        OSError: it may not be named there.
+    """
+    _, problem = path_inside("", path)
+    if problem:
+        raise OSError(f"{printable(path, 100)} {problem}")
+    return base, next((spelled for spelled in spellings(path) if base.exists(spelled)), path)
 
 
 def _content(find: Finder, path: str, limit: int, role: str = "") -> bytes:

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from urllib.parse import unquote
@@ -26,14 +26,20 @@ from camray.archive.annotations import Annotation, to_note
 from camray.archive.frames import FIRST, version_mark
 from camray.archive.names import extension_of, file_kind, name_kind, stem_of, table_ending
 from camray.archive.patterns import base_folder, expand, is_pattern, matched
-from camray.archive.places import base_of, entry_now, find_files, leads_out, locate, look_up
+from camray.archive.places import MISSING, base_of, entry_now, find_files, leads_out, locate, look_up
 from camray.archive.readers import METADATA, check_shards, packed_format, readers
 from camray.archive.sniff import is_packed, looks_like
-from camray.archive.tables import is_list, read_list, read_metadata
+from camray.archive.tables import is_list, read_list, read_metadata, said_of_files, spellings
 from camray.config import ArchiveConfig
 from camray.errors import UsageError, printable
 from camray.records import LooseFile, Shard
 from camray.storage import Entry, Folder, open_folder
+
+LOST = (
+    "in metadata for several files", "in metadata only", "listed twice", "other label for a listed file",
+    "unusable row of metadata",
+)  # fmt: skip
+"""What a list or metadata says and nothing follows from, of the reasons in `Listing.left_out`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,8 @@ def list_archive(config: ArchiveConfig) -> Listing:
     """
     if not config.path:
         raise UsageError("ARCHIVE", "no path given", "name a folder, a tar, zip or Parquet file, or a URI")
-    _check_encoding(config.zip_encoding)
+    _check_encoding("--zip-encoding", config.zip_encoding)
+    _check_encoding("--encoding", config.encoding)
     listing = _listed(config)
     return called(listing, config.path, config.name) if config.name else listing
 
@@ -155,12 +162,12 @@ def _above(uri: str) -> str:
     return _address(uri).rpartition("/")[0] or uri
 
 
-def _check_encoding(name: str | None) -> None:
+def _check_encoding(option: str, name: str | None) -> None:
     try:
-        b"x".decode(name or "utf-8")
+        "x".encode(name or "utf-8")
     except (LookupError, ValueError):
         problem = printable(f"{name!r} is no encoding of text")
-        raise UsageError("--zip-encoding", problem, "cp850, shift_jis, gbk, cp1252 ...") from None
+        raise UsageError(option, problem, "cp850, shift_jis, gbk, cp1252 ...") from None
 
 
 def _from_file(place: Folder, config: ArchiveConfig) -> Listing:
@@ -245,23 +252,46 @@ def _shard(uri: str, packed: str, entry: Entry, config: ArchiveConfig) -> Shard:
 
 
 def _from_list(place: Folder, config: ArchiveConfig) -> Listing:
-    listed = read_list(place, config)
-    chosen = {path: row for path, row in listed.annotations.items() if _is_chosen(path, config)}
-    listed.left_out["excluded"] += len(listed.annotations) - len(chosen)
-    base = base_of(place.uri)
-    masks = [annotation.mask for annotation in chosen.values() if annotation.mask]
-    entries = {entry.path: entry for entry in look_up(dict.fromkeys([*chosen, *masks]), base)}
-    files, shards = [], []
-    for path, annotation in chosen.items():
-        entry, packed = entries[path], packed_format(path)
-        if packed is not None and not leads_out(path):
-            folder, inner = locate(base, path)
+    listed, base = read_list(place, config), base_of(place.uri)
+    said = listed.annotations
+    entries = _found(said, base)
+    masks = _found([annotation.mask for annotation in said.values() if annotation.mask], base)
+    files, shards, taken = [], [], set[str]()
+    for path, annotation in said.items():
+        entry = entries[path]
+        if not _is_chosen(entry.path, config):
+            listed.left_out["excluded"] += 1
+        elif entry.path in taken:
+            listed.left_out["listed twice"] += 1
+        elif (packed := packed_format(path)) is not None and not leads_out(path):
+            folder, inner = locate(base, entry.path)
             shards.append(_shard(folder.child_uri(inner), packed, entry, config))
-            continue
-        mask = entries[annotation.mask].version if annotation.mask else ""
-        files.append(loose_file(entry, (), to_note(annotation, listed.is_labelled), mask, config.frames))
+        else:
+            mask = masks[annotation.mask] if annotation.mask else None
+            note = to_note(replace(annotation, mask=mask.path if mask else None), listed.is_labelled)
+            files.append(loose_file(entry, (), note, mask.version if mask else "", config.frames))
+        taken.add(entry.path)
+    unusable = {name: row for name, row in listed.unusable.items() if _is_chosen(name, config)}
+    files += [
+        loose_file(Entry(n, 0, MISSING), (), to_note(row, True), frames=config.frames)
+        for n, row in unusable.items()
+    ]
     check_shards(shards, config)
     return Listing(tuple(shards), place.uri, tuple(files), +listed.left_out)
+
+
+def _found(paths: Iterable[str], base: Folder) -> dict[str, Entry]:
+    """Look the listed paths up, however a file system spells them; what is not there stays as listed."""
+    spelled = {path: spellings(path) for path in paths}
+    there = {
+        entry.path: entry for entry in look_up({s: None for all_ in spelled.values() for s in all_}, base)
+    }
+    found = {}
+    for path, ways in spelled.items():
+        hits = [there[way] for way in ways if there[way].version != MISSING]
+        exact = there[path].version != MISSING
+        found[path] = hits[0] if exact or len(hits) == 1 else Entry(path, 0, MISSING)
+    return found
 
 
 # ── a folder ─────────────────────────────────────────────────────────────────────────────────────
@@ -270,8 +300,9 @@ def _from_list(place: Folder, config: ArchiveConfig) -> Listing:
 def _from_folder(
     folder: Folder, entries: list[Entry], left_out: Counter[str], config: ArchiveConfig
 ) -> Listing:
-    annotations, used = read_metadata(folder, entries, config)
+    metadata, used = read_metadata(folder, entries, config)
     used |= _beside_shards(entries)
+    left_out += metadata.left_out
     left_out["metadata"] += len(used)
     chosen = [entry for entry in entries if entry.path not in used and _is_chosen(entry.path, config)]
     left_out["excluded"] += len(entries) - len(used) - len(chosen)
@@ -285,10 +316,10 @@ def _from_folder(
     tables = check_shards(shards, config, any(file_kind(entry.path) == "image" for entry in loose))
     left_out["table without images"] += len(tables)
     shards = [shard for shard in shards if shard.uri not in tables]
+    annotations = said_of_files(metadata.annotations, [entry.path for entry in entries], left_out)
     versions = {entry.path: entry.version for entry in entries}
     files = _loose_files(loose, annotations, versions, config.frames)
     left_out["sidecar"] += len(loose) - len(files)
-    left_out["in metadata only"] += len(annotations.keys() - {entry.path for entry in entries})
     return Listing(tuple(shards), folder.uri, files, +left_out)
 
 

@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from camray.archive.files import read_files
+from camray.archive.files import read_files, read_named
 from camray.archive.frames import version_mark
 from camray.archive.listing import Listing
 from camray.archive.names import file_kind
-from camray.archive.places import entry_now
+from camray.archive.places import base_of, entry_now
 from camray.archive.readers import IsNeeded, readers
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, UsageError, printable
@@ -82,7 +82,13 @@ def _members(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterat
         raise ShardError(ErrorCode.SHARD_UNREADABLE, "an empty file: 0 bytes")
     with place.open() as file:
         try:
-            yield from readers()[shard.format].read(file, size, config, is_needed)
+            for member in readers()[shard.format].read(file, size, config, is_needed):
+                named = member.file is not None or member.mask_file is not None
+                yield (
+                    read_named(base_of(shard.place or shard.uri), member, config.max_member_bytes)
+                    if named
+                    else member
+                )
         except (
             UsageError
         ) as error:  # of this file alone: `check_shards` found another that is as it should be
@@ -133,7 +139,9 @@ def image_indices(shard: Shard, config: ArchiveConfig) -> Iterator[int]:
     if reader is not None and reader.count is not None:
         try:
             with open_folder(shard.place or shard.uri, "shard").open() as file:
-                yield from range(reader.count(file, shard.size_bytes))
+                count = reader.count(file, shard.size_bytes)
+            if count is not None:
+                yield from range(count)
                 return
         except OSError:
             pass  # the reader below says why

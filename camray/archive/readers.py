@@ -47,9 +47,9 @@ class Reader:
     `read(file, size, config, is_needed)` yields a member for everything inside that may be an image, indices
     from 0 without gaps, and returns only where the end of the file was seen; it raises ShardError, after the
     last good member, where it was not. `count(file, size)` gives the number of members where all are images
-    and a footer tells it; without it, members are read without their content. `check(file, size, config)`
-    raises UsageError where the file cannot be what the options say, NoImagesError where it is a table.
-    `images` and `annotations` are its line in the documents.
+    and a footer tells it; without it, and where it is None, members are read without their content.
+    `check(file, size, config)` raises UsageError where the file cannot be what the options say, NoImagesError
+    where it is a table. `images` and `annotations` are its line in the documents.
     """
 
     format: str  # what `Shard.format` says
@@ -57,7 +57,7 @@ class Reader:
     read: Callable[[NativeFile, int, ArchiveConfig, IsNeeded], Iterator[Member]]
     images: str
     annotations: str
-    count: Callable[[NativeFile, int], int] | None = None
+    count: Callable[[NativeFile, int], int | None] | None = None
     check: Callable[[NativeFile, int, ArchiveConfig], object] | None = None
 
 

@@ -2,44 +2,71 @@
 
     csv, tsv, txt, jsonl, Parquet without images ──rows──> path, label, boxes, mask ──> Annotations by path
 
-Text is UTF-8, with or without a byte order mark; blank lines count for nothing. A csv needs a header; comma,
-semicolon and tab separate. A txt holds one path a line, a label behind a tab if there is one, and comments
-behind a `#` at the start. Several rows of one image are several boxes.
+Text is in the encoding that `[archive] encoding` says, UTF-8 by itself; a byte order mark decides. Blank
+lines count for nothing. A csv needs a header; comma, semicolon and tab separate. A txt holds one path a line,
+a label behind a tab if there is one, and comments behind a `#` at the start. Several rows of one image are
+several boxes.
 
 `metadata.csv`, `.jsonl` or `.parquet` lies beside the images of a folder, as Hugging Face's image folders
 have it; its `file_name` column is relative to its own folder. A file called so without that column is no
 metadata and stays what it is for the listing.
+
+No value ends a run. A row whose words on its image cannot be makes that image a failed one; a row without a
+usable path is a failed member of a list, named after its line, and is counted where it is of metadata. A path
+in metadata is relative and leads nowhere out of the archive; one in a list may be absolute or a URI, and a
+URI chooses neither endpoint nor scheme of the store.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-import json
+import os
 import posixpath
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from camray.archive.annotations import Annotation, from_row, join_boxes, label_columns
-from camray.archive.columns import PATHS, path_column
+from camray.archive.annotations import Annotation, from_row, join_boxes, label_columns, read_json
+from camray.archive.columns import PATHS, cell_value, check_label_type, path_column
 from camray.archive.names import table_ending
-from camray.archive.parquet import open_parquet
-from camray.archive.places import tidy
+from camray.archive.parquet import bounded_batches, layout_of, open_parquet
+from camray.archive.places import leads_out, tidy
 from camray.archive.readers import METADATA, buffered
 from camray.config import ArchiveConfig
-from camray.errors import ShardError, UsageError, printable
-from camray.storage import Entry, Folder, open_folder
+from camray.errors import ShardError, UsageError, printable, redacted
+from camray.storage import Entry, Folder, check_uri, open_folder
 
 _METADATA_PATH = "file_name"
 _JSON_LINES = ("jsonl", "ndjson")
-_BATCH_ROWS = 4096
-_UNREADABLE = (OSError, pa.ArrowException, csv.Error, ShardError)
+_MAX_PATH_BYTES = 4096
+_MARKS = (  # the longer first: one begins like another
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+_HOST = re.compile(r"(anonymous@)?[A-Za-z0-9._-]*")
+_SAFE_OPTIONS = re.compile(r"region=[a-z0-9-]+")
+_ESCAPED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no text
+_UNREADABLE = (OSError, pa.ArrowException, csv.Error, UnicodeError, ShardError)
 
-Row = dict[str, Any]
+Cells = dict[str, Any]
+Check = Callable[[str], tuple[str, str]]  # a path as written -> as the archive has it, why it may not be one
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: its cells by lower-case name, where a person would look for it, and what is wrong with it."""
+
+    where: str
+    cells: Cells
+    problem: str = ""
 
 
 # ── what a table says, by path ───────────────────────────────────────────────────────────────────
@@ -50,6 +77,7 @@ class Listed:
     """What the rows of a list or metadata file say, by path, in the order of their first rows."""
 
     annotations: dict[str, Annotation] = field(default_factory=dict)
+    unusable: dict[str, Annotation] = field(default_factory=dict)  # rows without a path to look at, by name
     left_out: Counter[str] = field(default_factory=Counter)
     is_labelled: bool = False  # it has a column of labels
 
@@ -60,7 +88,8 @@ class Listed:
             return
         if annotation.boxes is not None:
             edges = [*(before.boxes.edges if before.boxes else ()), *annotation.boxes.edges]
-            self.annotations[path] = replace(before, boxes=join_boxes(edges))
+            problem = before.problem or annotation.problem
+            self.annotations[path] = replace(before, boxes=join_boxes(edges), problem=problem)
         else:
             self.left_out["listed twice"] += 1
         if (annotation.label, annotation.label_class) != (before.label, before.label_class):
@@ -77,41 +106,40 @@ def is_list(place: Folder, config: ArchiveConfig) -> bool:
         return False  # told as a record, when the shard is read
 
 
-def read_list(place: Folder, config: ArchiveConfig, paths: tuple[str, ...] = PATHS) -> Listed:
-    """Read a list or metadata file whole; `[archive] image_column` may name its column of paths.
+def read_list(place: Folder, config: ArchiveConfig) -> Listed:
+    """Read a list whole; `[archive] image_column` may name its column of paths.
 
     Raises:
-        UsageError: naming the line and what is wrong there.
+        UsageError: no row names a path, or the file cannot be read: naming the line and what is wrong there.
     """
-    listed = Listed()
-    paths = (config.image_column.lower(),) if config.image_column else paths
-    for where, path, row in read_rows(place, paths):
-        try:
-            annotation = from_row(row, config.label_column, config.bbox)
-        except ValueError as error:
-            raise _refused(place, where, str(error), "correct the row") from None
-        listed.is_labelled = listed.is_labelled or bool(label_columns(row, config.label_column))
-        listed.add(tidy(path), annotation)
+    listed, first = Listed(), ""
+    paths = (config.image_column.lower(),) if config.image_column else PATHS
+    for row, path, problem, said in _said(place, paths, _listed, config):
+        listed.is_labelled = listed.is_labelled or bool(label_columns(row.cells, config.label_column))
+        if problem:
+            first = first or f"{_named(place, row)}: {problem}"
+            is_path = 0 < len(path) <= _MAX_PATH_BYTES and not path.startswith("data:")
+            listed.unusable.setdefault(redacted(path) if is_path else _named(place, row), said)
+        else:
+            listed.add(path, said)
+    if first and not listed.annotations:
+        raise UsageError("ARCHIVE", printable(first), "give each image a path or URI of its own")
     return listed
 
 
-def read_metadata(
-    folder: Folder, entries: Iterable[Entry], config: ArchiveConfig
-) -> tuple[dict[str, Annotation], set[str]]:
-    """Read every metadata file among `entries`: annotations by path, and the paths of these files.
+def read_metadata(folder: Folder, entries: Sequence[Entry], config: ArchiveConfig) -> tuple[Listed, set[str]]:
+    """Read every metadata file among `entries`: what they say, by path of the archive; and their own paths.
 
     Raises:
-        UsageError: naming the file, the line and what is wrong there.
+        UsageError: a file that cannot be read, by its name.
     """
-    annotations: dict[str, Annotation] = {}
-    used = set()
+    whole, used = Listed(), set()
     for entry in entries:
         where, _, name = entry.path.rpartition("/")
         if name in METADATA:
-            found = metadata_of(open_folder(folder.child_uri(entry.path), "ARCHIVE"), where, config)
-            annotations |= found or {}
-            used |= {entry.path} if found is not None else set()
-    return annotations, used
+            place = open_folder(folder.child_uri(entry.path), "ARCHIVE")
+            used |= {entry.path} if _take_metadata(place, where, config, whole) else set()
+    return whole, used
 
 
 def metadata_of(place: Folder, where: str, config: ArchiveConfig) -> dict[str, Annotation] | None:
@@ -120,86 +148,266 @@ def metadata_of(place: Folder, where: str, config: ArchiveConfig) -> dict[str, A
     Raises:
         UsageError: naming the file, the line and what is wrong there.
     """
-    if not _has_column(place, _METADATA_PATH):
-        return None
-    annotations = {}
-    listed = read_list(place, replace(config, image_column=None), (_METADATA_PATH,))
-    for path, annotation in listed.annotations.items():
-        mask = annotation.mask and posixpath.join(where, annotation.mask)
-        annotations[tidy(posixpath.join(where, path))] = replace(annotation, mask=mask)
+    whole = Listed()
+    return whole.annotations if _take_metadata(place, where, config, whole) else None
+
+
+def _take_metadata(place: Folder, where: str, config: ArchiveConfig, whole: Listed) -> bool:
+    if not _has_column(place, _METADATA_PATH, config):
+        return False
+    for _, path, problem, said in _said(place, (_METADATA_PATH,), partial(path_inside, where), config):
+        if problem:
+            whole.left_out["unusable row of metadata"] += 1
+        else:
+            whole.add(path, said)
+    return True
+
+
+def said_of_files(
+    said: Mapping[str, Annotation], paths: Iterable[str], left_out: Counter[str]
+) -> dict[str, Annotation]:
+    """Give each file what metadata says of it, however its name and its mask's are spelled there."""
+    masks = [annotation.mask for annotation in said.values() if annotation.mask]
+    found, unclear = match_spellings([*said, *masks], paths)
+    left_out["in metadata for several files"] += len(unclear & said.keys())
+    left_out["in metadata only"] += len(said.keys() - found.keys() - unclear)
+    annotations: dict[str, Annotation] = {}
+    for path in sorted(said.keys() & found.keys(), key=lambda path: path != found[path]):  # exact ones first
+        mask = said[path].mask
+        annotation = replace(said[path], mask=mask and found.get(mask, mask))
+        annotations.setdefault(found[path], annotation)
     return annotations
+
+
+def spellings(path: str) -> tuple[str, ...]:
+    """Give the ways in which a file system may spell a listed path, itself first.
+
+    Windows separates by backslashes; `\u00fc` is one character or two, as the system that wrote it has it.
+    """
+    slashed = tidy(path.replace("\\", "/"))
+    forms = [form(text) for text in (path, slashed) for form in (str, _composed, _decomposed)]
+    return tuple(dict.fromkeys(forms))
+
+
+def match_spellings(paths: Iterable[str], there: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+    """Find the file that each path means: `(file by path, paths that several files could be)`.
+
+    The file of exactly this name comes first; else the only one that is spelled like it.
+    """
+    found, unclear = {}, set()
+    exact = set(there)
+    alike: dict[str, list[str]] = {}
+    for name in exact:
+        alike.setdefault(_composed(name), []).append(name)
+    for path in paths:
+        if path in exact:
+            found[path] = path
+            continue
+        twins = {twin for spelled in spellings(path) for twin in alike.get(_composed(spelled), ())}
+        if len(twins) == 1:
+            found[path] = twins.pop()
+        elif twins:
+            unclear.add(path)
+    return found, unclear
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _decomposed(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+def _said(
+    place: Folder, paths: Sequence[str], check: Check, config: ArchiveConfig
+) -> Iterator[tuple[Row, str, str, Annotation]]:
+    """Yield of each row itself, its path, why that may not be one, and what it says of the image."""
+    for row, written in _written_paths(place, paths, config):
+        path, problem = check(written) if written else ("", row.problem)
+        if problem or row.problem:
+            yield row, path, problem, _cannot_be(place, row, problem or row.problem)
+            continue
+        try:
+            said = from_row(row.cells, config.label_column, config.bbox)
+        except (ValueError, RecursionError) as error:
+            said = _cannot_be(place, row, str(error))
+        mask, mask_problem = check(said.mask) if said.mask else (None, "")
+        said = replace(said, mask=mask)
+        yield row, path, "", _cannot_be(place, row, f"mask {mask} {mask_problem}") if mask_problem else said
+
+
+def _cannot_be(place: Folder, row: Row, problem: str) -> Annotation:
+    return Annotation(problem=printable(f"{_named(place, row)}: {problem}"))
+
+
+# ── paths ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _path_problem(path: str) -> str:
+    """Say why a text is no path at all; empty where it may be one."""
+    if path.startswith("data:"):
+        return f"holds an image itself ({printable(path, 40)}), not a path"
+    if len(path) > _MAX_PATH_BYTES:
+        return f"{len(path):,} characters are more than a path has; an image itself is no path"
+    return "a path with a zero byte" if "\0" in path else ""
+
+
+def _listed(path: str) -> tuple[str, str]:
+    """Give a path of a list in one spelling, and why it may not be one.
+
+    A URI may not choose the store's endpoint, nor be what no store has.
+    """
+    problem = _path_problem(path)
+    address, mark, options = path.partition("?")
+    if problem or "://" not in address:
+        return path if problem else tidy(path), problem
+    if mark and not _SAFE_OPTIONS.fullmatch(options):
+        return path, f"{redacted(address)} has options behind `?`, which are not for a list to choose"
+    scheme, _, rest = address.partition("://")
+    host = rest.partition("/")[0]
+    if scheme == "file" and host:
+        return path, "names a file of another machine"
+    try:
+        check_uri(f"{scheme}://{host}", "ARCHIVE")
+    except UsageError as error:
+        return path, error.problem
+    if not _HOST.fullmatch(host):
+        return path, f"no bucket is called {printable(host, 60)!r}"
+    return tidy(path), ""
+
+
+def path_inside(where: str, path: str) -> tuple[str, str]:
+    """Give a path of metadata in the folder `where` as one of the archive, and why it may not be one."""
+    if problem := _path_problem(path):
+        return path, problem
+    whole, slashed = tidy(posixpath.join(where, path)), path.replace("\\", "/")
+    if "://" in path or slashed.startswith("/") or leads_out(posixpath.join(where, slashed)):
+        return path, "leads out of the archive; in metadata a path is relative and stays inside"
+    return whole, ""
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_rows(place: Folder, paths: Sequence[str] = PATHS) -> Iterator[tuple[str, str, Row]]:
-    """Yield `(where, path, row)` of each row, its keys in lower case, `where` as a person would look for it.
+def _written_paths(place: Folder, paths: Sequence[str], config: ArchiveConfig) -> Iterator[tuple[Row, str]]:
+    """Yield `(row, path)` as written; an empty path where there is none, and then the row says why.
 
     Raises:
-        UsageError: no column of paths, a row without a path, or text that cannot be read.
+        UsageError: no column of paths, or text that cannot be read.
     """
+    seen: dict[str, str] = {}  # names of columns, and where each was first
     try:
-        for where, row in _rows(place):
-            key = next((name for name in paths if name in row), None)
-            if key is None:
-                columns = ", ".join(name for name in row if name) or "none"
-                problem = f"no column of paths; there are: {columns}"
-                raise _refused(place, where, problem, f"name one {paths[0]}")
-            path = row[key]
-            if not isinstance(path, str) or not path.strip():
-                raise _refused(place, where, f"{key} is empty or no text", "give a path")
-            yield where, path.strip(), row
+        for row in _rows(place, config):
+            key = next((name for name in paths if name in row.cells), None)
+            seen = dict.fromkeys(row.cells, row.where) | seen
+            path = row.cells[key] if key else None
+            if key and isinstance(path, str) and path.strip():
+                _refuse_undecoded(place, row, key, config)
+                yield row, path.strip()
+            else:
+                why = f"{key} is empty or no text" if key else "no column of paths"
+                yield replace(row, problem=row.problem or why), ""
     except _UNREADABLE as error:
         raise _refused(place, "", str(error)) from None
+    if seen and not seen.keys() & {*paths}:
+        columns = ", ".join(name for name in seen if name) or "none"
+        first = next(iter(seen.values()))
+        raise _refused(place, first, f"no column of paths; there are: {columns}", f"name one {paths[0]}")
 
 
-def _has_column(place: Folder, column: str) -> bool:
+def _has_column(place: Folder, column: str, config: ArchiveConfig) -> bool:
     """Tell whether a table has a column, by its header or first row; False where it cannot be read."""
     ending = table_ending(place.path)
     try:
         if ending == "parquet":
             return column in [name.lower() for name in _parquet_schema(place).names]
-        first = next((line for line in _lines(place) if line.strip()), "")
+        first = next((line for line in _lines(place, config) if line.strip()), "")
         return f'"{column}"' in first.lower() if ending in _JSON_LINES else column in _header(first)[0]
     except _UNREADABLE:
         return False
 
 
+def _named(place: Folder, row: Row) -> str:
+    return f"{place.uri.partition('?')[0].rpartition('/')[2]} {row.where}".strip()
+
+
 def _refused(place: Folder, where: str, problem: str, fix: str = "") -> UsageError:
-    name = place.uri.rpartition("/")[2]
-    return UsageError("ARCHIVE", printable(f"{name}{' ' if where else ''}{where}: {problem}"), fix)
+    return UsageError("ARCHIVE", printable(f"{_named(place, Row(where, {}))}: {problem}"), fix)
 
 
-def _rows(place: Folder) -> Iterator[tuple[str, Row]]:
+def _undecoded(place: Folder, where: str, config: ArchiveConfig) -> UsageError:
+    problem = f"bytes that are no text in {config.encoding}"
+    return _refused(place, where, problem, "--encoding, such as cp1252, or write the file in UTF-8")
+
+
+def _refuse_undecoded(place: Folder, row: Row, key: str, config: ArchiveConfig) -> None:
+    """Refuse bytes that are no text; in a path they are fine where a file is called so."""
+    odd = [name for name, cell in row.cells.items() if isinstance(cell, str) and _ESCAPED.search(cell)]
+    if not odd or table_ending(place.path) in (*_JSON_LINES, "parquet"):
+        return
+    named = os.path.join(os.path.dirname(place.path), row.cells[key].strip())
+    if odd != [key] or not (place.is_local and os.path.isabs(named) and os.path.lexists(named)):
+        raise _undecoded(place, row.where, config)
+
+
+def _rows(place: Folder, config: ArchiveConfig) -> Iterator[Row]:
     ending = table_ending(place.path)
     if ending == "parquet":
-        return _parquet(place)
+        return _parquet(place, config)
     if ending in _JSON_LINES:
-        return _jsonl(place)
-    return _txt(place) if ending == "txt" else _csv(place)
+        return _jsonl(place, config)
+    return _txt(place, config) if ending == "txt" else _csv(place, config)
 
 
-def _lines(place: Folder) -> Iterator[str]:
+def _lines(place: Folder, config: ArchiveConfig) -> Iterator[str]:
+    """Yield the lines; a byte order mark decides the encoding. Bytes that are no text become surrogates."""
     with place.open() as file:
-        text = io.TextIOWrapper(buffered(file), "utf-8-sig", "surrogateescape", newline="")
-        yield from text
+        packed = buffered(file)
+        head = packed.peek(4)
+        encoding = next((name for mark, name in _MARKS if head.startswith(mark)), config.encoding)
+        yield from io.TextIOWrapper(packed, encoding, "surrogateescape", newline="")
 
 
-def _csv(place: Folder) -> Iterator[tuple[str, Row]]:
-    lines = _lines(place)
+def _csv(place: Folder, config: ArchiveConfig) -> Iterator[Row]:
+    lines = _lines(place, config)
     head = next((line for line in lines if line.strip()), "")
-    if not head:
-        return
+    if _ESCAPED.search(head):
+        raise _undecoded(place, "line 1", config)
     names, separator = _header(head)
-    reader = csv.reader(lines, delimiter=separator)
-    before = 1
-    for cells in reader:
-        where, before = f"line {before + 1}", reader.line_num + 1
-        if any(cell.strip() for cell in cells):
-            if len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
-                raise _refused(place, where, f"{len(cells)} cells under {len(names)} names", "quote the cell")
-            yield where, dict(zip(names, (cell.strip() for cell in cells), strict=False))
+    for number, cells, problem in _csv_cells(lines, separator):
+        stripped = [cell.strip() for cell in cells]
+        is_ragged = any(stripped[len(names) :])
+        why = problem or (f"{len(cells)} cells under {len(names)} names; quote the cell" if is_ragged else "")
+        if why or any(stripped):
+            yield Row(f"line {number}", dict(zip(names, stripped, strict=False)), why)
+
+
+def _csv_cells(lines: Iterator[str], separator: str) -> Iterator[tuple[int, list[str], str]]:
+    """Yield `(line, cells, problem)` of each row below the header; an open quote ends with its line."""
+    number, again = 2, deque[str]()
+    taken: list[str] = []
+
+    def feed() -> Iterator[str]:
+        while (line := again.popleft() if again else next(lines, None)) is not None:
+            taken.append(line)
+            yield line
+
+    while True:
+        taken.clear()
+        problem = ""
+        try:
+            cells = next(csv.reader(feed(), delimiter=separator), None)
+        except csv.Error as error:
+            cells, problem = [], f"{error}; a path has at most {_MAX_PATH_BYTES:,} characters"
+        if cells is None:
+            return
+        if len(taken) > 1 and (problem or sum(line.count('"') for line in taken) % 2):
+            cells, problem = [], "a quote that is not closed"
+            again.extendleft(reversed(taken[1:]))
+            del taken[1:]
+        yield number, cells, problem
+        number += len(taken)
 
 
 def _header(line: str) -> tuple[list[str], str]:
@@ -208,33 +416,43 @@ def _header(line: str) -> tuple[list[str], str]:
     return [name.strip().lower() for name in next(csv.reader([line], delimiter=separator), [])], separator
 
 
-def _txt(place: Folder) -> Iterator[tuple[str, Row]]:
-    for number, line in enumerate(_lines(place), 1):
+def _txt(place: Folder, config: ArchiveConfig) -> Iterator[Row]:
+    for number, line in enumerate(_lines(place, config), 1):
         path, _, label = line.strip("\r\n").partition("\t")
         if path.strip() and not path.startswith("#"):
-            yield f"line {number}", {"path": path} | ({"label": label.strip()} if label.strip() else {})
+            yield Row(f"line {number}", {"path": path} | ({"label": label.strip()} if label.strip() else {}))
 
 
-def _jsonl(place: Folder) -> Iterator[tuple[str, Row]]:
-    for number, line in enumerate(_lines(place), 1):
+def _jsonl(place: Folder, config: ArchiveConfig) -> Iterator[Row]:
+    for number, line in enumerate(_lines(place, config), 1):
+        where, problem, cells = f"line {number}", "", None
         if not line.strip():
             continue
+        if _ESCAPED.search(line):
+            raise _undecoded(place, where, config)
         try:
-            row = json.loads(line)
+            cells = read_json(line)
+            problem = "" if isinstance(cells, dict) else "not a JSON object"
         except (ValueError, RecursionError) as error:
-            raise _refused(place, f"line {number}", f"not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise _refused(place, f"line {number}", "not a JSON object")
-        yield f"line {number}", {str(name).lower(): value for name, value in row.items()}
+            problem = f"not JSON: {error}"
+        named = cells.items() if isinstance(cells, dict) else ()
+        yield Row(where, {str(name).lower(): value for name, value in named}, problem)
 
 
-def _parquet(place: Folder) -> Iterator[tuple[str, Row]]:
+def _parquet(place: Folder, config: ArchiveConfig) -> Iterator[Row]:
     number = 0
     with place.open() as file:
-        for batch in open_parquet(file, file.size()).iter_batches(_BATCH_ROWS):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", {name.lower(): value for name, value in row.items()}
+        parquet = open_parquet(file, file.size())
+        schema = parquet.schema_arrow
+        check_label_type(schema, label_columns({n.lower(): n for n in schema.names}, config.label_column))
+        names = [name.lower() for name in schema.names]
+        for group, told in enumerate(layout_of(file, file.size())):
+            for batch in bounded_batches(file, parquet, group, told, schema.names):
+                columns = batch.columns
+                for i in range(batch.num_rows):
+                    number += 1
+                    cells = (cell_value(column[i]) for column in columns)
+                    yield Row(f"row {number}", dict(zip(names, cells, strict=True)))
 
 
 def _parquet_schema(place: Folder) -> pa.Schema:

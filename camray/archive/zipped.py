@@ -12,6 +12,7 @@ import posixpath
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -31,7 +32,7 @@ from camray.archive.readers import (
     size_problem,
     skipped,
 )
-from camray.archive.tables import metadata_of
+from camray.archive.tables import metadata_of, said_of_files
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, UsageError, printable
 from camray.records import Member, key_of
@@ -179,6 +180,7 @@ class _Contents:
                 self._sidecars.setdefault(stem_of(info.filename), []).append(info)
         self._noted: dict[str, Annotation] = {}
         self._metadata = {info for info in self._files if self._is_metadata(info)}
+        self._noted = said_of_files(self._noted, self._by_name, Counter())
 
     def rows(self) -> Iterator[zipfile.ZipInfo]:
         """Pick the files that get a row: all but the sidecars of an image."""

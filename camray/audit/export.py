@@ -9,10 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from pkgutil import resolve_name
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,13 +22,15 @@ import pyarrow.parquet as pq
 from camray.audit import EXPORTS
 from camray.audit.night import latest_nights
 from camray.audit.report_rows import audit_rows, written_rows
-from camray.errors import ExitCode, UsageError, printable
+from camray.errors import ExitCode, UsageError, in_one_line, printable
 from camray.ledger import log
 from camray.ledger.out import AUDIT, QA, TABLE, open_out, read_explainer
 from camray.storage import Folder, open_folder
 
 Row = dict[str, Any]  # of the queue, as `report_rows.as_shown` gives it
 Files = Iterator[tuple[str, bytes]]  # path in the new folder, content
+_GLOB = re.compile(r"[*?[]")  # of DuckDB, where a path holds one
+_FORMULA = re.compile("(^|;)[ \u3000]*(?=[=+\\-@\uff1d\uff0b\uff0d\uff20])")  # also in full width
 _SAID = ("score", "predicted", "confidence", "label")
 
 
@@ -77,9 +81,11 @@ def csv_table(_out: Folder, rows: Sequence[Row], _prefix: str) -> Files:
 
 
 def _cell(value: Any) -> Any:
-    """Let no name become a formula where a spreadsheet opens the file."""
-    risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if risky else value
+    """Let no name become a formula where a spreadsheet opens the file, nor a row of its own.
+
+    Nor behind a semicolon, at which a spreadsheet of many countries begins a new cell, quoted or not.
+    """
+    return _FORMULA.sub(r"\1'", in_one_line(value)) if isinstance(value, str) else value
 
 
 def imagefolder(out: Folder, rows: Sequence[Row], _prefix: str) -> Files:
@@ -117,8 +123,29 @@ def duckdb_views(out: Folder, _rows: Sequence[Row], _prefix: str) -> Files:
     views = ["-- as committed now; write it anew after the next night"]
     for name in (TABLE, AUDIT, QA):
         if log.exists(out, name):
-            paths = log.opened(out, name).file_uris()
-            files = ",\n  ".join("'" + path.replace("'", "''") + "'" for path in paths)
-            listed = f"read_parquet([\n  {files}\n], hive_partitioning = true)"
-            views.append(f"create or replace view {name} as select * from {listed};")
+            views += _view(out, name)
     yield "views.sql", ("\n".join(views) + "\n").encode()
+
+
+def _view(out: Folder, name: str) -> Iterator[str]:
+    """Give the view of a table; one without files has none.
+
+    The columns that its folders stand for are written out: DuckDB would take any folder above OUT that has a
+    `=` in its name for one as well.
+    """
+    folders: dict[str, list[str]] = {}
+    for file in log.dataset(out, name, log.opened(out, name)).files:
+        folders.setdefault(file.rpartition("/")[0], []).append(file)
+    scheme = "" if out.is_local else out.uri.partition("://")[0] + "://"
+    selects = []
+    for folder, files in sorted(folders.items()):
+        parts = (part.partition("=") for part in folder.split("/") if "=" in part)
+        columns = "".join(f", {_quoted(unquote(value))} as {key}" for key, _, value in parts)
+        places = ",\n  ".join(_quoted(_GLOB.sub(r"[\g<0>]", scheme + out.at(f"{name}/{f}"))) for f in files)
+        selects.append(f"select *{columns} from read_parquet([\n  {places}\n], hive_partitioning = false)")
+    if selects:
+        yield f"create or replace view {name} as " + "\nunion all by name ".join(selects) + ";"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

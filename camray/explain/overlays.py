@@ -6,6 +6,7 @@ Flows in: uint8 RGB images and layer-resolution maps. Flows out: encoded JPEG by
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from functools import cache
 
 import cv2
@@ -15,6 +16,7 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from camray.config import OverlayConfig
+from camray.errors import in_one_line
 from camray.records import Geometry
 
 cv2.setNumThreads(1)  # a worker draws one picture at a time; the workers share the cores
@@ -23,6 +25,7 @@ Image = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
 ORIGINAL_SIDE = 1024  # an overlay on the original is drawn at most this large
+_CAPTION_CHARACTERS = 300  # more than the widest picture shows
 INPUT_SIDE = 224  # an overlay on a smaller input is enlarged by a whole factor to at least this
 
 
@@ -54,13 +57,17 @@ def overlay_on_original(image: Image, heat: Map, geometry: Geometry, style: Over
 
 def with_caption(image: Image, text: str) -> Image:
     """Write one line under the picture, on a white strip, shortened to its width."""
+    text = in_one_line(text[:_CAPTION_CHARACTERS])
     size = max(12, image.shape[1] // 20)
     font = ImageFont.load_default(size=size)
     canvas = PillowImage.new("RGB", (image.shape[1], image.shape[0] + 2 * size), "white")
     canvas.paste(PillowImage.fromarray(image))
     draw = ImageDraw.Draw(canvas)
-    while len(text) > 1 and draw.textlength(text, font=font) > image.shape[1] - size:
-        text = text[:-2] + "…"
+    width = image.shape[1] - size
+    if draw.textlength(text, font=font) > width:
+        lengths = range(1, len(text))
+        fitting = bisect(lengths, width, key=lambda n: draw.textlength(text[:n] + "…", font=font))
+        text = text[:fitting] + "…"
     draw.text((size // 2, image.shape[0] + size // 3), text, fill="black", font=font)
     return np.asarray(canvas, np.uint8)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -53,13 +53,20 @@ from camray.storage import open_folder
 
 Row = dict[str, Any]
 
+CHUNK_BYTES = 512 * 2**20
+"""A chunk ends here, full or not: 256 images of the largest size allowed would be 64 GiB in one process."""
+_FURTHER = 2**30  # number of the first chunk that continues another
+
 
 def read_shard(task: ShardTask, archive: ArchiveConfig, chunk_size: int) -> Iterator[pa.Table]:
     """Read one shard: its chunks in order, then one row that says how it ended. A replay yields the same.
 
-    A file becomes as many members as `archive.frames` asks for; chunks and their places count members.
+    Chunk n is the members from n * chunk_size on. Where these are too many bytes it ends sooner, and chunks
+    with numbers of their own follow: no other chunk is moved, so that those on disk stay what they are. A
+    file becomes as many members as `archive.frames` asks for; chunks and their places count members.
     """
-    shard, wave, n_members, n_chunks = task.shard, [], 0, 0
+    shard, wave, size, further = task.shard, list[Member](), 0, 0
+    n_members, n_chunks, number = 0, 0, 0
     started = time.perf_counter()
     error: ShardError | None = None
     notes: Counter[str] = Counter()
@@ -78,17 +85,27 @@ def read_shard(task: ShardTask, archive: ArchiveConfig, chunk_size: int) -> Iter
             member = next(members, None)
         except ShardError as stop:
             member, error = None, stop
-        if member is not None:
-            wave.append(member)
-            n_members += 1
-            notes.update([member.note] if member.note else ())
-        if len(wave) == chunk_size or (member is None and wave):
-            yield _chunk_of(task, n_chunks, wave, time.perf_counter() - started).to_row(MEMBER)
-            wave, n_chunks, started = [], n_chunks + 1, time.perf_counter()
+        more = 0 if member is None else _further_bytes(member, wave)
+        is_full = member is None or n_members % chunk_size == 0
+        if wave and (is_full or size + more > CHUNK_BYTES):
+            yield _chunk_of(task, number, wave, time.perf_counter() - started).to_row(MEMBER)
+            wave, size, n_chunks, started = [], 0, n_chunks + 1, time.perf_counter()
+            further += not is_full
+            number = n_members // chunk_size if is_full else _FURTHER + further - 1
         if member is None:
             break
+        wave.append(member)
+        size += more
+        n_members += 1
+        notes.update([member.note] if member.note else ())
     code, message = (str(error.code), error.message) if error else (None, None)
     yield Chunk(shard.id, n_chunks, ShardEnd(n_chunks, n_members, code, message, dict(notes))).to_row(MEMBER)
+
+
+def _further_bytes(member: Member, before: Sequence[Member]) -> int:
+    """Give the bytes that a member adds to a chunk: frames of a file share its content."""
+    shared = bool(before) and member.content is before[-1].content
+    return len(member.mask or b"") + (0 if shared else len(member.content or b""))
 
 
 def _frames_of(members: Iterator[Member], frames: str, max_pixels: int) -> Iterator[Member]:

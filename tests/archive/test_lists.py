@@ -1,7 +1,10 @@
 """Lists of paths: every form, what is said of a file, what is refused, what a change costs."""
 
+import base64
+import http.server
 import json
 import os
+import threading
 
 import pyarrow as pa
 import pytest
@@ -182,11 +185,7 @@ def test_columns_may_be_named(photos):
     ("name", "text", "says"),
     [
         ("l.csv", "picture,label\na,b\n", "l.csv line 2: no column of paths; there are: picture, label"),
-        ("l.csv", "path,label\ncat/1.png,a\n,b\n", "line 3: path is empty"),
-        ("l.csv", "path,x0,y0,x1,y1\ncat/1.png,1,2,3,four\n", "line 2: 'four' is not a number"),
-        ("l.csv", "path,x0,y0,x1,y1\ncat/1.png,1,2,3,\n", "line 2: a box needs x0, y0, x1, y1; y1 is empty"),
-        ("l.csv", "path,label\na,b,c\n", "line 2: 3 cells under 2 names"),
-        ("l.jsonl", '{"path": "a"}\n{"path": \n', "line 2: not JSON"),
+        ("l.csv", "path,label\n,b\n", "line 2: path is empty"),
         ("l.jsonl", '["a"]\n', "line 1: not a JSON object"),
         ("l.jsonl", '{"path": 3}\n', "line 1: path is empty or no text"),
     ],
@@ -196,6 +195,53 @@ def test_what_is_refused_names_the_line(photos, name, text, says):
         listed(write(photos, name, text))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "failed", "says"),
+    [
+        ("l.csv", "path,label\ncat/1.png,a\n,b\n", "l.csv line 3", "path is empty"),
+        ("l.csv", "path,x0,y0,x1,y1\ncat/1.png,1,2,3,four\n", "cat/1.png", "line 2: 'four' is not a number"),
+        (
+            "l.csv",
+            "path,x0,y0,x1,y1\ncat/1.png,1,2,3,\n",
+            "cat/1.png",
+            "line 2: a box needs x0, y0, x1, y1; y1",
+        ),
+        ("l.csv", "path,x0,y0,x1,y1\ncat/1.png,1,2,1e400,9\n", "cat/1.png", "'1e400' is not a number a box"),
+        ("l.csv", "path,label\ncat/1.png,b,c\n", "cat/1.png", "line 2: 3 cells under 2 names"),
+        ("l.csv", 'path,label\n"cat/1.png,b\ncat/1.png,b\n', "l.csv line 2", "a quote that is not closed"),
+        ("l.csv", f"path,label\ncat/1.png,b\n{'x' * 200_000},b\n", "l.csv line 3", "field larger than"),
+        ("l.jsonl", '{"path": "cat/1.png"}\n{"path": \n', "l.jsonl line 2", "line 2: not JSON"),
+        (
+            "l.jsonl",
+            '{"path": "cat/1.png", "label": ["a", "b"]}\n',
+            "cat/1.png",
+            "is no label: give one number",
+        ),
+        (
+            "l.jsonl",
+            f'{{"path": "cat/1.png", "bbox": [0, 0, 1{"0" * 400}, 5]}}\n',
+            "cat/1.png",
+            "is not a number a box",
+        ),
+        (
+            "l.jsonl",
+            f'{{"path": "cat/1.png", "bbox": [0, 0, {"9" * 9000}, 5]}}\n',
+            "cat/1.png",
+            "is not a number a box",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_is_a_failed_member_and_no_more(photos, name, text, failed, says):
+    """A list that has one bad row is still a list: no value in it ends the run."""
+    found = {m.name: m for m in members(write(photos, name, text))}
+    assert set(found) <= {failed, "cat/1.png"}
+    assert (found[failed].status, found[failed].error_code) == (Status.FAILED, ErrorCode.MEMBER_UNREADABLE)
+    assert says in found[failed].error_message
+    assert found[failed].content is None
+    if failed != "cat/1.png":
+        assert found["cat/1.png"].content == png(0)
 
 
 @pytest.mark.parametrize(("name", "text"), [("l.txt", "\n# none\n"), ("l.csv", ""), ("l.csv", "path\n")])
@@ -248,3 +294,175 @@ def test_a_list_in_a_store(tmp_path, monkeypatch):
         assert (lost.content, lost.error_code) == (None, ErrorCode.MEMBER_UNREADABLE)
     finally:
         store.stop()
+
+
+# ── how others spell paths and texts ─────────────────────────────────────────────────────────────
+
+
+def test_backslashes_of_windows(photos):
+    """The file, or a failed row with the path; never skipped."""
+    path = write(photos, "l.csv", "path,label\n.\\cat\\1.png,a\ndog\\2.png,b\ndog/2.png,c\nC:\\x\\3.png,d\n")
+    first, second, third = members(path)
+    assert [(m.name, m.content, m.label) for m in (first, second)] == [
+        ("cat/1.png", png(0), "a"),
+        ("dog/2.png", png(1), "b"),
+    ]
+    assert (third.name, third.status, third.error_code) == (
+        "C:\\x\\3.png",
+        Status.FAILED,
+        ErrorCode.MEMBER_UNREADABLE,
+    )
+    assert listed(path).left_out == {"listed twice": 1}
+    (photos / "a\\b.png").write_bytes(png(7))  # which is a name here
+    (odd,) = members(write(photos, "m.txt", "a\\b.png"))
+    assert (odd.name, odd.content) == ("a\\b.png", png(7))
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_unicode_twins(photos, windows):
+    """`ü` as one character or as two is one name, where only one file has it."""
+    one, two = "M\u00fcnchen", "Mu\u0308nchen"
+    (photos / two).mkdir()
+    (photos / two / "a.png").write_bytes(png(7))
+    slash = "\\" if windows else "/"
+    (member,) = members(write(photos, "l.csv", f"path,label\n{one}{slash}a.png,x\n"))
+    assert (member.name, member.content, member.label) == (f"{two}/a.png", png(7), "x")
+    (photos / one).mkdir()
+    (photos / one / "a.png").write_bytes(png(8))
+    found = members(write(photos, "l.csv", f"path\n{one}/a.png\n{two}/a.png\n"))
+    assert [m.content for m in found] == [png(8), png(7)]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "txt", "jsonl"])
+@pytest.mark.parametrize("encoding", ["cp1252", "shift_jis", "utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
+def test_other_encodings_are_said_or_refused(photos, ending, encoding):
+    """A mark at the start decides; else the option; else a refusal by line and option. Never garbled."""
+    word = "\u65e5" if encoding == "shift_jis" else "\u00fc"
+    (photos / f"{word}.png").write_bytes(png(7))
+    text = {
+        "csv": f"path,label\ncat/1.png,a\n{word}.png,{word}\n",
+        "tsv": f"path\tlabel\ncat/1.png\ta\n{word}.png\t{word}\n",
+        "txt": f"cat/1.png\ta\n{word}.png\t{word}\n",
+        "jsonl": f'{{"path": "cat/1.png", "label": "a"}}\n{{"path": "{word}.png", "label": "{word}"}}\n',
+    }[ending]
+    path = photos / f"l.{ending}"
+    path.write_bytes(text.encode(encoding))
+    first, second = members(path, encoding=encoding)
+    assert [(m.name, m.label) for m in (first, second)] == [("cat/1.png", "a"), (f"{word}.png", word)]
+    if encoding in ("utf-16", "utf-32", "utf-8-sig"):
+        assert [m.label for m in members(path)] == ["a", word]
+        return
+    with pytest.raises(UsageError) as caught:
+        members(path)
+    if encoding != "utf-16-le":  # which is text in UTF-8 as well, of zero bytes
+        line = 2 if ending in ("txt", "jsonl") else 3
+        assert f"l.{ending} line {line}: bytes that are no text in utf-8. Fix: --encoding" in str(
+            caught.value
+        )
+
+
+def test_an_encoding_that_is_none_is_refused(photos):
+    with pytest.raises(UsageError, match="--encoding: 'nope' is no encoding of text"):
+        listed(photos, encoding="nope")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "txt"])
+def test_cells_that_are_data_are_refused_by_kind(photos, ending):
+    """Images as text in the column of paths: at plan where every row is one, else a failed row each."""
+    data = "data:image/png;base64," + base64.b64encode(png(3) * 4000).decode()
+    path = photos / f"l.{ending}"
+
+    def made(cells):
+        if ending == "parquet":
+            return parquet(path, {"image": cells})
+        rows = {
+            "csv": ["path,label", *(f'"{c}",a' for c in cells)],
+            "txt": cells,
+            "jsonl": [json.dumps({"path": c}) for c in cells],
+        }[ending]
+        return write(photos, path.name, "\n".join(rows))
+
+    with pytest.raises(UsageError) as caught:
+        listed(made([data, data]))
+    assert len(str(caught.value)) < 400
+    assert "holds an image itself" in str(caught.value) or "field larger than" in str(caught.value)
+    found = {m.name: m for m in members(made(["cat/1.png", data]))}
+    where = {"csv": "line 3", "parquet": "row 2"}.get(ending, "line 2")
+    assert found["cat/1.png"].status == Status.OK
+    assert found[f"l.{ending} {where}"].error_code == ErrorCode.MEMBER_UNREADABLE
+
+
+# ── what a path may be ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def listener():
+    """A server that remembers every byte that anybody sends it."""
+    heard = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def handle_one_request(self):
+            heard.append(self.connection.recv(65536))
+            self.close_connection = True
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port, heard
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("where", ["a path", "a mask", "in metadata"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "endpoint_override=127.0.0.1:{}&scheme=http",
+        "scheme=http&endpoint%5Foverride=127.0.0.1:{}",
+        "ENDPOINT_OVERRIDE=x",
+    ],
+)
+def test_no_list_and_no_metadata_chooses_the_endpoint(photos, monkeypatch, listener, where, options):
+    """The keys of this machine's environment go to nobody whom a list names."""
+    port, heard = listener
+    for name, value in (
+        ("ACCESS_KEY_ID", "AKIAPLANTED"),
+        ("SECRET_ACCESS_KEY", "x"),
+        ("SESSION_TOKEN", "planted"),
+    ):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    uri = f"s3://b/m.png?{options.format(port)}"
+    text = {"a path": f'path\n"{uri}"\ncat/1.png\n', "a mask": f'path,mask\ncat/1.png,"{uri}"\ndog/2.png,\n'}
+    if where == "in metadata":
+        write(photos, "metadata.csv", f'file_name,mask\ncat/1.png,"{uri}"\n')
+        found = members(photos)
+    else:
+        found = members(write(photos, "l.csv", text[where]))
+    assert heard == []
+    failed = [m for m in found if m.status == Status.FAILED]
+    assert [m.error_code for m in failed] == [ErrorCode.MEMBER_UNREADABLE]
+    said = failed[0].error_message
+    assert ("leads out of the archive" if where == "in metadata" else "options behind `?`") in said
+    assert sum(m.content is not None for m in found) >= 1
+
+
+@pytest.mark.parametrize(
+    "mask", ["/etc/hostname", "../outside.png", "file:///etc/hostname", "..\\outside.png", "\\\\h\\x"]
+)
+def test_metadata_names_no_file_outside_the_archive(photos, mask):
+    inside = photos / "in"
+    inside.mkdir()
+    (photos / "outside.png").write_bytes(png(9))
+    (inside / "1.png").write_bytes(png(1))
+    write(inside, "metadata.csv", f'file_name,mask\n1.png,"{mask}"\n')
+    (member,) = members(inside)
+    assert (member.status, member.content, member.mask) == (Status.FAILED, None, None)
+    assert member.error_message.startswith("metadata.csv line 2: mask ")
+    assert "leads out of the archive" in member.error_message
+
+
+def test_addresses_that_no_store_has_are_failed_rows(photos):
+    odd = ["http://h/1", "s3://user:planted-word@b/1", "file://host/1.png", "gs://", "s3://b[c d/1.png"]
+    good, *bad = members(write(photos, "l.txt", "\n".join(["cat/1.png", *odd])))
+    assert good.content == png(0)
+    assert [m.error_code for m in bad] == [ErrorCode.MEMBER_UNREADABLE] * 5
+    assert not any("planted" in m.name + m.error_message for m in bad)

@@ -10,9 +10,10 @@ import pytest
 from pyarrow import parquet as pq
 
 from camray.archive.listing import list_archive
+from camray.archive.members import image_indices, read_members
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, UsageError
-from camray.records import Status
+from camray.records import Shard, Status
 from tests.archive.makers import CONFIG, png, read
 
 IMAGES = [png(i) for i in range(10)]
@@ -211,12 +212,156 @@ def test_label_columns_of_other_names(tmp_path, name):
     assert [(m.label, m.label_class) for m in members] == [("dog", 1), ("cat", 0)]
 
 
-def test_a_label_column_that_is_none_is_refused(tmp_path):
-    (tmp_path / "x.parquet").write_bytes(parquet_of({"image": IMAGES[:1], "label": [[1]], "n": [2]}))
-    for wanted, says in (("label", "not a column of numbers or text"), ("zz", "no such column")):
-        with pytest.raises(UsageError) as caught:
-            list_archive(ArchiveConfig(path=str(tmp_path), label_column=wanted))
-        assert says in str(caught.value)
+@pytest.mark.parametrize(
+    ("labels", "wanted", "says"),
+    [
+        ([{"a": 1}], None, "column 'label' holds struct<a: int64>, not a number or text an image"),
+        ([{"a": 1}], "label", "column 'label' holds struct<a: int64>"),
+        (
+            [[1, 2]],
+            None,
+            "column 'label' (list<element: int64>): '[1, 2]' is no label: give one number or name",
+        ),
+        ([0.5], None, "column 'label' (double): '0.5' is no label"),
+        ([True], None, "column 'label' holds bool"),
+        ([1], "zz", "'zz': no such column. Fix: one of label"),
+    ],
+)
+def test_a_label_column_that_is_none_is_refused_at_plan(tmp_path, labels, wanted, says):
+    """Naming column and type; a label that is lost without a word is worse."""
+    (tmp_path / "x.parquet").write_bytes(parquet_of({"image": IMAGES[:1], "label": labels}))
+    with pytest.raises(UsageError) as caught:
+        list_archive(ArchiveConfig(path=str(tmp_path), label_column=wanted))
+    assert says in str(caught.value)
+    assert len(list_archive(ArchiveConfig(path=str(tmp_path), label_column="")).shards) == 1
+
+
+CAT = ("cat", None)
+
+
+@pytest.mark.parametrize(
+    ("column", "wanted"),
+    [
+        (pa.array(["cat", "dog", None]).dictionary_encode(), [CAT, ("dog", None), (None, None)]),
+        (pa.array([["cat"], ["3"], []]), [CAT, (None, 3), (None, None)]),
+        (pa.array([["cat"]], pa.list_(pa.string(), 1)), [CAT]),
+        (pa.array([4, None], pa.float64()), [(None, 4), (None, None)]),
+        (pa.array([4, -1], pa.int8()), [(None, 4), (None, None)]),
+        (pa.array([b"cat"]), [CAT]),
+        (pa.array(["cat", "7", "7.0"], pa.large_string()), [CAT, (None, 7), (None, 7)]),
+        (pa.array(["cat"], pa.string_view()), [CAT]),
+        (pa.array([2, 300]).dictionary_encode(), [(None, 2), (None, 300)]),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+@pytest.mark.parametrize("form", ["images", "list"])
+def test_label_columns_as_tools_write_them(tmp_path, column, wanted, form):
+    """Categories, numbers with gaps, lists of one, bytes: the label is what they stand for."""
+    for i in range(len(column)):
+        (tmp_path / f"{i}.png").write_bytes(IMAGES[i])
+    told = {"image": IMAGES[: len(column)], "Label": column}
+    if form == "list":
+        told["image"] = pa.array([f"{i}.png" for i in range(len(column))]).dictionary_encode()
+    path = tmp_path / "x.parquet"
+    path.write_bytes(parquet_of(told))
+    config = ArchiveConfig(path=str(path))
+    listing = list_archive(config)
+    shards = listing.shards or [Shard("g", "files", 0, "", files=listing.files, root=listing.root)]
+    found = [m for shard in shards for m in read_members(shard, config)]
+    assert [(m.label, m.label_class) for m in found] == wanted
+    assert [m.content for m in found] == IMAGES[: len(column)]
+
+
+def test_dictionaries_of_the_tools_themselves(tmp_path):
+    """Written by pandas and by Polars, not by the library that reads them."""
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    enum = polars.Series(["cat", "dog"], dtype=polars.Enum(["dog", "cat"]))
+    polars.DataFrame({"image": IMAGES[:2], "label": enum}).write_parquet(tmp_path / "x.parquet")
+    pandas.DataFrame({"image": IMAGES[:2], "label": pandas.Categorical(["cat", "dog"])}).to_parquet(
+        tmp_path / "y.parquet"
+    )
+    for name in ("x.parquet", "y.parquet"):
+        members, code, _ = read(tmp_path, (tmp_path / name).read_bytes(), "parquet")
+        assert (code, [m.label for m in members]) == (None, ["cat", "dog"])
+
+
+def test_a_list_of_labels_has_the_names_of_hugging_face(tmp_path):
+    feature = {"_type": "Sequence", "feature": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
+    data = parquet_of({"image": IMAGES[:2], "labels": [[1], [0]]}, hugging_face({"labels": feature}))
+    members, _, _ = read(tmp_path, data, "parquet")
+    assert [(m.label, m.label_class) for m in members] == [("dog", 1), ("cat", 0)]
+
+
+def test_a_label_that_is_none_further_down_fails_its_image_alone(tmp_path):
+    data = parquet_of({"image": IMAGES[:4], "label": [[1], [1], [1, 2], [3]]}, row_group_size=2)
+    members, code, _ = read(tmp_path, data, "parquet")
+    assert (code, [m.label_class for m in members]) == (None, [1, 1, None, 3])
+    assert [m.status for m in members] == [Status.OK, Status.OK, Status.FAILED, Status.OK]
+    assert members[2].error_message == "label: '[1, 2]' is no label: give one number or name an image"
+
+
+def test_texts_that_are_no_utf8_end_nothing(tmp_path):
+    """A cell of any bytes: what can be read of it is its text."""
+    odd = pa.StringArray.from_buffers(
+        2, pa.array([0, 3, 6], pa.int32()).buffers()[1], pa.py_buffer(b"a\xffbdog")
+    )
+    data = parquet_of(pa.table({"image": IMAGES[:2], "label": odd, "name": odd}))
+    members, code, _ = read(tmp_path, data, "parquet")
+    assert (code, [(m.name, m.label) for m in members]) == (None, [("a\\xffb", "a\\xffb"), ("dog", "dog")])
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(IMAGES[:1]), pa.array([b"x"])], names=["image", "image"])
+    members, code, message = read(tmp_path, parquet_of(table), "parquet")
+    assert (members, code) == ([], ErrorCode.SHARD_UNREADABLE)
+    assert "two columns are called 'image'" in message
+
+
+# ── several images a row, and files that a row names ─────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("form", ["bytes", "structs", "fixed"])
+def test_lists_of_images_are_members_of_their_own(tmp_path, form):
+    rows = [IMAGES[0:2], IMAGES[2:4], None, []] if form != "fixed" else [IMAGES[0:2], IMAGES[2:4], None]
+    cells = rows
+    if form == "structs":
+        cells = [row and [{"bytes": image, "path": "x.png"} for image in row] for row in rows]
+    kind = pa.list_(pa.binary(), 2) if form == "fixed" else None
+    data = parquet_of({"images": pa.array(cells, kind), "label": ["a", "b", "c", "d"][: len(rows)]})
+    members, code, _ = read(tmp_path, data, "parquet")
+    assert code is None
+    assert [(m.index, m.name, m.content, m.label) for m in members[:4]] == [
+        (0, "row-0#0", IMAGES[0], "a"), (1, "row-0#1", IMAGES[1], "a"),
+        (2, "row-1#0", IMAGES[2], "b"), (3, "row-1#1", IMAGES[3], "b"),
+    ]  # fmt: skip
+    assert [(m.name, m.status) for m in members[4:]] == [
+        (f"row-{i}", Status.FAILED) for i in range(2, len(rows))
+    ]
+    (tmp_path / "x.parquet").write_bytes(data)
+    config = ArchiveConfig(path=str(tmp_path / "x.parquet"))
+    assert list(image_indices(list_archive(config).shards[0], config)) == [0, 1, 2, 3]
+    members, _, _ = read(tmp_path, data, "parquet", selection=(1, 2))
+    assert [m.content for m in members] == IMAGES[1:3]
+
+
+def test_a_cell_without_bytes_is_the_file_that_its_path_names(tmp_path):
+    """Relative to the table and inside its folder; anything else fails, and nothing outside is opened."""
+    (tmp_path / "in").mkdir()
+    for place in (tmp_path / "in" / "a.png", tmp_path / "secret.png"):
+        place.write_bytes(IMAGES[1])
+    paths = ["a.png", ".\\a.png", "gone.png", "../secret.png", str(tmp_path / "secret.png"), "s3://b/k.png"]
+    cells = [{"bytes": None, "path": path} for path in paths] + [{"bytes": IMAGES[2], "path": "b.png"}]
+    members, code, _ = read(tmp_path / "in", parquet_of({"image": cells}), "parquet")
+    assert code is None
+    assert [m.content for m in members] == [IMAGES[1], IMAGES[1], None, None, None, None, IMAGES[2]]
+    assert [m.error_code for m in members[2:6]] == [ErrorCode.MEMBER_UNREADABLE] * 4
+    assert all("leads out of the" in m.error_message for m in members[3:6])
+    assert "No such file" in members[2].error_message
+    only_paths = parquet_of(
+        {"image": [{"bytes": None, "path": "a.png"}], "mask": [{"bytes": None, "path": "a.png"}]}
+    )
+    (member,), _, _ = read(tmp_path / "in", only_paths, "parquet")
+    assert (member.name, member.content, member.mask) == ("a.png", IMAGES[1], IMAGES[1])
 
 
 OBJECTS = [

@@ -208,9 +208,9 @@ def test_class_folders_and_metadata_count_as_in_a_folder(tmp_path):
 
 def test_metadata_that_cannot_be_understood_or_a_mask_that_is_missing_is_named(tmp_path):
     data = [("1.png", png()), ("metadata.csv", b"file_name,bbox\n1.png,1 2 3\n")]
-    _, code, message = read(tmp_path, zip_of(data), "zip")
-    assert code == ErrorCode.SHARD_UNREADABLE
-    assert message.startswith("metadata.csv line 2: bbox is ")
+    (bad, _), code, _ = read(tmp_path, zip_of(data), "zip")
+    assert (code, bad.error_code) == (None, ErrorCode.MEMBER_UNREADABLE)
+    assert bad.error_message.startswith("metadata.csv line 2: bbox is ")
     data = [("1.png", png()), ("metadata.csv", b"file_name,mask\n1.png,m.png\n")]
     members, _, _ = read(tmp_path, zip_of(data), "zip")
     assert members[0].error_code == ErrorCode.MEMBER_UNREADABLE

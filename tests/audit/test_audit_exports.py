@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from deltalake import DeltaTable
 
 from camray.audit import EXPORTS
+from camray.audit.export import csv_table
 from camray.audit.night import read_nights
 from camray.audit.report_rows import SHOWN
 from camray.cli.main import main
@@ -50,9 +53,49 @@ def test_csv(made: Path, tmp_path: Path) -> None:
     with (export(made, "csv", tmp_path / "csv") / "queue.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == MADE_ROWS
-    assert {r["member"] for r in rows} >= set(NASTY)
+    shown = {name: "".join(c if c.isprintable() else repr(c)[1:-1] for c in name) for name in NASTY}
+    assert {r["member"] for r in rows} >= set(shown.values())
+    assert sum(shown[name] != name for name in NASTY) == 3
     scores = [float(r["score"]) for r in rows]
     assert scores == sorted(scores, reverse=True)
+
+
+FORMULAS = (
+    "=1+1", "a\r=1+1", "a\n=1+1", "a\r\n@SUM(1)", "\t=1", "\r=1", " =1", "a;=1+1", "a; +1", "\uff1d1",
+    '"\r=1',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_no_name_is_a_formula_or_a_row_in_any_spreadsheet(name: str, separator: str) -> None:
+    """Cut into lines and cells by the most careless reader, no cell of a row begins as a formula does."""
+    row = {
+        "shard": "s",
+        "member": name,
+        "flags": [name],
+        "verdict": "ok",
+        "label": f"dog{name}",
+        "score": -0.5,
+    }
+    ((_, content),) = csv_table(None, [row, row], "")
+    lines = re.split(r"[\r\n]+", content.decode().strip("\n"))
+    assert len(lines) == 3
+    texts = [cell.strip('" \u3000') for line in lines for cell in line.split(separator)]
+    assert [text for text in texts if text.startswith(tuple("=+-@\uff1d\uff0b")) and text != "-0.5"] == []
+    assert len(list(csv.reader(io.StringIO(content.decode())))) == 3
+
+
+@pytest.mark.parametrize("folder", ["a b", "\u00fc", "run #3", "it's", "s*r", "w?", "label=cat", "{x}"])
+def test_duckdb_opens_the_views_of_an_out_of_any_name(made: Path, tmp_path: Path, folder: str) -> None:
+    """And takes no folder above OUT for a column."""
+    out = tmp_path / folder / "out"
+    shutil.copytree(made, out, ignore=shutil.ignore_patterns("report", "overlays"))
+    base = duckdb.connect()
+    base.execute((export(out, "duckdb", tmp_path / "views") / "views.sql").read_text("utf-8"))
+    (explainer,) = (p.name.partition("=")[2] for p in (made / "records").glob("explainer=*"))
+    found = base.sql("select count(*), any_value(explainer), count(distinct label) from records").fetchall()
+    assert found == [(MADE_ROWS, explainer, 0)]
 
 
 def test_duckdb_views(made: Path, tmp_path: Path) -> None:

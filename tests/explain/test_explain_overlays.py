@@ -186,6 +186,18 @@ def test_gamma_spreads_or_narrows_the_colours() -> None:
     assert wide > 1.5 * narrow
 
 
+@pytest.mark.parametrize(
+    "text", ["a\nb", "a\r\nb", "\u2028", "\x00\x1b[31m", "\u202egpj", "\ud800", "", "x" * 10**6, "\n" * 10**5]
+)
+def test_any_caption_is_one_line(text: str) -> None:
+    """A class name may hold anything; the picture grows by one line, whatever it is."""
+    plain = with_caption(grey(224, 224), "word")
+    drawn = with_caption(grey(224, 224), text)
+    assert drawn.shape == plain.shape
+    shown = with_caption(grey(224, 224), text.encode("unicode_escape").decode() if len(text) == 3 else text)
+    assert (drawn == shown).all()
+
+
 def test_a_caption_stands_under_the_picture() -> None:
     picture = grey(224, 224)
     captioned = with_caption(picture, "tabby cat 97.3% " + "very " * 100 + "long")

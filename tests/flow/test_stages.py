@@ -15,6 +15,7 @@ from PIL import Image
 
 from camray.config import ArchiveConfig, Config, Explainer, InputSpec, OverlayConfig, RunConfig
 from camray.errors import IncompleteError, Stage
+from camray.flow import stages
 from camray.flow.flow import receipts_of
 from camray.flow.guard import Guard
 from camray.flow.stages import Decode, Sink, read_shard
@@ -72,6 +73,28 @@ def names(chunk: Chunk) -> list[str]:
 
 
 # ── read ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("finished", [(), (1,)])
+def test_a_chunk_ends_at_so_many_bytes_and_no_other_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[int, ...]
+) -> None:
+    """Large images go into several chunks; the numbers of all others stay, also of those on disk."""
+    monkeypatch.setattr(stages, "CHUNK_BYTES", 2500)
+    sizes = [900, 900, 900, 100, 100, 100, 3000, 100, 100, 100]
+    shard = tar_shard(tmp_path / "a.tar", {f"{i}.png": bytes(size) for i, size in enumerate(sizes)})
+    done = {n: Receipt(shard.id, n, "p", 1, 3, 3, 0, {}) for n in finished}
+    *data, end = read(ShardTask(shard, done), 3)
+    made = {chunk.index: names(chunk) for chunk in data if isinstance(chunk.note, Data)}
+    whole = {
+        0: ["0.png", "1.png"], 2**30: ["2.png"], 1: ["3.png", "4.png", "5.png"],
+        2: ["6.png"], 2**30 + 1: ["7.png", "8.png"], 3: ["9.png"],
+    }  # fmt: skip
+    assert made == {n: members for n, members in whole.items() if n not in finished}
+    assert {c.index for c in data if isinstance(c.note, Receipt)} == set(finished)
+    assert isinstance(end.note, ShardEnd)
+    assert (end.note.chunks, end.note.members) == (len(data), 10)
+    assert end.index not in {c.index for c in data}
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [3]), (4, [3, 1]), (6, [3, 3])])
