@@ -76,7 +76,8 @@ class ErrorCode(StrEnum):
     NOT_AN_IMAGE_NAME = "not_an_image_name"  # the extension is of something else
     NO_PIXELS = "no_pixels"  # opened, but by its kind no image: a DICOM report, a presentation state
     MEMBER_TOO_LARGE = "member_too_large"  # more encoded bytes than allowed
-    MEMBER_UNREADABLE = "member_unreadable"  # missing, no permission, encrypted, bad checksum
+    MEMBER_UNREADABLE = "member_unreadable"  # missing, no file, encrypted, bad checksum
+    MEMBER_READ_FAILED = "member_read_failed"  # no permission now, or the disk or the store failed
     # the image
     EMPTY_FILE = "empty_file"
     NOT_AN_IMAGE = "not_an_image"
@@ -94,8 +95,15 @@ class ErrorCode(StrEnum):
     MODEL_FAILED = "model_failed"
 
 
-PASSING_ERRORS = frozenset({ErrorCode.SHARD_CHANGED, ErrorCode.SHARD_READ_FAILED})
-"""Errors that the next run may not meet: such a shard is not committed, so that the next run tries again."""
+PASSING_ERRORS = frozenset(
+    {ErrorCode.SHARD_CHANGED, ErrorCode.SHARD_READ_FAILED, ErrorCode.MEMBER_READ_FAILED}
+)
+"""What the next run may not meet, for a disk or a store said it: permission, I/O, a timeout, an outage.
+
+A shard that ends so is not committed, and the next run tries again. Of a committed one, members that failed
+so are tried by each plan; where one can be read again, its shard is done anew. Every other error is of the
+bytes themselves, and sealed until they change.
+"""
 
 
 class CamrayError(Exception):

@@ -301,7 +301,7 @@ _CONFIRMATION = (
 _OVERLAY = (
     Column("overlay_path", _TEXT, "relative to OUT; null where none was drawn"),
     Column("overlay_offset", pa.int64(), "always null; reserved"),
-    Column("overlay_size", pa.int64(), "always null; reserved"),
+    Column("overlay_size", pa.int64(), "of the picture; null where none was drawn", "bytes"),
 )
 _IDENTITY = (_INDEX, _MEMBER, _LABEL, _LABEL_CLASS, *_STATUS, _BOXES)
 

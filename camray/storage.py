@@ -156,6 +156,27 @@ class Folder:
         for relative, data in files.items():
             self.patiently(partial(self._write_once, relative, data))
 
+    def create(self, relative: str, data: bytes) -> bool:
+        """Make a file that is not there, and tell whether this call made it: of all who try, one does.
+
+        Where the process ends amid it, a file on a local disk can be left empty.
+        """
+        if not self.is_local:
+            return self.patiently(lambda: create_in_store(self.uri, self.at(relative), data))
+        path = Path(self.at(relative))
+        refuse_links(Path(self.path), path.parent)
+        _make_folder(path.parent)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, _FILE_MODE)
+        except FileExistsError:
+            return False
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+        _flush(path.parent)
+        return True
+
     def _write_once(self, relative: str, data: bytes) -> None:
         with self.fs.open_output_stream(self.at(relative)) as stream:  # visible at close
             stream.write(data)
@@ -213,6 +234,29 @@ def held(name: str, data: bytes) -> Folder:
     return _Held(name, pafs.LocalFileSystem(), name, data)
 
 
+def create_in_store(uri: str, path: str, data: bytes) -> bool:
+    """Make an object that is not there: one conditional request, by the library that Delta Lake stands on.
+
+    Its settings are those of Delta Lake, from the environment.
+
+    Raises:
+        OSError: the store failed.
+    """
+    from obstore import put
+    from obstore.exceptions import AlreadyExistsError, BaseError
+    from obstore.store import GCSStore, S3Store
+
+    bucket, _, key = path.partition("/")
+    try:
+        place = S3Store(bucket) if uri.startswith("s3:") else GCSStore(bucket)
+        put(place, key, data, mode="create")
+    except AlreadyExistsError:
+        return False
+    except BaseError as error:
+        raise OSError(said_by(error)) from error
+    return True
+
+
 def open_folder(place: str, field: str) -> Folder:
     """Resolve a path or URI. `field` is the option to name when it cannot be resolved.
 
@@ -248,6 +292,8 @@ def check_uri(place: str, field: str) -> None:
         raise UsageError(field, f"{place} names no bucket", f"{scheme}://BUCKET/PATH")
     if has_empty_part(place):
         raise UsageError(field, f"{printable(place)} has an empty part between two slashes", "leave one out")
+    if scheme != "file" and "#" in rest:
+        raise UsageError(field, f"{printable(place)}: what follows # would be left out", "write %23 for #")
     address, _, options = rest.partition("?")
     names = {name.lower() for name, _ in parse_qsl(options, keep_blank_values=True)}
     user, at, _ = address.partition("/")[0].rpartition("@")

@@ -22,7 +22,7 @@ from camray.archive.annotations import (
     whole_of,
 )
 from camray.archive.names import extension_of, file_kind, stem_of
-from camray.archive.places import finder, leads_out
+from camray.archive.places import MISSING, finder, leads_out
 from camray.archive.readers import IsNeeded, failed, size_problem, skipped
 from camray.archive.tables import path_inside, spellings
 from camray.config import ArchiveConfig
@@ -32,6 +32,14 @@ from camray.storage import Folder
 
 Finder = Callable[[str], tuple[Folder, str]]
 """What finds the folder to open a loose file in, and the path inside it."""
+
+
+class _NoFileError(OSError):
+    """A path that is no file to be read, whatever the disk says."""
+
+
+_SEALED = (_NoFileError, FileNotFoundError, NotADirectoryError, IsADirectoryError, UsageError)
+"""What the listing or its path already tells, and tells anew when it changes; the rest may pass."""
 
 
 def read_files(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterator[Member]:
@@ -53,11 +61,12 @@ def _member(find: Finder, file: LooseFile, index: int, config: ArchiveConfig, is
         return failed(index, file.path, ErrorCode.MEMBER_TOO_LARGE, problem)
     if not is_needed(index):
         return Member(index, file.path)
-    annotation = _annotation(find, file, config)
+    annotation = Annotation()
     content = mask = None
     try:
+        annotation = _annotation(find, file, config)
         if annotation.problem is None:
-            content = _content(find, file.path, limit)
+            content = _content(find, file.path, limit, was_there=not file.version.startswith(MISSING))
             name = annotation.mask
             mask = None if name is None else _content(find, name, limit, f"mask {name}: ")
     except ImageError as error:
@@ -89,22 +98,24 @@ def _inside(base: Folder, path: str) -> tuple[Folder, str]:
     """
     _, problem = path_inside("", path)
     if problem:
-        raise OSError(f"{printable(path, 100)} {problem}")
+        raise _NoFileError(f"{printable(path, 100)} {problem}")
     return base, next((spelled for spelled in spellings(path) if base.exists(spelled)), path)
 
 
-def _content(find: Finder, path: str, limit: int, role: str = "") -> bytes:
-    """Read a whole file; `role` stands before the message.
+def _content(find: Finder, path: str, limit: int, role: str = "", was_there: bool = False) -> bytes:
+    """Read a whole file; `role` stands before the message. One that was there when it was listed may return.
 
     Raises:
-        ImageError: MEMBER_UNREADABLE, or MEMBER_TOO_LARGE. An image without the mask that was named fails as
-            well, for its record would say too little.
+        ImageError: MEMBER_UNREADABLE, MEMBER_READ_FAILED where that may pass, or MEMBER_TOO_LARGE. An image
+            without the mask that was named fails as well, for its record would say too little.
     """
     try:
         content = _opened(find, path, limit + 1)
     except (OSError, UsageError, ValueError) as error:  # of an odd key Arrow says ValueError
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise ImageError(ErrorCode.MEMBER_UNREADABLE, printable(role + reason)) from None
+        sealed = isinstance(error, _SEALED) and not (was_there and isinstance(error, FileNotFoundError))
+        code = ErrorCode.MEMBER_UNREADABLE if sealed else ErrorCode.MEMBER_READ_FAILED
+        raise ImageError(code, printable(role + reason)) from None
     if len(content) > limit:
         message = printable(f"{role}grew to more than {limit:,} bytes")
         raise ImageError(ErrorCode.MEMBER_TOO_LARGE, message)
@@ -113,9 +124,9 @@ def _content(find: Finder, path: str, limit: int, role: str = "") -> bytes:
 
 def _opened(find: Finder, path: str, limit: int) -> bytes:
     if "\0" in path:
-        raise OSError("a path with a zero byte")
+        raise _NoFileError("a path with a zero byte")
     if leads_out(path):
-        raise OSError("leads out of the list's folder by `..`")
+        raise _NoFileError("leads out of the list's folder by `..`")
     return _read(*find(path), limit)
 
 
@@ -127,11 +138,16 @@ def _read(root: Folder, path: str, limit: int) -> bytes:
     handle = os.open(root.at(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as local:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError("no longer a regular file")
+            raise _NoFileError("no longer a regular file")
         return local.read(limit)
 
 
 def _annotation(find: Finder, file: LooseFile, config: ArchiveConfig) -> Annotation:
+    """Read what is said of a file.
+
+    Raises:
+        ImageError: a sidecar cannot be read now: without it the record would say too little.
+    """
     noted, is_labelled = from_note(file.note)
     beside = []
     for ending in file.sidecars:
@@ -139,7 +155,10 @@ def _annotation(find: Finder, file: LooseFile, config: ArchiveConfig) -> Annotat
         try:
             content = _read(*find(f"{stem_of(file.path)}.{ending}"), size_cap(extension) + 1)
             beside.append((extension, read_sidecar(extension, content, config)))
-        except (OSError, ValueError):
-            continue
+        except (FileNotFoundError, ValueError):
+            continue  # gone since the listing, which will tell; or of an odd key, as Arrow says
+        except OSError as error:
+            why = printable(f"sidecar .{ending}: {error.strerror or error}")
+            raise ImageError(ErrorCode.MEMBER_READ_FAILED, why) from None
     is_inside = not file.path.startswith("/") and "://" not in file.path
     return whole_of(file.path if is_inside else "", noted, is_labelled, merged(beside))

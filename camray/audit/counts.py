@@ -174,14 +174,31 @@ class NightState:
         }
 
     @staticmethod
-    def from_json(said: dict[str, Any]) -> NightState:
-        """Read what `to_json` gave."""
-        counts = {int(c): n for c, n in said["map_counts"].items()}
-        return NightState(
-            counts=dict(said["counts"]),
-            histograms={name: np.array(h, float) for name, h in said["histograms"].items()},
-            classes={int(c): n for c, n in said["classes"].items()},
-            map_sums={int(c): np.array(m) * counts[int(c)] for c, m in said["mean_maps"].items()},
+    def from_json(said: Any) -> NightState:
+        """Read what `to_json` gave.
+
+        Raises:
+            ValueError, LookupError, TypeError, AttributeError: it is none, or of other bins.
+        """
+        counts = {int(c): int(n) for c, n in said["map_counts"].items()}
+        height, width = (int(side) for side in said["grid"])
+        state = NightState(
+            counts={name: int(said["counts"][name]) for name in NightState().counts},
+            histograms={n: _sums(said["histograms"][n], len(e) - 1) for n, (_, e) in HISTOGRAMS.items()},
+            classes={int(c): int(n) for c, n in said["classes"].items()},
+            map_sums={
+                int(c): _sums(m, height * width) * counts[int(c)] for c, m in said["mean_maps"].items()
+            },
             map_counts=counts,
-            grid=(said["grid"][0], said["grid"][1]),
+            grid=(height, width),
         )
+        if min([*state.counts.values(), *state.classes.values(), *counts.values()]) < 0:
+            raise ValueError("a count below zero")
+        return state
+
+
+def _sums(values: Any, size: int) -> Floats:
+    sums = np.array(values, float)
+    if sums.shape != (size,) or not (np.isfinite(sums) & (sums >= 0)).all():
+        raise ValueError(f"not {size} sums")
+    return sums

@@ -8,13 +8,13 @@ runs/<run>/message.txt    one paragraph for a chat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, get_type_hints
 
-from camray.audit.counts import ClassRow, NightState
+from camray.audit.counts import ClassCounts, ClassRow, NightState
 from camray.audit.drift import Finding, compare_nights, level_of, worst_first
 from camray.audit.gate import DRIFT_LEVELS, Condition, parse_gate
 from camray.audit.judge import Past, Tally, judge_archive
@@ -22,8 +22,11 @@ from camray.audit.reviewed import decisions, take_in
 from camray.audit.update import ModelUpdate, compare_models
 from camray.config import AuditConfig
 from camray.errors import ExitCode, UsageError, printable
-from camray.ledger.out import explainer_file, files_of_runs, open_out, run_file
-from camray.ledger.runs import is_accepted
+from camray.ledger import log
+from camray.ledger.committed import checksum
+from camray.ledger.out import AUDIT, files_of_runs, open_out, read_explainer, run_file
+from camray.ledger.runs import is_accepted, is_name
+from camray.ledger.side import DAMAGED, as_object, recovered, write_side
 from camray.storage import Folder
 
 CONFIDENCE_DISTANCE, HEAT_COSINE = 0.01, 0.99  # a GPU in place of a CPU stays within both
@@ -82,6 +85,7 @@ class Night:
     previous: str | None
     covers: Sequence[str]  # the runs whose rows are new
     records_version: int | None
+    audit_version: int | None  # of the verdicts' table, which every night writes
     settings: AuditConfig
     images: Images
     rates: Mapping[str, float]
@@ -164,26 +168,31 @@ class Night:
         """Give plain lists and numbers, and the message."""
         return asdict(self) | {"message": self.message}
 
+    @property
+    def order(self) -> tuple[int, int, str]:
+        """Sort nights as they were: by the versions of the tables they wrote, whatever their clocks said."""
+        versions = (self.records_version, self.audit_version)
+        records, audit = (-1 if version is None else version for version in versions)
+        return records, audit, self.run_id
+
     @staticmethod
-    def from_json(said: Mapping[str, Any]) -> Night:
-        """Read what `to_json` gave; what a summary of another version lacks is None."""
+    def from_json(said: Any) -> Night:
+        """Read what `to_json` gave; what a summary of another version lacks is None.
+
+        Raises:
+            ValueError, LookupError, TypeError, AttributeError: it is none.
+        """
+        from pydantic import TypeAdapter  # late: --help needs none of it
+
         known: dict[str, Any] = {field.name: said.get(field.name) for field in fields(Night)}
-        settings = {
-            f.name: said["settings"][f.name] for f in fields(AuditConfig) if f.name in said["settings"]
-        }
-        comparisons = [
-            Comparison(**c | {"rows": [Finding(**row) for row in c["rows"]]})
-            for c in said["drift"].get("comparisons", [])
-        ]
-        update = known["model_update"]
-        known |= {name: [ClassRow(**row) for row in said[name]] for name in ("classes", "archive_classes")}
-        known |= {
-            "settings": AuditConfig(**settings),
-            "images": Images(**said["images"]),
-            "drift": Drift(said["drift"]["level"], comparisons),
-            "model_update": ModelUpdate(**update) if update else None,
-            "gate": Gate(**said["gate"]),
-        }
+        types = get_type_hints(Night)
+        needed = {"run_id", "explainer", "settings", "images", "rates", "classes", "archive_classes", "drift"}
+        needed |= {"gate", "covers", "verdicts"}
+        for name in needed | {name for name, value in known.items() if value is not None}:
+            known[name] = TypeAdapter(types[name]).validate_python(known[name])
+        if missing := ClassCounts(0).rates().keys() - known["rates"].keys():
+            raise ValueError(f"no {min(missing)}")
+        stack_changed(known["canary"])
         return Night(**known)
 
 
@@ -202,12 +211,13 @@ def audit_night(
     nights = read_nights(out)
     before = [night for night in nights if night.explainer == explainer]
     taken = take_in(out, reviewed)
-    past = Past(frozenset(run for n in before for run in n.covers), decisions(out, explainer))
-    what = json.loads(out.read(explainer_file(explainer)))
-    names = what["class_names"]
+    covered = {run for n in before for run in n.covers} | _told_and_lost(out)
+    past = Past(frozenset(covered), decisions(out, explainer))
+    what = read_explainer(out, explainer)
+    names = what.class_names
     open_nights = _open_nights(out, before)
     tally = judge_archive(
-        out, table, explainer, int(what["num_classes"]), settings, past, run_id,
+        out, table, explainer, what.num_classes, settings, past, run_id,
         {night.run_id: frozenset(night.covers) for night in open_nights},
     )  # fmt: skip
     rates, drift = tally.night.rates(), _drift(out, tally.state, before, settings.baseline)
@@ -223,6 +233,7 @@ def audit_night(
         previous=before[-1].run_id if before else None,
         covers=sorted(tally.covered),
         records_version=table.delta.version() if table.delta else None,
+        audit_version=log.opened(out, AUDIT).version(),
         settings=settings,
         images=Images(tally.archive.ok, tally.night.ok, tally.night.rows, tally.night.failed),
         rates=rates,
@@ -235,7 +246,7 @@ def audit_night(
         labelled=tally.night.known_labels,
         archive_labelled=tally.archive.known_labels,
         drift=drift,
-        canary=_read(out, run_id, "canary"),
+        canary=recovered(out, run_file(run_id, "canary.json"), canary_of),
         decisions_taken_in=taken,
         model_update=update,
         gate=Gate([c.text for c in conditions], fired, standing),
@@ -272,9 +283,23 @@ def _standing(
 
 
 def read_nights(out: Folder) -> list[Night]:
-    """Read the summary of every night, oldest first."""
-    names = files_of_runs(out, "summary.json")
-    return [Night.from_json(json.loads(out.read(name))) for name in names]
+    """Read the summary of every night, in the order of the log's versions; a damaged one is set aside."""
+    paths = files_of_runs(out, "summary.json")
+    nights = (recovered(out, path, partial(night_of, path)) for path in paths)
+    return sorted((night for night in nights if night is not None), key=lambda night: night.order)
+
+
+def night_of(path: str, tree: Any) -> Night:
+    """Take the JSON of the summary at `path`; raises where it is none, or of another run."""
+    night = Night.from_json(tree)
+    if run_file(night.run_id, "summary.json") != path:
+        raise ValueError(f"it is of another run, {night.run_id}")
+    return night
+
+
+def _told_and_lost(out: Folder) -> set[str]:
+    """Give the runs whose summary was set aside: their images are not new again."""
+    return {path.split("/")[1] for path in files_of_runs(out, f"summary.json{DAMAGED}")}
 
 
 def latest_nights(out: Folder) -> list[Night]:
@@ -289,46 +314,64 @@ def latest_nights(out: Folder) -> list[Night]:
     return [night for night in nights if night.explainer == nights[-1].explainer]
 
 
-def read_state(out: Folder, run_id: str) -> dict[str, Any] | None:
-    """Read the sums of a night: histograms and mean maps. None where there are none."""
-    return _read(out, run_id, "state")
+def read_state(out: Folder, run_id: str) -> NightState | None:
+    """Read the sums of a night: histograms and mean maps. None where there are none, or they are damaged."""
+    return recovered(out, run_file(run_id, "state.json"), partial(state_of, run_id))
 
 
-def _read(out: Folder, run_id: str, name: str) -> dict[str, Any] | None:
-    path = run_file(run_id, f"{name}.json")
-    return json.loads(out.read(path)) if out.exists(path) else None
+def state_of(run_id: str, tree: Any) -> NightState:
+    """Take the JSON of a run's state; raises where it is none, or of another run."""
+    if tree.get("run_id", run_id) != run_id:  # a state of an earlier camray does not say
+        raise ValueError(f"it is of another run, {tree['run_id']}")
+    return NightState.from_json(tree)
+
+
+def canary_of(tree: Any) -> dict[str, Any]:
+    """Take the JSON of how the canary images fared; raises where it is none."""
+    if int(tree["images"]):
+        stack_changed(tree)
+    return as_object(tree)
 
 
 def stack_changed(canary: Mapping[str, Any] | None) -> bool:
     """Tell whether the same images fare differently: more than rounding on another device explains."""
-    if not canary or not canary["images"]:
+    if not canary or not int(canary["images"]):
         return False
-    far = canary["confidence_distance"] > CONFIDENCE_DISTANCE or canary["heat_cosine"] < HEAT_COSINE
-    return bool(canary["changed"] or far)
+    distance, cosine = float(canary["confidence_distance"]), float(canary["heat_cosine"])
+    return int(canary["changed"]) > 0 or distance > CONFIDENCE_DISTANCE or cosine < HEAT_COSINE
 
 
 def _drift(out: Folder, tonight: NightState, before: Sequence[Night], baseline: str | None) -> Drift:
     """Compare with the last night that had new images, and with the pinned one."""
-    nights = [night.run_id for night in before if night.images.night]
-    comparisons = []
-    for against, run_id in (("last night", nights[-1] if nights else None), ("the baseline", baseline)):
-        state = read_state(out, run_id) if run_id else None
-        if run_id and state is not None:
-            found = compare_nights(NightState.from_json(state), tonight)
-            comparisons.append(Comparison(against, run_id, level_of(found), worst_first(found)))
-        elif run_id and against == "the baseline":
-            said = f"{printable(run_id)} is no audited run"
+    compared = []
+    for night in reversed(before):
+        if night.images.night and (state := read_state(out, night.run_id)) is not None:
+            compared.append(("last night", night.run_id, state))
+            break
+    if baseline:
+        if (state := read_state(out, baseline) if is_name(baseline) else None) is None:
+            said = f"{printable(baseline)} is no audited run"
             raise UsageError("audit.baseline", said, "see `camray status OUT`")
+        compared.append(("the baseline", baseline, state))
+    comparisons = []
+    for against, run_id, state in compared:
+        found = compare_nights(state, tonight)
+        comparisons.append(Comparison(against, run_id, level_of(found), worst_first(found)))
     return Drift(max((c.level for c in comparisons), key=DRIFT_LEVELS.index, default="none"), comparisons)
 
 
 def _write(out: Folder, night: Night, state: NightState) -> None:
     """Write the files of a night; the summary last: it says that the night is done."""
-    summary = json.dumps(night.to_json(), indent=1)
-    out.write(run_file(night.run_id, "state.json"), json.dumps(state.to_json()).encode())
-    out.write(run_file(night.run_id, "metrics.prom"), _metrics(night).encode())
-    out.write(run_file(night.run_id, "message.txt"), f"{night.message}\n".encode())
-    out.write(run_file(night.run_id, "summary.json"), summary.encode())
+    texts = {"metrics.prom": _metrics(night).encode(), "message.txt": f"{night.message}\n".encode()}
+    write_side(out, run_file(night.run_id, "state.json"), {"run_id": night.run_id, **state.to_json()})
+    for name, text in texts.items():
+        out.write(run_file(night.run_id, name), text)
+    checksums = {name: checksum(text) for name, text in texts.items()}
+    write_side(
+        out,
+        run_file(night.run_id, "summary.json"),
+        night.to_json() | {"files": checksums, "tables": log.versions(out)},
+    )
 
 
 def _metrics(night: Night) -> str:

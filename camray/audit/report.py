@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from importlib.resources import files
 from itertools import islice
@@ -21,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from camray.audit.clusters import Cluster, clusters_of_classes
+from camray.audit.counts import NightState
 from camray.audit.night import Night, latest_nights, read_state
 from camray.audit.report_rows import (
     QUEUE_FLAGS,
@@ -34,8 +36,10 @@ from camray.audit.report_rows import (
 )
 from camray.audit.verdicts import VERDICTS, title
 from camray.errors import ExitCode
-from camray.ledger.out import REPORT, explainer_file, open_out
+from camray.ledger.committed import checksum
+from camray.ledger.out import REPORT, open_out, read_explainer
 from camray.ledger.runs import installed_versions
+from camray.ledger.side import write_side
 
 LARGEST = 100_000  # rows of the queue that are kept
 CLUSTERED = 24  # classes whose heatmaps are grouped
@@ -54,7 +58,7 @@ def write_report(place: str, limit: int = LARGEST) -> str:
     out, table = open_out(place)
     nights = latest_nights(out)
     night = nights[-1]
-    what = json.loads(out.read(explainer_file(night.explainer)))
+    what = asdict(read_explainer(out, night.explainer))
     judged = audit_rows(out, night.explainer, limit, night.covers)
     texts = written_rows(out, table, night.explainer, judged, what["class_names"])
     facts = facts_of(texts)
@@ -76,6 +80,7 @@ def write_report(place: str, limit: int = LARGEST) -> str:
         if entry.path not in pages and entry.path.startswith("data/"):
             out.delete(f"{REPORT}/{entry.path}")  # of a longer queue before
     out.write_all({f"{REPORT}/{name}": content for name, content in pages.items()})
+    write_side(out, f"{REPORT}/pages.json", {"pages": {n: checksum(c) for n, c in pages.items()}})
     return out.child_uri(f"{REPORT}/index.html") if not out.is_local else out.at(f"{REPORT}/index.html")
 
 
@@ -168,13 +173,14 @@ def history(nights: Sequence[Night]) -> Markup:
     )
 
 
-def mean_maps(night: Night, state: Mapping[str, Any] | None) -> dict[int, Markup]:
+def mean_maps(night: Night, state: NightState | None) -> dict[int, Markup]:
     """Draw where each of the first 200 classes looked, one small picture a class."""
     if state is None:
         return {}
-    maps = {row.class_id: state["mean_maps"].get(str(row.class_id)) for row in night.classes[:200]}
+    known = [row.class_id for row in night.classes[:200] if row.class_id in state.map_sums]
+    means = {c: state.map_sums[c] / max(state.map_counts[c], 1) for c in known}
     text = "where the class looks on average"
-    return {c: small_map(map_, state["grid"], text) for c, map_ in maps.items() if map_}
+    return {c: small_map(mean.tolist(), state.grid, text) for c, mean in means.items()}
 
 
 def cluster_maps(clusters: Mapping[int, Sequence[Cluster]], grid: Sequence[int]) -> dict[int, list[Markup]]:

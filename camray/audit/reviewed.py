@@ -17,6 +17,7 @@ from deltalake import write_deltalake
 from camray.errors import UsageError, printable
 from camray.ledger import log
 from camray.ledger.out import INBOX, QA
+from camray.ledger.side import LARGEST_BYTES, recovered
 from camray.storage import Folder
 
 DECISIONS = ("accepted", "problem")
@@ -24,27 +25,27 @@ _COLUMNS = (
     "explainer", "shard", "member", "index", "content_sha256", "verdict", "decision", "decided_at",
 )  # fmt: skip
 QA_SCHEMA = pa.schema([(name, pa.int32() if name == "index" else pa.string()) for name in _COLUMNS])
-LARGEST_FILE = 256 * 2**20
 Key = tuple[str, int, str | None, str]  # shard, index, content, verdict
 
 
 def take_in(out: Folder, files: Sequence[str] = ()) -> int:
     """Add new decisions to the table and give their number; a decision that is there is not added again.
 
+    A damaged file of the inbox is named and set aside; the others count.
+
     Raises:
-        UsageError: a file that is no review.
+        UsageError: one of `files` is no review.
     """
-    contents = {name: _read(name) for name in files}
-    inbox = [e.path for e in out.entries(INBOX) if e.path.endswith(".json")]
-    contents |= {path: out.read(f"{INBOX}/{path}") for path in inbox}
-    rows = {tuple(row.values()): row for name, content in contents.items() for row in _rows_of(name, content)}
+    reviews = [_rows_of(name, _read(name)) for name in files]
+    inbox = [f"{INBOX}/{e.path}" for e in out.entries(INBOX) if e.path.endswith(".json")]
+    reviews += [recovered(out, path, decisions_in) or [] for path in inbox]
+    rows = {tuple(row.values()): row for review in reviews for row in review}
     known = {tuple(row.values()) for row in _table_rows(out)}
     fresh = [row for key, row in rows.items() if key not in known]
     if fresh:
         table = pa.Table.from_pylist(fresh, QA_SCHEMA)
-        write_deltalake(
-            out.child_uri(QA), table, mode="append", name="camray qa", configuration=log.NO_STATISTICS
-        )
+        kept = log.NO_STATISTICS | log.KEPT
+        write_deltalake(out.child_uri(QA), table, mode="append", name="camray qa", configuration=kept)
     return len(fresh)
 
 
@@ -74,30 +75,44 @@ def _table_rows(out: Folder) -> list[dict[str, Any]]:
 def _read(name: str) -> bytes:
     try:
         with Path(name).open("rb") as file:
-            return file.read(LARGEST_FILE)
+            return file.read(LARGEST_BYTES)
     except OSError as error:
         said = printable(f"{name}: {error.strerror}")
         raise UsageError("--reviewed", said, "give the saved file") from None
 
 
 def _rows_of(name: str, content: bytes) -> list[dict[str, Any]]:
-    """Read the decisions of a file, the columns of the table alone."""
     try:
-        review = json.loads(content)
-        rows = review["decisions"] if review["camray_review"] == 1 else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        rows = None
-    fix = "give a file that the report saved"
-    if not isinstance(rows, list):
-        raise UsageError("--reviewed", printable(f"{name} is no review of camray"), fix)
-    for number, row in enumerate(rows):
+        return decisions_in(json.loads(content))
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+        why = f": {error}" if "decision" in str(error) else ""
+        said = printable(f"{name} is no review of camray{why}")
+        raise UsageError("--reviewed", said, "give a file that the report saved") from None
+
+
+def decisions_in(review: Any) -> list[dict[str, Any]]:
+    """Read the decisions of a review, the columns of the table alone.
+
+    Raises:
+        ValueError, LookupError, TypeError, OverflowError: it is none, or the table could not hold it.
+    """
+    if review["camray_review"] != 1 or not isinstance(review["decisions"], list):
+        raise ValueError("it is no review of camray")
+    for number, row in enumerate(review["decisions"]):
         if not _is_decision(row):
-            raise UsageError("--reviewed", printable(f"{name}: decision {number} cannot be read"), fix)
-    return [{column: row.get(column) for column in QA_SCHEMA.names} for row in rows]
+            raise ValueError(f"decision {number} cannot be read")
+    rows = [{column: row.get(column) for column in QA_SCHEMA.names} for row in review["decisions"]]
+    pa.Table.from_pylist(rows, QA_SCHEMA)  # text that is text, numbers that fit
+    return rows
 
 
 def _is_decision(row: Any) -> bool:
     if not isinstance(row, Mapping) or row.get("decision") not in DECISIONS:
         return False
     texts = ("explainer", "shard", "verdict", "decided_at")
-    return isinstance(row.get("index"), int) and all(isinstance(row.get(name), str) for name in texts)
+    or_none = (row.get(name) for name in ("member", "content_sha256"))
+    return (
+        type(row.get("index")) is int
+        and all(isinstance(row.get(name), str) for name in texts)
+        and all(value is None or isinstance(value, str) for value in or_none)
+    )

@@ -29,6 +29,7 @@ from camray.job.prepare import known_members
 from camray.job.run import Work, choose_engine, execute, one_line_errors, writing
 from camray.ledger.out import costs_file, panel_file
 from camray.ledger.runs import installed_versions, new_run_id
+from camray.ledger.side import recovered, write_side
 from camray.records import Status
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _measure(ready: Comparison, prices: Sequence[Price], reporter: Reporter) -> 
         for price in prices:
             if price.trial is not None:
                 costs = price.trial.costs() | {"estimate": price.estimate}
-                ready.out.write(costs_file(price.panel.id), json.dumps(costs, indent=1).encode())
+                write_side(ready.out, costs_file(price.panel.id), costs)
         for panel, plan in ready.todo:
             text = json.dumps(json.loads(panel.to_json()), indent=1, sort_keys=True)
             ready.out.write(panel_file(panel.id), text.encode())
@@ -141,13 +142,20 @@ def _prices(ready: Comparison) -> list[Price]:
 
     prices, images = [], None
     for panel, _ in ready.todo:
-        if ready.out.exists(path := costs_file(panel.id)):
-            prices.append(Price(panel, json.loads(ready.out.read(path))["estimate"], None))
+        if known := recovered(ready.out, costs_file(panel.id), _estimate):
+            prices.append(Price(panel, known, None))
             continue
         images = _first_images(ready) if images is None else images
         trial = Trial(panel, ready.model, images, ready.config.run.device)
         prices.append(Price(panel, trial.estimate(), trial))
     return prices
+
+
+def _estimate(costs: Any) -> dict[str, Any]:
+    one: dict[str, Any] = costs["estimate"]
+    if [float(one[name]) for name in ("forwards", "backwards", "seconds")] and isinstance(one["device"], str):
+        return one
+    raise ValueError("no estimate")
 
 
 def _first_images(ready: Comparison) -> pa.StructArray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from camray.compare.summary import summarise
 from camray.config import OverlayConfig
 from camray.explain.overlays import encode_jpeg, overlay_on_input
 from camray.ledger.out import comparison_file, costs_file
+from camray.ledger.side import as_object, recovered, write_side
 from camray.ledger.table import Table
 from camray.storage import Folder
 
@@ -164,14 +164,13 @@ def write_page(out: Folder, sample: Sample, panels: Sequence[Panel], facts: Mapp
     if rows["method"].null_count == rows.num_rows:
         return ""
     subjects = subjects_of(panels)
-    priced = [p.id for p in panels if out.exists(costs_file(p.id))]
-    costs = {panel: json.loads(out.read(costs_file(panel))) for panel in priced}
+    found = {p.id: recovered(out, costs_file(p.id), as_object) for p in panels}
+    costs = {panel: price for panel, price in found.items() if price is not None}
     tree = summarise(rows, subjects, costs)
     strips = _strips(_pictured(dataset, ours, sample), subjects)
     page = comparison_file(sample.id, "index.html")
-    summary = json.dumps({"facts": dict(facts), **tree}, indent=1)
-    files = {comparison_file(sample.id, "summary.json"): summary, page: render(tree, facts, strips)}
-    out.write_all({path: text.encode() for path, text in files.items()})
+    write_side(out, comparison_file(sample.id, "summary.json"), {"facts": dict(facts), **tree})
+    out.write(page, render(tree, facts, strips).encode())
     return f"{out.uri}/{page}"
 
 

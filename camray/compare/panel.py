@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from camray.config import Explainer
 from camray.ledger.out import SCORES as SCORE_TABLE
-from camray.ledger.out import explainer_of
 from camray.ledger.table import Kind
 
 _IDENTITY = [
@@ -81,10 +80,20 @@ class Panel:
     @staticmethod
     def from_json(text: str) -> Panel:
         """Read what `to_json` wrote."""
-        tree = json.loads(text)
-        read = {"explainer": explainer_of(tree["explainer"]), "methods": tuple(tree["methods"])}
-        return Panel(**tree | read)
+        return panel_of(json.loads(text))
 
     def without_methods(self) -> str:
         """Give what two panels share whose methods may be set side by side as if measured together."""
         return replace(self, methods=()).to_json()
+
+
+def panel_of(tree: Any) -> Panel:
+    """Read a panel from its JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from pydantic import TypeAdapter  # late: --help needs none of it
+
+    found: Panel = TypeAdapter(Panel).validate_python(tree)
+    return found

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from camray.archive.frames import FIRST
 from camray.archive.members import image_indices, select
-from camray.compare.panel import SCORES, Panel
+from camray.compare.panel import SCORES, Panel, panel_of
 from camray.compare.sample import FIELDS, Sample, draw, explained_images, freeze, read_sample, sample_id
 from camray.config import ArchiveConfig, Config, Explainer
 from camray.errors import EmptyArchiveError, UsageError
-from camray.job.prepare import Inputs, check_out, chosen_shards, grouped, listed_for, top_folders
+from camray.job.prepare import (
+    Inputs,
+    check_out,
+    chosen_shards,
+    grouped,
+    is_readable,
+    listed_for,
+    top_folders,
+)
 from camray.ledger.out import PANELS, ids_in, panel_file
 from camray.ledger.plan import Plan, make_plan
+from camray.ledger.side import recovered
 from camray.ledger.table import Table
 from camray.measure.registry import CONTROLS
 from camray.records import Shard
@@ -83,7 +93,8 @@ def prepare(config: Config) -> Comparison:
     settings = {"baseline": config.compare.baseline, "activation": explainer.activation}
     base = Panel(explainer, (), settings, sample.id, sample.pictured)
     panels = _panels(out, base, methods)
-    plans = tuple((p, make_plan(out, p.id, cut, table.shards(p.id), CHUNK, SCORES)) for p in panels)
+    again = partial(is_readable, config.archive)
+    plans = tuple((p, make_plan(out, p.id, cut, table.shards(p.id), CHUNK, SCORES, again)) for p in panels)
     return Comparison(config, out, listing, explainer, model, table, groupings, sample, tuple(cut), plans)
 
 
@@ -155,5 +166,6 @@ def _panels(out: Folder, base: Panel, methods: Sequence[str]) -> list[Panel]:
 
 def read_panels(out: Folder, base: Panel | None = None) -> list[Panel]:
     """Read the panels of OUT; of those like `base` only, if it is given."""
-    every = [Panel.from_json(out.read(panel_file(panel)).decode()) for panel in ids_in(out, PANELS)]
-    return [p for p in every if base is None or p.without_methods() == base.without_methods()]
+    every = [recovered(out, panel_file(panel), panel_of) for panel in ids_in(out, PANELS)]
+    known = [panel for panel in every if panel is not None]
+    return [p for p in known if base is None or p.without_methods() == base.without_methods()]

@@ -21,14 +21,14 @@ import pyarrow.compute as pc
 
 from camray.config import Explainer
 from camray.errors import UsageError
-from camray.ledger.out import EXPLAINERS, explainer_file, ids_in
+from camray.ledger.out import EXPLAINERS, explainer_file, ids_in, sample_file
+from camray.ledger.side import as_object, recovered, write_side
 from camray.ledger.table import Table
 from camray.records import Shard, as_text
 from camray.storage import Folder
 
 FIELDS = ("predicted_class", "label_class", "confidence", "margin")  # that a sample can be stratified by
 PICTURED = 8  # images that a page shows under every method
-_FOLDER = "samples"
 Place = tuple[str, int]  # shard key, member index
 
 
@@ -79,8 +79,7 @@ class Sample:
 
     def write(self, out: Folder) -> None:
         """Keep it in OUT."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
-        out.write(f"{_FOLDER}/{self.id}.json", text.encode())
+        write_side(out, sample_file(self.id), dataclasses.asdict(self))
 
 
 def sample_id(asked: Mapping[str, Any]) -> str:
@@ -89,13 +88,15 @@ def sample_id(asked: Mapping[str, Any]) -> str:
 
 
 def read_sample(out: Folder, name: str) -> Sample | None:
-    """Read a sample that was drawn before, or None."""
-    path = f"{_FOLDER}/{name}.json"
-    if not out.exists(path):
-        return None
-    tree = json.loads(out.read(path))
-    parts = tuple(Part(**{**p, "indices": tuple(p["indices"])}) for p in tree["parts"])
-    return Sample(**{**tree, "parts": parts, "stratified_by": tuple(tree["stratified_by"])})
+    """Read a sample that was drawn before, or None; a damaged one is set aside, and drawn anew."""
+    return recovered(out, sample_file(name), _sample_of)
+
+
+def _sample_of(tree: Any) -> Sample:
+    from pydantic import TypeAdapter  # late: --help needs none of it
+
+    found: Sample = TypeAdapter(Sample).validate_python(tree)
+    return found
 
 
 def freeze(
@@ -162,6 +163,6 @@ def _evenly(total: int, count: int, start: float) -> list[int]:
 
 def _is_same_model(out: Folder, name: str, explainer: Explainer) -> bool:
     """Tell whether an explainer of OUT predicts as this one does: weights, input and activation."""
-    about = json.loads(out.read(explainer_file(name)))
+    about = recovered(out, explainer_file(name), as_object) or {}
     own = json.loads(explainer.to_json())
     return all(about.get(k) == own[k] for k in ("weights_sha256", "input", "activation", "model"))

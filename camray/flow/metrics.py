@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from camray.flow.progress import RunProgress
-from camray.ledger.runs import repeating
+from camray.ledger.hold import repeating
 
 TELL_EVERY_S = 5.0  # half of Ray's report interval
 OWNER = "explainer"  # a label of every metric: the explainer id, or the panel of a comparison

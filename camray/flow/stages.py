@@ -274,7 +274,8 @@ class Sink(ChunkSink):
         self._out.write_all({paths[i]: jpeg for i, jpeg in drawn.items()})
         columns = super()._columns(chunk)
         columns["key"] = [key_of(name) for name in columns["member"].to_pylist()]
-        return columns | {"overlay_path": [paths.get(i) for i in range(len(images))]}
+        sizes = [len(drawn[i]) if i in drawn else None for i in range(len(images))]
+        return columns | {"overlay_path": [paths.get(i) for i in range(len(images))], "overlay_size": sizes}
 
     def _draw(self, image: pa.StructScalar) -> bytes | None:
         """Draw and encode one overlay; None where the original cannot be decoded a second time."""

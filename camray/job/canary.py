@@ -10,7 +10,6 @@ runs/<run>/canary.json        how tonight's answers differ
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,14 +27,14 @@ from camray.flow.flow import Engine, Pool, explain_flow
 from camray.flow.here import run_here
 from camray.job.prepare import Prepared, chosen_shards
 from camray.ledger.committed import PARTITION
-from camray.ledger.out import canary_file, run_file
+from camray.ledger.out import ANSWER, answers_of, canary_file, run_file
 from camray.ledger.plan import ShardTask
+from camray.ledger.side import recovered, write_side
 from camray.ledger.table import Table
 from camray.records import Chunk, Data, Shard
 from camray.storage import Folder
 
 LOOKED_AT = 20_000  # rows, the first that come; the choice among them is by checksum
-_ANSWER = ("shard", "index", "content_sha256", "predicted_class", "confidence", "heatmap")
 
 Answer = dict[str, Any]
 
@@ -54,16 +53,16 @@ def look(ready: Prepared, engine: Engine, run_id: str, size: int) -> None:
     parts = [replace(shards[uri], selection=tuple(sorted(i))) for uri, i in indices.items() if uri in shards]
     weights = engine.share(network_of(ready.model))
     now = engine.once(explain_again, engine.pool, weights, parts, ready.config, explainer)
-    ready.out.write(run_file(run_id, "canary.json"), json.dumps(difference(first, now)).encode())
+    write_side(ready.out, run_file(run_id, "canary.json"), difference(first, now))
 
 
 def first_answers(out: Folder, explainer: str, size: int) -> list[Answer]:
     """Give what was kept of the canary images; chosen again for as long as there are too few."""
     path = canary_file(explainer)
-    answers: list[Answer] = json.loads(out.read(path)) if out.exists(path) else []
+    answers = recovered(out, path, partial(answers_of, explainer)) or []
     if len(answers) < size:
         answers = choose(Table(out), explainer, size)
-        out.write(path, json.dumps(answers).encode())
+        write_side(out, path, {"explainer": explainer, "answers": answers})
     return answers
 
 
@@ -71,7 +70,7 @@ def choose(table: Table, explainer: str, size: int) -> list[Answer]:
     """Pick explained images by the lowest checksums: the same ones whatever the order of the work."""
     usable = (ds.field(PARTITION) == explainer) & (ds.field("heat_status") == "ok")
     usable &= ds.field("target_class") == ds.field("predicted_class")
-    rows = table.dataset().scanner(columns=[*_ANSWER], filter=usable).head(LOOKED_AT)
+    rows = table.dataset().scanner(columns=[*ANSWER], filter=usable).head(LOOKED_AT)
     chosen: list[Answer] = rows.sort_by("content_sha256").slice(0, size).to_pylist()
     return chosen
 
@@ -88,7 +87,7 @@ def explain_again(
     def keep(row: pa.Table, uris: dict[str, str]) -> pa.Table:
         chunk = Chunk.from_row(row)
         for image in chunk.images.to_pylist() if isinstance(chunk.note, Data) else ():
-            answers.append({"shard": uris[chunk.shard_id]} | {name: image[name] for name in _ANSWER[1:]})
+            answers.append({"shard": uris[chunk.shard_id]} | {name: image[name] for name in ANSWER[1:]})
         return row
 
     flow = explain_flow(config, explainer, weights, "")

@@ -9,19 +9,20 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyarrow import fs as pafs
 
 from camray.archive.listing import Listing, called, joined, list_archive, place_of
-from camray.archive.members import select
+from camray.archive.members import read_members, select
 from camray.archive.names import file_kind
 from camray.config import ArchiveConfig, Config, Explainer
-from camray.errors import EmptyArchiveError, UsageError, printable
+from camray.errors import PASSING_ERRORS, EmptyArchiveError, ShardError, UsageError, printable
 from camray.job.rehash import rehashed
 from camray.ledger.intake import Grouping, group_files, recall
-from camray.ledger.out import RUNS, TABLE, log_folder
+from camray.ledger.out import HOLD, RUNS, TABLE, log_folder
 from camray.ledger.plan import Plan, ShardTask, make_plan
 from camray.ledger.table import Table
 from camray.records import Shard
@@ -78,8 +79,17 @@ def prepare(config: Config) -> Prepared:
     shards = chosen_shards(chosen, listing, groupings)
     if config.archive.rehash:
         shards = rehashed(out, shards, committed, config.archive)
-    plan = make_plan(out, explainer.id, shards, committed, config.run.chunk_size)
+    again = partial(is_readable, config.archive)
+    plan = make_plan(out, explainer.id, shards, committed, config.run.chunk_size, is_readable=again)
     return Prepared(config, out, listing, explainer, model, table, groupings, plan)
+
+
+def is_readable(archive: ArchiveConfig, shard: Shard) -> bool:
+    """Tell whether one of the selected members of a shard can be read now."""
+    try:
+        return any(member.error_code not in PASSING_ERRORS for member in read_members(shard, archive))
+    except ShardError:
+        return False
 
 
 def describe_plan(ready: Prepared) -> dict[str, str | int]:
@@ -114,7 +124,7 @@ def check_out(config: Config) -> Folder:
     kind = out.reach("OUT")
     if kind == pafs.FileType.File:
         raise UsageError("OUT", f"{out.uri} is a file", "give a folder")
-    ours = out.exists(log_folder(TABLE)) or out.exists(RUNS)
+    ours = any(out.exists(name) for name in (log_folder(TABLE), RUNS, HOLD))
     if kind == pafs.FileType.Directory and not ours:
         other = next(iter(out.folders()), None) or next((e.path for e in out.entries(recursive=False)), None)
         if other is not None:

@@ -24,9 +24,10 @@ from camray.job.end import Ending, told
 from camray.job.prepare import Inputs, Prepared, known_members, prepare
 from camray.job.verdict import judge, left_of, over_budget, standing_failures, unjudged
 from camray.ledger.commit import CommitDesk
+from camray.ledger.hold import hold, last_hold
 from camray.ledger.intake import remember
 from camray.ledger.plan import Plan
-from camray.ledger.runs import RunReport, crashed_last, first_report, hold, working_reports, write_explainer
+from camray.ledger.runs import RunReport, crashed_last, first_report, working_reports, write_explainer
 from camray.ledger.table import STORE_ERRORS, ShardCommit
 from camray.records import Accounting, Receipt
 from camray.storage import Folder
@@ -149,8 +150,10 @@ def _quiet(ready: Prepared, run_id: str, reporter: Reporter) -> Outcome:
     """End a run that has nothing to do. It has a report too: a night that did not run has none."""
     reporter.say("nothing to do: every shard is committed for this explainer")
     report = _report_of(ready, ready.explainer.id, ready.plan, run_id)
+    report = replace(report, number=last_hold(ready.out))  # it holds nothing: its place is behind the last
     ended = report.ended(ExitCode.DONE, Accounting(), 0.0, {})
     if ready.table.delta is not None:  # an empty archive that is allowed: OUT stays as it is
+        write_explainer(ready.out, ready.explainer)  # where it is gone or damaged
         _write_last(ended, ready.out, reporter)
     return Outcome(ExitCode.DONE, run_id, Accounting(), ready.out.uri, ready.explainer.id, ended)
 
@@ -174,8 +177,9 @@ def _explain_tasks(ready: Prepared, run_id: str, reporter: Reporter) -> Outcome:
 @contextmanager
 def writing(inputs: Inputs, run_id: str) -> Iterator[None]:
     """Hold OUT for a run, its table made and the groups of loose images remembered."""
-    with hold(inputs.out, run_id, inputs.config.run.force):
+    with hold(inputs.out, run_id, inputs.config.run.force) as held:
         inputs.table.create()
+        inputs.table.held = held
         for grouping in inputs.groupings:
             remember(inputs.out, grouping.root, grouping.new)
         yield
@@ -217,6 +221,7 @@ def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine:
     """Drive the pipeline over the plan, commit, account; write the run's report before and after."""
     plan, out, max_failed = work.plan, inputs.out, inputs.config.run.max_failed
     report = _report_of(inputs, work.owner, plan, run_id)
+    report = replace(report, number=inputs.table.held.number if inputs.table.held else 0)
     report.write(out)
     started = time.monotonic()
     total, pictures, undrawn, code = Accounting(), 0, 0, ExitCode.CRASH

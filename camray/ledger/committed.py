@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -20,6 +20,7 @@ from camray.errors import UsageError, printable
 from camray.records import Shard
 
 PARTITION = "explainer"
+AGAIN = ".again"  # ends the name of a file in which a member failed for a cause that may pass
 _NAME = r"(?:^|/)(?P<id>[^-/]+-[^-/]+)-[0-9]+-[^-/]+[.]parquet$"  # the whole name, not the end of one
 
 
@@ -39,7 +40,12 @@ class RecordFile:
     @property
     def checksum(self) -> str:
         """The checksum of its bytes, the last part of the name."""
-        return self.path.removesuffix(".parquet").rpartition("-")[2]
+        return self.path.removesuffix(".parquet").removesuffix(AGAIN).rpartition("-")[2]
+
+    @property
+    def to_try_again(self) -> bool:
+        """Whether members of it failed for a cause that may pass."""
+        return self.path.endswith(f"{AGAIN}.parquet")
 
 
 def checksum(data: Any) -> str:
@@ -47,9 +53,14 @@ def checksum(data: Any) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def file_name(owner: str, shard_id: str, chunk: int, digest: str, partition: str = PARTITION) -> str:
-    """Name a record file: ``explainer=<id>/<shard key>-<content key>-<chunk>-<checksum>.parquet``."""
-    return f"{partition}={owner}/{shard_id}-{chunk:06d}-{digest}.parquet"
+def file_name(
+    owner: str, shard_id: str, chunk: int, digest: str, partition: str = PARTITION, *, again: bool = False
+) -> str:
+    """Name a record file: ``explainer=<id>/<shard key>-<content key>-<chunk>-<checksum>.parquet``.
+
+    `again`: a member in it failed for a cause that may pass; `.again` stands before the ending.
+    """
+    return f"{partition}={owner}/{shard_id}-{chunk:06d}-{digest}{AGAIN * again}.parquet"
 
 
 def parse_name(path: str) -> tuple[str, str, int]:
@@ -65,8 +76,13 @@ def parse_name(path: str) -> tuple[str, str, int]:
     return key, content, int(chunk)
 
 
-def is_committed(shard: Shard, files: Sequence[RecordFile]) -> bool:
-    """Tell whether `files` of the shard are of its content, or of all of it where a part is asked for."""
+def is_committed(shard: Shard, files: Sequence[RecordFile], paths: Set[str] = frozenset()) -> bool:
+    """Tell whether `files` of the shard are of its content, or of all of it where a part is asked for.
+
+    Files of which members are to be tried again stand only until others are there: `paths` are these others.
+    """
+    if any(f.to_try_again for f in files) and paths:
+        return {f.path for f in files} == paths
     contents = _sufficient(shard)
     return any(_listed_key(f.content_key, shard) in contents for f in files)
 
@@ -112,6 +128,13 @@ class CommittedFiles(Mapping[str, list[RecordFile]]):
             for content in _sufficient(shard)
             for i in self._span(f"{shard.key}-{content}")
         )
+
+    def to_try_again(self, shard: Shard) -> list[RecordFile]:
+        """Give the files of a committed shard of which members failed for a cause that may pass."""
+        spans = (self._span(f"{shard.key}-{content}") for content in sorted(_sufficient(shard)))
+        paths = self._files["path"]
+        marked = any(paths[i].as_py().endswith(f"{AGAIN}.parquet") for span in spans for i in span)
+        return [f for f in self[shard.key] if f.to_try_again] if marked else []
 
     def __getitem__(self, key: str) -> list[RecordFile]:
         span = self._span(f"{key}-")

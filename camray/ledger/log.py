@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import TypeVar
 
+import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from camray.errors import UsageError, printable, said_by
-from camray.ledger.out import log_folder
+from camray.ledger.out import AUDIT, INTAKE, QA, SCORES, TABLE, log_folder
 from camray.storage import Folder
 
 _T = TypeVar("_T")
-NO_STATISTICS = {"delta.dataSkippingNumIndexedCols": "0"}
+NO_STATISTICS: dict[str, str | None] = {"delta.dataSkippingNumIndexedCols": "0"}
 """Of a table whose log must not name members: the statistics of a column are its first and last value."""
+KEPT: dict[str, str | None] = {"delta.logRetentionDuration": "interval 3650 days"}
+"""What tells Delta Lake to keep a log as long as its table: its versions are the order of the nights."""
+TABLES = (TABLE, INTAKE, AUDIT, QA, SCORES)
 # How Delta Lake begins what a store did, or the way to it. A full disk, an error of the local file system,
 # does not pass by itself.
+_ENTRY = re.compile(r"[0-9]{20}[.]json")
 _AT_FAULT = re.compile(r"Generic (?!LocalFileSystem)\w+ error")
 
 
@@ -95,3 +101,25 @@ def dataset(out: Folder, folder: str, table: DeltaTable) -> pads.FileSystemDatas
     place = pafs.SubTreeFileSystem(out.at(folder), out.fs)
     files: pads.FileSystemDataset = table.to_pyarrow_dataset(filesystem=place)
     return files
+
+
+def versions(out: Folder) -> dict[str, int]:
+    """Give the version of each table that is there, from the names of its log's entries."""
+    found: dict[str, int] = {}
+    for folder in TABLES:
+        names = (entry.path for entry in out.entries(log_folder(folder), recursive=False))
+        numbers = [int(name[:20]) for name in names if _ENTRY.fullmatch(name)]
+        found |= {folder: max(numbers)} if numbers else {}
+    return found
+
+
+def runs(table: DeltaTable) -> list[str]:
+    """Give the runs that committed to a table, in the order of their first commits."""
+    said = (json.loads(entry.get("camray", "{}")) for entry in reversed(table.history()))
+    return list(dict.fromkeys(str(about["run_id"]) for about in said if "run_id" in about))
+
+
+def sizes(table: DeltaTable) -> dict[str, int]:
+    """Give the committed files of a table by path, and their bytes."""
+    actions = pa.table(table.get_add_actions(flatten=True).select(["path", "size_bytes"]))
+    return dict(zip(*(column.to_pylist() for column in actions.columns), strict=True))

@@ -3,7 +3,8 @@
 OUT/records/             the Delta table of records            ledger.table
 OUT/overlays/<explainer>/...                                   pictures
 OUT/explainers/<id>.json what an explainer id stands for
-OUT/runs/<run>/          run.json, heartbeat, what the audit of that night found
+OUT/hold/                who may write                         ledger.hold
+OUT/runs/<run>/          run.json, what the audit of that night found
 OUT/intake/              which loose files make up which shard
 OUT/audit/, qa/, qa-inbox/, report/                            verdicts, people's decisions, pages
 OUT/gallery/             the page of `explain`
@@ -15,13 +16,14 @@ Every path here is relative to OUT.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from camray.config import Explainer, InputSpec
+import pyarrow as pa
+
+from camray.config import Explainer
 from camray.errors import UsageError
+from camray.ledger.side import DamagedError, read_side
+from camray.records import RECORD_SCHEMA
 from camray.storage import Folder, open_folder
 
 if TYPE_CHECKING:
@@ -29,15 +31,27 @@ if TYPE_CHECKING:
 
 TABLE, INTAKE, AUDIT, QA, SCORES = "records", "intake", "audit", "qa", "scores"  # Delta tables
 LOG = "_delta_log"  # in each of them
-EXPLAINERS, PANELS, RUNS, OVERLAYS, REPORT, GALLERY, INBOX = (
-    "explainers", "panels", "runs", "overlays", "report", "gallery", "qa-inbox",
+EXPLAINERS, PANELS, RUNS, OVERLAYS, REPORT, GALLERY, INBOX, HOLD = (
+    "explainers", "panels", "runs", "overlays", "report", "gallery", "qa-inbox", "hold",
 )  # fmt: skip
+ANSWER = ("shard", "index", "content_sha256", "predicted_class", "confidence", "heatmap")
+"""The columns that are kept of a canary image."""
 PRUNED = f"{OVERLAYS}/pruned.json"
 
 
 def run_file(run_id: str, name: str) -> str:
-    """Give the place of a file of a run: run.json, heartbeat.json, summary.json ..."""
+    """Give the place of a file of a run: run.json, summary.json ..."""
     return f"{RUNS}/{run_id}/{name}"
+
+
+def hold_file(number: int) -> str:
+    """Give the place of a hold on OUT, counted from 1."""
+    return f"{HOLD}/{number:06d}.json"
+
+
+def beat_file(number: int) -> str:
+    """Give the place of the heartbeat of a hold."""
+    return f"{HOLD}/{number:06d}.beat"
 
 
 def explainer_file(explainer: str) -> str:
@@ -48,6 +62,11 @@ def explainer_file(explainer: str) -> str:
 def panel_file(panel: str) -> str:
     """Give the place of what a panel id stands for."""
     return f"{PANELS}/{panel}.json"
+
+
+def sample_file(sample: str) -> str:
+    """Give the place of a sample that `compare` drew."""
+    return f"samples/{sample}.json"
 
 
 def costs_file(panel: str) -> str:
@@ -72,7 +91,18 @@ def overlay_folder(explainer: str) -> str:
 
 def pruned_runs(out: Folder) -> frozenset[str]:
     """Give the runs whose overlays were pruned; their records still name the pictures."""
-    return frozenset(json.loads(out.read(PRUNED))) if out.exists(PRUNED) else frozenset()
+    try:
+        return read_side(out, PRUNED, pruned_of)
+    except (FileNotFoundError, DamagedError):  # `verify` names a damaged one
+        return frozenset()
+
+
+def pruned_of(tree: Any) -> frozenset[str]:
+    """Read the runs whose overlays were pruned; a list alone is of an earlier camray."""
+    runs: list[str] = tree["runs"] if isinstance(tree, dict) else tree
+    if not all(isinstance(run, str) for run in runs):
+        raise TypeError("no list of runs")
+    return frozenset(runs)
 
 
 def log_folder(table: str) -> str:
@@ -89,20 +119,37 @@ def read_explainer(out: Folder, explainer: str) -> Explainer:
     """Read what an explainer id stands for.
 
     Raises:
-        OSError, ValueError: it is not there, or damaged.
+        DamagedError: it is damaged, or stands for another.
+        FileNotFoundError: it is not there.
     """
-    tree = json.loads(out.read(explainer_file(explainer)))
-    try:
-        return explainer_of(tree)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{explainer_file(explainer)} is no explainer: {error}") from None
+    return read_side(out, explainer_file(explainer), explainer_of)
 
 
-def explainer_of(tree: Mapping[str, Any]) -> Explainer:
-    """Read an explainer from its JSON; what a later camray said besides is left out."""
-    known = {f.name: tree[f.name] for f in fields(Explainer) if f.name in tree}
-    spec: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["input"].items()}
-    return Explainer(**known | {"input": InputSpec(**spec), "class_names": tuple(tree["class_names"])})
+def explainer_of(tree: Any) -> Explainer:
+    """Read an explainer from its JSON; what a later camray said besides is left out.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from pydantic import TypeAdapter  # late: --help needs none of it
+
+    found: Explainer = TypeAdapter(Explainer).validate_python(tree)
+    return found
+
+
+def answers_of(explainer: str, tree: Any) -> list[dict[str, Any]]:
+    """Read the first answers of the canary images; a list alone is of an earlier camray.
+
+    Raises:
+        ValueError, LookupError, TypeError, OverflowError: they are none, or of another explainer.
+    """
+    if isinstance(tree, dict) and tree["explainer"] != explainer:
+        raise ValueError(f"it is of another explainer, {tree['explainer']}")
+    answers: list[dict[str, Any]] = tree["answers"] if isinstance(tree, dict) else tree
+    pa.Table.from_pylist(answers, pa.schema([RECORD_SCHEMA.field(name) for name in ANSWER]))
+    if any(answer[name] is None for answer in answers for name in ANSWER):
+        raise ValueError("an answer that is none")
+    return answers
 
 
 def ids_in(out: Folder, folder: str) -> list[str]:
@@ -121,6 +168,9 @@ def open_out(place: str) -> tuple[Folder, Table]:
     out = open_folder(place, "OUT")
     out.reach("OUT")
     table = Table(out)
+    if table.delta is None and out.exists(TABLE) and out.exists(RUNS):
+        lost = f"{out.uri}: {log_folder(TABLE)} is missing, while there are runs and record files"
+        raise UsageError("OUT", lost, "restore it; without it nothing is accounted for")
     if table.delta is None:
         raise UsageError("OUT", f"{out.uri} holds no camray records", "give the OUT of an explain run")
     return out, table

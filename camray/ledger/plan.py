@@ -6,18 +6,22 @@ The plan is frozen before anything runs: a read task that is replayed must yield
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from camray.ledger.committed import CommittedFiles, parse_name
+from camray.errors import PASSING_ERRORS
+from camray.ledger.committed import AGAIN, CommittedFiles, parse_name
 from camray.ledger.sink import FOOTER_KEY
 from camray.ledger.table import RECORDS, Kind
 from camray.records import Receipt, Shard, account
 from camray.storage import Folder
+
+IsReadable = Callable[[Shard], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,18 @@ def make_plan(
     committed: CommittedFiles,
     chunk_size: int,
     kind: Kind = RECORDS,
+    is_readable: IsReadable | None = None,
 ) -> Plan:
-    """Compare the archive with the table and with the files of interrupted runs."""
+    """Compare the archive with the table and with the files of interrupted runs.
+
+    `is_readable` tries the selected members of a shard, which could not be read before: where one can be
+    read now, the shard is done again.
+    """
     left: list[Shard] = []
     known: set[str] = set()  # committed files of shards that changed
     done = changed = 0
     for shard in shards:
-        if committed.holds(shard):
+        if committed.holds(shard) and not _has_passed(out, shard, committed, kind, is_readable):
             done += 1
         else:
             files = committed.get(shard.key, [])
@@ -73,6 +82,25 @@ def make_plan(
         resumed=sum(s.id in finished for s in left),
         gone=len(committed) - done - changed,
     )
+
+
+def _has_passed(
+    out: Folder, shard: Shard, committed: CommittedFiles, kind: Kind, is_readable: IsReadable | None
+) -> bool:
+    """Tell whether a member that failed for a cause that may pass can be read now."""
+    files = committed.to_try_again(shard) if is_readable is not None else []
+    failed: set[int] = set()
+    for file in files:
+        try:
+            with out.open(f"{kind.folder}/{file.path}") as source:
+                rows = pq.ParquetFile(source).read(["index", "error_code"], use_threads=False)
+        except (pa.ArrowInvalid, OSError):
+            return False  # `verify` names it
+        passing = pc.is_in(rows["error_code"], pa.array(sorted(PASSING_ERRORS)))
+        failed |= set(rows["index"].filter(passing).to_pylist())
+    if shard.selection is not None:
+        failed &= set(shard.selection)
+    return bool(failed and is_readable and is_readable(replace(shard, selection=tuple(sorted(failed)))))
 
 
 def _finished_chunks(
@@ -92,6 +120,8 @@ def _finished_chunks(
             continue  # not ours: a temporary file of a killed run
         shard_id = f"{key}-{content}"
         if path in known or shard_id not in shard_ids or chunk in finished.get(shard_id, {}):
+            continue
+        if path.endswith(f"{AGAIN}.parquet"):  # what failed in it may have passed
             continue
         receipt = _receipt_in(out, path, entry.size_bytes, chunk_size, kind)
         if receipt is not None:

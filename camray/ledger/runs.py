@@ -1,34 +1,29 @@
-"""One folder per run: run.json (inputs, counts, timings, versions, exit) and the heartbeat that holds OUT.
-
-A run holds OUT while its heartbeat is fresh by the *store's* clock: two heartbeats are compared with each
-other, never with this machine's time. The table itself stays safe without it (commits are exclusive); the
-heartbeat saves a second run from wasted work and tells its owner who is there.
-"""
+"""One folder per run, and its run.json: inputs, counts, timings, versions, exit."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
+import re
 import secrets
-import socket
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from camray.config import Config, Explainer
-from camray.errors import ExitCode, OutputLockedError, redacted
-from camray.ledger.out import RUNS, explainer_file, files_of_runs, run_file
+from camray.errors import ExitCode, redacted
+from camray.ledger import log
+from camray.ledger.hold import last_owner
+from camray.ledger.out import RUNS, explainer_file, explainer_of, files_of_runs, run_file
+from camray.ledger.side import DamagedError, as_object, read_side, recovered, tell, write_side
 from camray.records import Accounting
 from camray.storage import Folder
 
-HEARTBEAT_S = 15.0
-STALE_S = 60.0  # four missed heartbeats
+_NAME = re.compile(r"[\w-]+")  # of a run, as `new_run_id` gives it
 _PACKAGES = ("camray", "torch", "torchvision", "timm", "ray", "pyarrow", "deltalake", "pillow", "numpy")
 
 
@@ -57,6 +52,7 @@ class RunReport:
     covers: tuple[str, ...] = ()  # killed and stopped runs before it, whose images nobody had judged
     exit: int | None = None
     exit_meaning: str = "running"
+    number: int = 0  # of the hold: runs in their order, whatever their clocks said
 
     def ended(
         self,
@@ -83,8 +79,9 @@ class RunReport:
 
     def write(self, out: Folder) -> None:
         """Write run.json, replacing the run's earlier one."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, default=str)
-        out.write(run_file(self.run_id, "run.json"), redacted(text).encode())
+        text = json.dumps(dataclasses.asdict(self), default=str)
+        tables = {} if self.exit is None else log.versions(out)
+        write_side(out, run_file(self.run_id, "run.json"), json.loads(redacted(text)) | {"tables": tables})
 
 
 def first_report(
@@ -116,18 +113,50 @@ def installed_versions() -> dict[str, str]:
 
 
 def read_reports(out: Folder) -> list[dict[str, Any]]:
-    """Read every run.json, oldest first."""
-    return [json.loads(out.read(path)) for path in files_of_runs(out, "run.json")]
+    """Read every run.json, in the order in which the runs held OUT; a damaged one is named and left out."""
+    reports = []
+    for path in files_of_runs(out, "run.json"):
+        try:
+            reports.append(read_side(out, path, partial(report_of, path)))
+        except FileNotFoundError:
+            continue
+        except DamagedError as damage:
+            tell(damage, "left out")
+    return sorted(reports, key=lambda report: (report.get("number", 0), report["run_id"]))
+
+
+def report_of(path: str, tree: Any) -> dict[str, Any]:
+    """Take the JSON of the report at `path`.
+
+    Raises:
+        ValueError, LookupError, TypeError: it is none, or of another run.
+    """
+    from pydantic import TypeAdapter  # late: --help needs none of it
+
+    known: dict[str, Any] = {f.name: tree[f.name] for f in dataclasses.fields(RunReport) if f.name in tree}
+    report = TypeAdapter(RunReport).validate_python(known)
+    members = report.accounting["members"] if report.accounting else 0
+    if not isinstance(members, int):
+        raise TypeError("its members are no number")
+    if run_file(report.run_id, "run.json") != path:
+        raise ValueError(f"it is of another run, {report.run_id}")
+    return as_object(tree)
+
+
+def is_name(run_id: str) -> bool:
+    """Tell whether a text may name a run: no path, nothing that leads elsewhere."""
+    return _NAME.fullmatch(run_id) is not None
 
 
 def crashed_last(out: Folder) -> bool:
-    """Tell whether the latest run crashed, or went without a word."""
-    last = max(out.folders(RUNS), default="")
-    try:
-        report = json.loads(out.read(run_file(last, "run.json")))
-    except (FileNotFoundError, ValueError):
+    """Tell whether the latest run that held OUT crashed, or went without a word."""
+    last = last_owner(out)
+    run_id = str(last.get("run_id", "")) or max(out.folders(RUNS), default="")  # of an earlier camray
+    if not is_name(run_id):
         return False
-    return isinstance(report, dict) and report.get("exit", 0) in (None, ExitCode.CRASH)
+    path = run_file(run_id, "run.json")
+    report = recovered(out, path, partial(report_of, path))
+    return report is not None and report.get("exit", 0) in (None, ExitCode.CRASH)
 
 
 def working_reports(out: Folder, owner: str) -> list[dict[str, Any]]:
@@ -155,116 +184,8 @@ def is_accepted(out: Folder, run_id: str) -> bool:
 
 
 def write_explainer(out: Folder, explainer: Explainer) -> None:
-    """Say once, in full, what an explainer id stands for."""
+    """Say once, in full, what an explainer id stands for; anew where that is missing or damaged."""
     path = explainer_file(explainer.id)
-    if not out.exists(path):
+    if recovered(out, path, explainer_of) != explainer:
         text = json.dumps(json.loads(explainer.to_json()), indent=1, sort_keys=True)
         out.write(path, text.encode())
-
-
-@contextmanager
-def hold(out: Folder, run_id: str, force: bool = False) -> Iterator[None]:
-    """Hold OUT for one run, as long as the body lasts.
-
-    Raises:
-        OutputLockedError: another run holds it.
-    """
-    path = run_file(run_id, "heartbeat.json")
-    owner = {
-        "holds": False,
-        "run_id": run_id,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "pid_space": _pid_space(),
-        "process_started": process_start(os.getpid()),
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-    def beat() -> None:
-        out.write(path, json.dumps(owner).encode())
-
-    def beat_on() -> None:
-        with suppress(OSError):  # a full or absent store stops the run elsewhere, with its name
-            beat()
-
-    def give_way(other: dict[str, Any] | None) -> None:
-        if other is None or force:
-            return
-        out.delete(path)
-        raise OutputLockedError(
-            f"OUT: run {other['run_id']} on {other['host']} (process {other['pid']}, started "
-            f"{other['started_at']}) holds {out.uri}. Fix: wait for it, or --force if it is dead"
-        )
-
-    beat()
-    give_way(_live_other(out, run_id))
-    owner["holds"] = True
-    beat()
-    # One that wrote after the first look and looked before the second write goes too: the earlier stays.
-    give_way(_live_other(out, run_id, only_earlier=True))
-    try:
-        with repeating(beat_on, HEARTBEAT_S, "heartbeat"):
-            yield
-    finally:
-        if out.exists(path):
-            out.delete(path)
-
-
-@contextmanager
-def repeating(act: Callable[[], None], every_s: float, name: str) -> Iterator[None]:
-    """Call `act` every few seconds within the body, from a thread of this name."""
-    ended = threading.Event()
-
-    def repeat() -> None:
-        while not ended.wait(every_s):
-            act()
-
-    thread = threading.Thread(target=repeat, name=name, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(timeout=every_s)  # a store that hangs must not hold the end of the run
-
-
-def _live_other(out: Folder, run_id: str, only_earlier: bool = False) -> dict[str, Any] | None:
-    """Find a fresh heartbeat of another run: one that holds OUT, or one that starts now and goes first."""
-    beats = [e for e in out.entries(RUNS) if e.path.endswith("/heartbeat.json")]
-    now_ns = max(int(e.version) for e in beats if e.path.startswith(run_id))
-    for beat in beats:
-        if beat.path.startswith(run_id) or now_ns - int(beat.version) > STALE_S * 1e9:
-            continue
-        try:
-            owner: dict[str, Any] = json.loads(out.read(f"{RUNS}/{beat.path}"))
-            counts = owner["run_id"] < run_id or (owner["holds"] and not only_earlier)
-            if counts and not _is_dead_here(owner):
-                return owner
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # it ended between the listing and the reading, or is no heartbeat of ours
-    return None
-
-
-def _is_dead_here(owner: dict[str, Any]) -> bool:
-    """Tell whether the owner ran on this machine and its process is gone (or its id was reused)."""
-    if (owner["host"], owner.get("pid_space")) != (socket.gethostname(), _pid_space()):
-        return False
-    return bool(process_start(int(owner["pid"])) != owner["process_started"])
-
-
-def _pid_space() -> str | None:
-    """Name the set of process ids: containers can share a host name and still not see each other."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return None
-
-
-def process_start(pid: int) -> str | None:
-    """Tell when a process of this machine started, in clock ticks since boot; None if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from camray.errors import PASSING_ERRORS
 from camray.ledger.committed import checksum, file_name
 from camray.ledger.table import RECORDS, Kind
 from camray.records import SCHEMA_VERSION, Receipt, Status
@@ -38,13 +39,15 @@ def write_records(
     `records` has the columns of the kind's schema; a row with a null member is the shard's own and is not
     counted as a member.
     """
-    note = {"shard_id": shard_id, "chunk": chunk, "rows": records.num_rows, **counts(records)}
+    counted = counts(records)
+    note = {"shard_id": shard_id, "chunk": chunk, "rows": records.num_rows, **counted}
     footer = json.dumps(note | {"chunk_size": chunk_size, "schema_version": SCHEMA_VERSION})
     table = records.cast(kind.schema).replace_schema_metadata({FOOTER_KEY: footer.encode()})
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     data = buffer.getvalue()
-    path = file_name(explainer, shard_id, chunk, checksum(data), kind.partition)
+    again = any(code in PASSING_ERRORS for code in counted["failed"])
+    path = file_name(explainer, shard_id, chunk, checksum(data), kind.partition, again=again)
     out.write(f"{kind.folder}/{path}", data)
     return Receipt(path=path, size_bytes=data.size, **note)
 

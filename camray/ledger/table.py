@@ -24,6 +24,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from camray.errors import IncompleteError, UsageError, printable
 from camray.ledger import log
 from camray.ledger.committed import PARTITION, CommittedFiles, RecordFile, is_committed
+from camray.ledger.hold import Held
 from camray.ledger.out import TABLE
 from camray.records import RECORD_SCHEMA, SCHEMA_VERSION, Accounting, Receipt, Shard
 from camray.storage import Folder
@@ -52,8 +53,7 @@ class Kind:
 RECORDS = Kind(TABLE, PARTITION, RECORD_SCHEMA)
 TABLE_SCHEMA = RECORDS.whole
 _CONFIGURATION = {
-    # The accounting of each shard lives in its commit: keep the log as long as the records.
-    "delta.logRetentionDuration": "interval 3650 days",
+    **log.KEPT,  # the accounting of each shard lives in its commit
     "delta.checkpointInterval": "100",
     # Commits say how many rows a file has and nothing of its columns; a hundred empty statistics for each of
     # a million files would take the driver over 1 GB.
@@ -62,7 +62,8 @@ _CONFIGURATION = {
 VERSION_KEY = "camray.schemaVersion"  # in the table's metadata: the `SCHEMA_VERSION` that made it
 
 
-_NO_PLACE = re.compile(r"[][^|\\]|%[0-9A-Fa-f]{2}")  # in a local path: deltalake panics, or looks elsewhere
+# In a local path: deltalake panics, looks elsewhere, or finds the table without its history.
+_NO_PLACE = re.compile(r"[][^|\\#?\x00-\x1f\x7f\ud800-\udfff]|%[0-9A-Fa-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,16 @@ class Table:
     def __init__(self, out: Folder, kind: Kind = RECORDS) -> None:
         if out.is_local and (odd := _NO_PLACE.search(out.path)):
             raise UsageError(
-                "OUT", f"{out.uri}: Delta Lake keeps no table under a name with {odd[0]}", "rename"
+                "OUT",
+                printable(f"{out.uri}: Delta Lake keeps no table under a name with {odd[0]!r}"),
+                "rename",
             )
         self._out, self._uri, self._kind = out, out.child_uri(kind.folder), kind
         self._delta: DeltaTable | None = None
         self._read: tuple[int | None, str, CommittedFiles] | None = None  # and of which version
         self._seen: CommittedFiles | None = None  # as `commit` last read it
         self._own: dict[str, list[RecordFile]] = {}  # committed here since
+        self.held: Held | None = None  # looked at before each commit
         if log.exists(out, kind.folder) and not log.is_stillborn(out, kind.folder):
             self._delta = log.opened(out, kind.folder)
             self._check_version()
@@ -201,15 +205,17 @@ class Table:
         content, is left out.
 
         Raises:
-            IncompleteError: other writers kept winning; nothing of `finished` became visible.
+            IncompleteError: other writers kept winning, or another run holds OUT; nothing became visible.
         """
+        if self.held is not None:
+            self.held.confirm()
         if self._delta is None:
             raise IncompleteError(f"the {self._kind.folder} table is gone")
         for attempt in range(COMMIT_ATTEMPTS):
             if self._seen is None or attempt:  # a refused commit means that somebody else wrote
                 log.patiently(self._out, self._delta.update_incremental)
                 self._seen, self._own = self.shards(explainer), {}
-            mine = [f for f in finished if not is_committed(f.shard, self._current(f.shard.key))]
+            mine = [f for f in finished if not self._has(f)]
             if not mine:
                 return []
             try:
@@ -233,6 +239,9 @@ class Table:
             self._own |= mine
         else:
             self._seen = None
+
+    def _has(self, done: ShardCommit) -> bool:
+        return is_committed(done.shard, self._current(done.shard.key), {r.path for r in done.receipts})
 
     def _current(self, key: str) -> list[RecordFile]:
         """Give the files of a shard, as this table last saw them."""
@@ -261,6 +270,10 @@ class Table:
             actions, "append", self._kind.whole, partition_by=[self._kind.partition],
             commit_properties=properties,
         )  # fmt: skip
+
+    def runs(self) -> list[str]:
+        """Give the runs that committed, in the order of their first commits, whatever their clocks said."""
+        return log.runs(self._delta) if self._delta is not None else []
 
     def statements(self) -> Iterator[dict[str, object]]:
         """Yield what each commit said of its shards, oldest first: explainer, shard, counts."""

@@ -28,8 +28,9 @@ from camray.compare.panel import SCORES
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger import log
 from camray.ledger.committed import parse_name
+from camray.ledger.hold import hold
 from camray.ledger.out import AUDIT, INBOX, INTAKE, OVERLAYS, QA, REPORT, open_out
-from camray.ledger.runs import hold, new_run_id
+from camray.ledger.runs import new_run_id
 from camray.ledger.sink import FOOTER_KEY, counts, write_records
 from camray.ledger.table import RECORDS, Kind, Table
 from camray.records import Receipt

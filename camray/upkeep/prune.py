@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,9 +20,12 @@ from typing import Any
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
-from camray.errors import ExitCode, OutputLockedError, UsageError, printable
+from camray.errors import ExitCode, UsageError, printable
 from camray.ledger import log
-from camray.ledger.out import AUDIT, OVERLAYS, PRUNED, REPORT, RUNS, files_of_runs, open_out, pruned_runs
+from camray.ledger.hold import hold
+from camray.ledger.out import AUDIT, OVERLAYS, PRUNED, REPORT, open_out, pruned_of
+from camray.ledger.runs import new_run_id
+from camray.ledger.side import DAMAGED, recovered, write_side
 from camray.ledger.table import Table
 from camray.storage import Entry, Folder
 
@@ -47,6 +51,8 @@ def choose_runs(
 ) -> frozenset[str]:
     """Give the runs to keep: the last N, those of the last days, and the pinned; all where nothing is said.
 
+    `runs` are in their order, the order of the log.
+
     Raises:
         UsageError: a pinned run that is not there.
     """
@@ -55,8 +61,7 @@ def choose_runs(
             raise UsageError("--pin", f"{printable(run)} is no run of OUT", "see `camray status OUT`")
     if keep_last is None and keep_within_days is None:
         return frozenset(runs)
-    ordered = sorted(runs)
-    kept = set(pinned) | set(ordered[len(ordered) - keep_last :] if keep_last else [])
+    kept = set(pinned) | set(runs[-keep_last:] if keep_last else [])
     if keep_within_days is not None:
         kept |= {run for run in runs if now - started(run) <= keep_within_days * 86400}
     return frozenset(kept)
@@ -78,7 +83,7 @@ def find_removals(out: Folder, table: Table, kept: frozenset[str], now: float) -
         run = named.get(_path(entry))
         return run not in kept if run else _age_hours(entry, now) > GRACE_HOURS
 
-    gone = [e for e in out.entries(OVERLAYS) if _path(e) != PRUNED and is_gone(e)]
+    gone = [e for e in out.entries(OVERLAYS) if _path(e).removesuffix(DAMAGED) != PRUNED and is_gone(e)]
     files = _vacuum(table.delta, _hours_kept(kept, now), dry_run=True) if table.delta else []
     pruned = frozenset(run for run in named.values() if run not in kept)
     return Removal(tuple(_path(e) for e in gone), sum(e.size_bytes for e in gone), tuple(files), pruned)
@@ -86,8 +91,8 @@ def find_removals(out: Folder, table: Table, kept: frozenset[str], now: float) -
 
 def remove(out: Folder, table: Table, removal: Removal, kept: frozenset[str], now: float) -> None:
     """Take it away. What was pruned is written down first, so that `verify` knows it is meant."""
-    before = pruned_runs(out)
-    out.write(PRUNED, json.dumps(sorted(before | removal.pruned_runs)).encode())
+    before = recovered(out, PRUNED, pruned_of) or frozenset()
+    write_side(out, PRUNED, {"runs": sorted(before | removal.pruned_runs)})
     for path in removal.overlays:
         out.delete(path)
     hours = _hours_kept(kept, now)
@@ -106,16 +111,13 @@ def print_prune(
 ) -> ExitCode:  # fmt: skip
     """Say what can go, and take it away where that was asked for."""
     out, table = open_out(place)
-    now = time.time()
-    runs = sorted({e.path.partition("/")[0] for e in out.entries(RUNS) if e.path.endswith(".json")})
+    now, runs = time.time(), table.runs()
     kept = choose_runs(runs, keep_last, keep_within_days, pinned, now)
-    alive = [path.split("/")[1] for path in files_of_runs(out, "heartbeat.json")]
-    if do_it and alive:
-        raise OutputLockedError(f"OUT: run {alive[0]} is at work. Fix: wait for its end")
-    found = find_removals(out, table, kept, now)
-    if do_it:
-        remove(out, table, found, kept, now)
-        _write_pages(out)
+    with hold(out, new_run_id()) if do_it else nullcontext():
+        found = find_removals(out, table, kept, now)
+        if do_it:
+            remove(out, table, found, kept, now)
+            _write_pages(out)
     facts: dict[str, Any] = {
         "runs_kept": len(kept), "runs": len(runs), "overlays": len(found.overlays),
         "overlay_bytes": found.overlay_bytes, "record_files": len(found.files), "done": do_it,

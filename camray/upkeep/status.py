@@ -7,11 +7,19 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from camray.compare.panel import SCORES, Panel
+from camray.compare.panel import SCORES, panel_of
 from camray.errors import ExitCode, printable
 from camray.ledger.committed import PARTITION
-from camray.ledger.out import PANELS, explainer_file, files_of_runs, ids_in, open_out, panel_file
+from camray.ledger.out import (
+    PANELS,
+    files_of_runs,
+    ids_in,
+    open_out,
+    panel_file,
+    read_explainer,
+)
 from camray.ledger.runs import read_reports
+from camray.ledger.side import DamagedError, read_side
 from camray.ledger.table import Table
 from camray.ledger.watch import check_metrics_file, gauges, write_gauges
 from camray.records import Accounting
@@ -50,16 +58,16 @@ def totals(table: Table) -> dict[str, tuple[int, Accounting]]:
 
 def _describe(out: Folder, explainer: str) -> str:
     try:
-        what = json.loads(out.read(explainer_file(explainer)))
-    except (OSError, ValueError):
+        what = read_explainer(out, explainer)
+    except (OSError, DamagedError):
         return "its description is missing: see `camray verify`"
-    return printable(f"{what['model']}, {what['method']} at {what['target_layer']}, target {what['target']}")
+    return printable(f"{what.model}, {what.method} at {what.target_layer}, target {what.target}")
 
 
 def _methods(out: Folder, panel: str) -> str:
     try:
-        what = Panel.from_json(out.read(panel_file(panel)).decode())
-    except (OSError, ValueError):
+        what = read_side(out, panel_file(panel), panel_of)
+    except (OSError, DamagedError):
         return "its description is missing: see `camray verify`"
     return printable(f"{what.explainer.model}: {', '.join(what.methods)}")
 

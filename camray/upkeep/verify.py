@@ -18,10 +18,11 @@ from camray.ledger.out import EXPLAINERS, PANELS, overlay_folder, pruned_runs
 from camray.ledger.table import RECORDS, Kind, Table
 from camray.records import Status
 from camray.storage import Folder
+from camray.upkeep.beside import find_beside, find_nothing_said
 from camray.upkeep.status import committed_shards, open_either
 
 _COLUMNS = ["run_id", "member", "index", "status", "error_code", "target_class"]
-_COLUMNS += ["overlay_path", "heatmap", "heat_h", "heat_w"]
+_COLUMNS += ["overlay_path", "overlay_size", "heatmap", "heat_h", "heat_w"]
 Check = Callable[[dict[str, Any], list[RecordFile]], Iterator[str]]  # of one shard: what was said, its files
 
 
@@ -72,8 +73,9 @@ def _problems(
 def print_verify(place: str, as_json: bool) -> ExitCode:
     """Print the problems, or that there are none; exit 5 where there are any."""
     out, table, scores = open_either(place)
-    problems = [*find_problems(out, table), *find_score_problems(out, scores)]
+    problems = [*find_problems(out, table), *find_score_problems(out, scores), *find_beside(out, table)]
     said = committed_shards(table) | committed_shards(scores)
+    problems += find_nothing_said(out, len(said))
     members = sum(int(s["members"]) for s in said.values())
     if as_json:
         print(json.dumps({"shards": len(said), "members": members, "problems": problems}))
@@ -135,6 +137,9 @@ def _check_row(
     path = None if row["run_id"] in pruned else row["overlay_path"]
     if path is not None and overlays.get(path, 0) == 0:
         yield f"{where}: overlay of {row['member']} is missing or empty: {path}"
+    elif path is not None and row["overlay_size"] not in (None, overlays[path]):
+        told = f"{overlays[path]} bytes, drawn with {row['overlay_size']}"
+        yield f"{where}: overlay of {row['member']} is another: {path}: {told}"
     if row["heatmap"] is not None and len(row["heatmap"]) != (row["heat_h"] or 0) * (row["heat_w"] or 0):
         yield f"{where}: heatmap of {row['member']} has {len(row['heatmap'])} values"
 

@@ -64,7 +64,7 @@ def test_what_changed_since_the_listing(tmp_path):
     assert codes == {
         "big.png": ErrorCode.MEMBER_TOO_LARGE,
         "folder.png": ErrorCode.MEMBER_UNREADABLE,
-        "gone.png": ErrorCode.MEMBER_UNREADABLE,
+        "gone.png": ErrorCode.MEMBER_READ_FAILED,  # it was there, and may be again
         "grew.png": ErrorCode.MEMBER_TOO_LARGE,
         "kept.png": None,
         "pipe.png": ErrorCode.MEMBER_UNREADABLE,

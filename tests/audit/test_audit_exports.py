@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from pkgutil import resolve_name
@@ -22,7 +24,9 @@ from camray.audit.export import csv_table
 from camray.audit.night import read_nights
 from camray.audit.report_rows import SHOWN
 from camray.cli.main import main
+from camray.ledger.hold import hold
 from camray.ledger.out import open_out
+from camray.storage import open_folder
 from camray.upkeep.prune import choose_runs
 from camray.upkeep.verify import find_problems
 from demo import hans64
@@ -38,7 +42,10 @@ def export(out: Path, kind: str, to: Path) -> Path:
 def test_a_summary_is_a_night_and_a_night_its_summary(pictured: Path) -> None:
     nights = read_nights(open_out(str(pictured))[0])
     files = sorted(pictured.glob("runs/*/summary.json"))
-    assert [json.loads(json.dumps(n.to_json())) for n in nights] == [json.loads(f.read_text()) for f in files]
+    kept = [json.loads(f.read_text()) for f in files]
+    for night, tree in zip(nights, kept, strict=True):
+        assert {"checksum", "files", "tables"} == tree.keys() - night.to_json().keys()
+        assert json.loads(json.dumps(night.to_json())) == {k: tree[k] for k in night.to_json()}
     assert (nights[1].previous, nights[1].images.night, nights[1].exit_code) == (nights[0].run_id, 12, 0)
 
 
@@ -191,3 +198,22 @@ def test_prune_shows_first_and_then_does_it(
     assert main(["prune", str(out), "--keep-last", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["overlays"] == 0
     assert main(["prune", str(out), "--pin", "nothing"]) == 2
+
+
+def test_prune_takes_over_from_a_run_that_was_killed(
+    pictured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run leaves after `kill -9`, of an earlier camray too, does not stop `prune` for ever."""
+    out = shutil.copytree(pictured, tmp_path / "out")
+    code = (
+        "import os; from camray.ledger.hold import hold; from camray.storage import open_folder\n"
+        f"with hold(open_folder({str(out)!r}, 'OUT'), 'killed'): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    (out / "runs/r0").mkdir(parents=True)
+    (out / "runs/r0/heartbeat.json").write_text('{"run_id": "r0", "holds": true}')
+    assert main(["prune", str(out), "--keep-last", "1", "--yes"]) == 0
+    with hold(open_folder(str(out), "OUT"), "alive"):
+        capsys.readouterr()
+        assert main(["prune", str(out), "--keep-last", "1", "--yes"]) == 7
+        assert "run alive on" in capsys.readouterr().err

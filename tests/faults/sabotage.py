@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tarfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from camray.archive import members
 from camray.archive.names import name_kind
 from camray.errors import ErrorCode
 from camray.flow import stages
-from camray.ledger import commit, committed, plan, runs, table
-from camray.ledger.out import RUNS
+from camray.ledger import commit, committed, hold, plan, table
+from camray.ledger.out import hold_file
 from camray.records import Member, Status, account
 from camray.upkeep import verify
 
@@ -158,20 +160,20 @@ def _forget_chunks() -> None:
 
 def _without_hold() -> None:
     """A second run is not refused."""
-    runs._live_other = lambda *_args, **_more: None  # type: ignore[assignment]
+    hold._wait_for_end = _nothing  # type: ignore[assignment]
 
 
 def _hold_by_own_clock() -> None:
-    """What this machine's clock, a day ahead, takes for an old heartbeat does not count."""
+    """A hold that began more than a minute ago by this machine's clock, a day ahead, does not count."""
     _clock(90_000)()
-    real = runs._live_other
+    real = hold._wait_for_end
 
-    def live_other(out: storage.Folder, run_id: str, only_earlier: bool = False) -> Any:
-        beats = [e for e in out.entries(RUNS) if run_id not in e.path and "heartbeat" in e.path]
-        fresh = any(time.time() - int(e.version) / 1e9 < runs.STALE_S for e in beats)
-        return real(out, run_id, only_earlier) if fresh else None
+    def wait(out: storage.Folder, number: int) -> None:
+        started = datetime.fromisoformat(json.loads(out.read(hold_file(number)))["started_at"])
+        if time.time() - started.timestamp() < hold.STALE_S:
+            real(out, number)
 
-    runs._live_other = live_other
+    hold._wait_for_end = wait
 
 
 def _without_flush() -> None:

@@ -38,8 +38,10 @@ from camray.flow.here import run_here
 from camray.image.decode import Decoded, decode
 from camray.job.run import one_line_errors
 from camray.ledger import commit
+from camray.ledger import hold as holds
+from camray.ledger.hold import hold
 from camray.ledger.plan import ShardTask, make_plan
-from camray.ledger.runs import first_report, hold, new_run_id, write_explainer
+from camray.ledger.runs import first_report, new_run_id, write_explainer
 from camray.ledger.table import Table
 from camray.records import EXPLAINED, Accounting, Chunk, Data, struct_array
 from camray.storage import open_folder
@@ -51,6 +53,7 @@ EXPLAINER = Explainer(
 )  # fmt: skip
 POOL = Pool(1, 1, "cpu", 1, 0, 1, 8)
 CHUNK = 3
+HEARTBEAT_S = 0.3
 WORKERS, SPARE = 2, 2
 
 
@@ -165,6 +168,7 @@ def _hire(order: Order) -> _Worker:
 def drive(order: Order) -> ExitCode:
     """Do what `camray explain` does, in its order."""
     commit.COMMIT_EVERY_S = order.commit_every_s
+    holds.HEARTBEAT_S = HEARTBEAT_S
     stages.decoder_of = lambda _: _Direct()  # type: ignore[assignment,return-value]
     sabotage.apply(order.sabotage)
     storage.PATIENCE_S = order.patience_s
@@ -177,7 +181,9 @@ def drive(order: Order) -> ExitCode:
     if not plan.tasks:
         return ExitCode.DONE
     run_id = new_run_id()
-    with hold(out, run_id, order.force):
+    with hold(out, run_id, order.force) as held:
+        # Forced ones go on side by side here: the table has to stand it alone.
+        table.held = None if order.force else held
         write_explainer(out, EXPLAINER)
         table.create()
         report = first_report(run_id, EXPLAINER, config, {"todo": len(plan.tasks)})

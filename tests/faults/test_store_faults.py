@@ -20,6 +20,7 @@ from pyarrow import fs as pafs
 from tests.faults.fault_proxy import KINDS, FaultProxy
 from tests.faults.small_archive import Oracle, make
 from tests.faults.small_job import Jobs, Order
+from tests.faults.test_one_winner import RACES, Racer, winners
 from tests.faults.watcher import Reader, Rows, check
 
 REAL_STORE = os.environ.get("CAMRAY_S3_STORE")
@@ -230,3 +231,20 @@ def test_sabotage_of_the_second_look_is_noticed(
     told, lost = overwriting_rounds(store, proxy, jobs, tmp_path, "no second look at the table")
     assert not told
     assert lost
+
+
+@pytest.mark.faults
+def test_of_runs_that_begin_at_once_in_a_store_one_holds(store: int) -> None:
+    """With the conditional create of the store itself; camray makes no request of its own kind beside it."""
+    settings = SECRETS | {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store}", "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",
+    }  # fmt: skip
+    place = f"s3://bucket/races-{time.time_ns()}"
+    racers = [Racer(place, **settings) for _ in range(3)]
+    try:
+        assert set(winners(racers, RACES)) == {1}
+    finally:
+        for racer in racers:
+            racer.close()

@@ -6,12 +6,19 @@ from typing import Any
 
 import pyarrow as pa
 
+from camray.config import Config, Explainer, InputSpec
+from camray.errors import ExitCode
+from camray.ledger.runs import first_report, write_explainer
 from camray.ledger.sink import write_records
 from camray.ledger.table import ShardCommit, Table
-from camray.records import RECORD_SCHEMA, Receipt, Shard, account
+from camray.records import RECORD_SCHEMA, Accounting, Receipt, Shard, account
 from camray.storage import Folder
 
-E1, E2 = "e" * 16, "f" * 16
+SPEC = InputSpec(8, 8, (8, 8), "center", "bicubic", (0.5,) * 3, (0.5,) * 3)
+EXPLAINERS = [
+    Explainer("m", {}, "ab", (), 2, SPEC, "gradcam", "predicted", f"layer{i}", {}, 1, 1, 1) for i in (1, 2)
+]
+E1, E2 = (explainer.id for explainer in EXPLAINERS)
 
 
 def shard(name: str = "a", version: str = "v1", **changes: Any) -> Shard:
@@ -89,6 +96,15 @@ def committed(
     table.create()
     assert table.commit(explainer, run_id, [done]) == [done]
     return done
+
+
+def described(out: Folder, *runs: str) -> None:
+    """Write what stands beside the records: the explainers, and the reports of runs that ended well."""
+    for explainer in EXPLAINERS:
+        write_explainer(out, explainer)
+    for run_id in runs:
+        report = first_report(run_id, E1, Config(), {})
+        report.ended(ExitCode.DONE, Accounting(), 1.0, {}).write(out)
 
 
 def visible(out: Folder) -> list[dict[str, Any]]:

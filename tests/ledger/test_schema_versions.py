@@ -14,12 +14,12 @@ from deltalake.transaction import AddAction, CommitProperties
 import camray
 from camray.audit.night import audit_night
 from camray.cli.main import main
-from camray.config import AuditConfig, Explainer, InputSpec
+from camray.config import AuditConfig
 from camray.ledger.committed import checksum, file_name
 from camray.ledger.table import TABLE_SCHEMA, VERSION_KEY, Table
 from camray.records import RECORD_SCHEMA, SCHEMA_VERSION
 from camray.storage import Folder
-from tests.ledger.ledger_world import E1, committed, rows, shard
+from tests.ledger.ledger_world import E1, committed, described, rows, shard
 
 LATER = ("image_hash", "image_mean", "confirm_region", "confirm_drop", "confirm_flip", "heat_peaks")
 
@@ -39,9 +39,7 @@ def old_out(out: Folder) -> None:
     data = buffer.getvalue()
     path = file_name(E1, shard().id, 0, checksum(data), "explainer")
     out.write(f"records/{path}", data)
-    spec = InputSpec(4, 4, (4, 4), "center", "bicubic", (0.5,) * 3, (0.5,) * 3)
-    what = Explainer("m", {}, "0" * 64, ("a", "b"), 2, spec, "gradcam", "predicted", "l", {}, 5, 10**8, 1)
-    out.write(f"explainers/{E1}.json", what.to_json().encode())
+    described(out, "r1")
     said = {
         "explainer": E1, "key": shard().key, "content": shard().content_key, "uri": shard().uri, "members": 3,
         "ok": 3, "failed": {}, "skipped": 0, "shard_errors": {},

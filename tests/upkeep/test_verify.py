@@ -18,7 +18,7 @@ from camray.records import Accounting, Receipt, account
 from camray.storage import Folder, open_folder
 from camray.upkeep.status import committed_shards, print_status, totals
 from camray.upkeep.verify import find_problems, print_verify
-from tests.ledger.ledger_world import E1, E2, committed, rows, shard, shard_error_row, write_chunk
+from tests.ledger.ledger_world import E1, E2, committed, described, rows, shard, shard_error_row, write_chunk
 
 PICTURE = "overlays/e/s/000000-0.jpg"
 
@@ -27,9 +27,6 @@ PICTURE = "overlays/e/s/000000-0.jpg"
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two explainers, three shards: a whole one with an overlay, one with failures, a broken one."""
     out = open_folder(str(tmp_path_factory.mktemp("sound") / "out"), "OUT")
-    for explainer in (E1, E2):
-        about = {"model": "m", "method": "gradcam", "target_layer": "l", "target": "predicted"}
-        out.write(f"explainers/{explainer}.json", json.dumps(about).encode())
     path = PICTURE.replace("/e/", f"/{E1}/")
     out.write(path, b"\xff\xd8 a picture")
     committed(out, shard("a"), [rows(0, 4, overlay_path=[path, None, None, None]), rows(4, 2)])
@@ -45,6 +42,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, t in enumerate([rows(0, 3), shard_error_row("shard_truncated")])
     )
     commit(out, "c", receipts, account(receipts) + Accounting(shard_errors={"shard_truncated": 1}))
+    described(out, "r1")
     return Path(out.path)
 
 
@@ -89,6 +87,7 @@ def test_no_bit_flips_unseen(out: Folder, seed: int) -> None:
 
 def test_a_changed_shard_is_checked_in_its_new_content(out: Folder) -> None:
     committed(out, shard("a", "v2"), [rows(0, 2)], run_id="r2")
+    described(out, "r2")
     assert problems(out) == []
     assert print_verify(out.uri, as_json=False) == ExitCode.DONE
 
@@ -277,10 +276,10 @@ def test_status_adds_up_what_is_committed_now(out: Folder) -> None:
 def test_status_for_people_and_machines(out: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     assert print_status(out.uri, as_json=False) == ExitCode.DONE
     text = capsys.readouterr().out
-    assert f"explainer {E1}  (m, gradcam at l, target predicted)" in text
+    assert f"explainer {E1}  (m, gradcam at layer1, target predicted)" in text
     assert "2 shards: 9 members = 9 ok + 0 failed + 0 skipped" in text
     assert "1 shards not read to their end: shard_truncated" in text
     print_status(out.uri, as_json=True)
     facts = json.loads(capsys.readouterr().out)
     assert facts["explainers"][E2]["failed"] == {"empty_file": 1, "bad_target": 1}
-    assert facts["runs"] == []
+    assert [run["run_id"] for run in facts["runs"]] == ["r1"]
