@@ -6,8 +6,8 @@ are the overlays that OUT already holds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +21,7 @@ from camray.errors import printable, said_by
 from camray.flow.progress import Reporter
 from camray.job.run import COMPLETE, Outcome
 from camray.ledger.committed import PARTITION
-from camray.ledger.out import GALLERY, explainer_file, open_out, pruned_runs
+from camray.ledger.out import GALLERY, open_out, pruned_runs, read_explainer
 from camray.ledger.runs import installed_versions
 from camray.ledger.table import STORE_ERRORS, Table
 from camray.records import Status
@@ -58,7 +58,7 @@ def write_gallery(place: str) -> str:
     """
     out, table = open_out(place)
     explainer, total, rows = _newest(table)
-    what = json.loads(out.read(explainer_file(explainer)))
+    what = asdict(read_explainer(out, explainer))
     pruned = pruned_runs(out)
     shown = [_as_shown(row, what["class_names"]) for row in rows if row["status"] != Status.SKIPPED]
     good = [row for row in shown if row["error"] is None]

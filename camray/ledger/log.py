@@ -114,9 +114,11 @@ def versions(out: Folder) -> dict[str, int]:
 
 
 def runs(table: DeltaTable) -> list[str]:
-    """Give the runs that committed to a table, in the order of their first commits."""
+    """Give the runs that committed to a table, in the order of their first commits; `forget` is no run."""
     said = (json.loads(entry.get("camray", "{}")) for entry in reversed(table.history()))
-    return list(dict.fromkeys(str(about["run_id"]) for about in said if "run_id" in about))
+    return list(
+        dict.fromkeys(str(about["run_id"]) for about in said if "run_id" in about and not about.get("forgot"))
+    )
 
 
 def sizes(table: DeltaTable) -> dict[str, int]:

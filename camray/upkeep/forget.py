@@ -31,10 +31,12 @@ from camray.ledger.committed import parse_name
 from camray.ledger.hold import hold
 from camray.ledger.out import AUDIT, INBOX, INTAKE, OVERLAYS, QA, REPORT, open_out
 from camray.ledger.runs import new_run_id
+from camray.ledger.side import as_side
 from camray.ledger.sink import FOOTER_KEY, counts, write_records
 from camray.ledger.table import RECORDS, Kind, Table
 from camray.records import Receipt
 from camray.storage import Folder
+from camray.upkeep.prune import write_pages
 from camray.upkeep.status import committed_shards
 
 _TEXTS = (".json", ".js", ".html", ".txt", ".prom")
@@ -172,7 +174,7 @@ def _without(
 
 def _texts_without(out: Folder, image: Image, found: Found) -> Iterator[tuple[str, bytes | None]]:
     """Give the texts that must change: path, and the new content; None where the file goes."""
-    for folder in (REPORT, "comparisons"):
+    for folder in (f"{REPORT}/data", "comparisons"):  # the rest of the report is written anew
         yield from ((f"{folder}/{e.path}", None) for e in out.entries(folder))
     for folder in (INBOX, "canary"):
         for entry in out.entries(folder):
@@ -184,9 +186,10 @@ def _texts_without(out: Folder, image: Image, found: Found) -> Iterator[tuple[st
             if folder == INBOX and isinstance(tree, dict) and isinstance(tree.get("decisions"), list):
                 kept = [row for row in tree["decisions"] if not image.is_of(row)]
                 yield path, json.dumps(tree | {"decisions": kept}).encode()
-            elif isinstance(tree, list):
-                kept = [row for row in tree if not _is_answer(row, image, found)]
-                yield path, json.dumps(kept).encode()
+            elif folder != INBOX:
+                answers = tree if isinstance(tree, list) else tree["answers"]  # a list: of an earlier camray
+                kept = [row for row in answers if not _is_answer(row, image, found)]
+                yield path, as_side({"explainer": entry.path.partition(".")[0], "answers": kept})
 
 
 def _is_answer(row: Mapping[str, Any], image: Image, found: Found) -> bool:
@@ -231,6 +234,7 @@ def print_forget(place: str, member: str, shard: str | None, do_it: bool, as_jso
         run_id = new_run_id()
         with hold(out, run_id):
             remove(out, image, found, run_id)
+            write_pages(out)
         facts["still_named"] = still_named(out, image)
     print(json.dumps(facts) if as_json else "\n".join(_lines(facts)))
     return ExitCode.DONE

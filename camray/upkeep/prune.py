@@ -117,7 +117,7 @@ def print_prune(
         found = find_removals(out, table, kept, now)
         if do_it:
             remove(out, table, found, kept, now)
-            _write_pages(out)
+            write_pages(out)
     facts: dict[str, Any] = {
         "runs_kept": len(kept), "runs": len(runs), "overlays": len(found.overlays),
         "overlay_bytes": found.overlay_bytes, "record_files": len(found.files), "done": do_it,
@@ -134,8 +134,8 @@ def print_prune(
     return ExitCode.DONE
 
 
-def _write_pages(out: Folder) -> None:
-    """Write anew the pages that are there: they say what was pruned, and show what is left."""
+def write_pages(out: Folder) -> None:
+    """Write anew the pages that are there: they show what is left, and say what was pruned."""
     from camray.audit.gallery import PAGE, write_gallery
     from camray.audit.report import write_report
 
