@@ -200,8 +200,9 @@ def bare_ray(archive: Path, model: Path, started: float) -> None:
     import ray
 
     from camray.config import Config
+    from camray.flow.cluster import connect
     from camray.flow.flow import size_pool
-    from camray.flow.ray import DECODE_CPUS, READ_CPUS, connect
+    from camray.flow.ray import DECODE_CPUS, READ_CPUS
 
     cpus, gpus = connect()
     pool = size_pool(Config(), cpus, gpus)

@@ -22,7 +22,7 @@ import job
 BARE = """
 import sys, time
 started = time.perf_counter()
-from camray.flow.ray import connect
+from camray.flow.cluster import connect
 connect()
 ready = time.perf_counter()
 from camray.config import ModelConfig

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from camray.config import Config
 from camray.errors import CamrayError, ErrorCode, ExitCode, UsageError
+from camray.machine import on_this_machine as _on_this_machine
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 
+@_on_this_machine()
 def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Outcome:
     """Explain an archive from Python, as `camray explain ARCHIVE OUT --model MODEL` does.
 
@@ -62,6 +64,7 @@ def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Outc
     return outcome
 
 
+@_on_this_machine()
 def audit_archive(archive: str, out: str, model: str, **settings: Any) -> AuditOutcome:
     """Explain what is new in an archive and audit it from Python, as `camray audit` does.
 
@@ -81,6 +84,7 @@ def audit_archive(archive: str, out: str, model: str, **settings: Any) -> AuditO
     return audit.audit(load(None, named, "audit"), Reporter())
 
 
+@_on_this_machine()
 def compare_methods(
     archive: str, out: str, model: str, methods: Sequence[str], **settings: Any
 ) -> CompareOutcome:

@@ -33,7 +33,7 @@ def local_ray() -> Iterator[None]:
     """Start one local Ray: 2 CPUs, small object store."""
     import ray
 
-    from camray.flow.ray import _native_stderr_closed
+    from camray.flow.cluster import _native_stderr_closed
 
     with _native_stderr_closed():
         ray.init(

@@ -16,7 +16,7 @@ import pytest
 from camray import storage
 from camray.cli.main import main
 from camray.errors import UsageError
-from camray.flow import ray as pipeline
+from camray.flow import cluster
 from camray.storage import open_folder
 from tests.ledger.ledger_world import E1, committed, rows, shard
 
@@ -133,11 +133,11 @@ def test_no_cluster_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
         raise RuntimeError(said)
 
-    monkeypatch.setattr(pipeline.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(pipeline.ray, "init", refuse)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", refuse)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(UsageError) as caught:
-        pipeline.connect()
+        cluster.connect()
     told = str(caught.value)
     assert told.startswith(
         "RAY_ADDRESS: 10.0.0.1:6379: Version mismatch: The cluster was started with: Ray: 2.59"

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -15,6 +16,7 @@ from camray.cli.arguments import Parser, Verb
 from camray.cli.jobs import typed_config
 from camray.errors import CamrayError, ExitCode, in_a_line, printable
 from camray.flow.stopping import Stopped, stoppable
+from camray.machine import on_this_machine
 from camray.options import SETTINGS, to_toml
 
 VERBS = (  # in the order of --help: module and function of `camray.cli`
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if shows:
             print(to_toml(typed_config(args)), end="")
         else:
-            with stoppable():
+            with stoppable(), on_this_machine():
                 code = args.verb.run(args)
     except Stopped as stop:
         code = stop.code
@@ -56,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"camray: error: {printable(_as_typed(in_a_line(error)), 1000)}", file=sys.stderr)
         code = getattr(error, "exit_code", ExitCode.INCOMPLETE)
+    except Exception:  # a bug: all of it is shown, and the last line all the same
+        if args.debug:
+            raise
+        traceback.print_exc()
+        code = ExitCode.CRASH
     if args.verb.is_job and not shows:
         _last_line(ExitCode(code), args)
     return int(code)

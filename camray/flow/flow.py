@@ -95,6 +95,7 @@ class Engine:
     share: Callable[[Network], Weights]  # with every worker
     once: Callable[..., Any]  # once(work, pool, *arguments): where an actor of the pool could run
     metrics: Callable[[str, RunProgress], AbstractContextManager[Any]]  # of the owner of the rows
+    warning: str = ""  # who else may run code there
 
 
 def receipts_of(block: pa.Table) -> list[Chunk]:

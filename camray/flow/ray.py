@@ -9,29 +9,22 @@ A row is one chunk, `batch_size=1` everywhere: no engine setting can split or mi
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as NodeAffinity
 
 from camray.config import Config
-from camray.errors import IncompleteError, UsageError, printable
 from camray.flow.actor import Network, Weights
+from camray.flow.cluster import connect, open_to_others
 from camray.flow.flow import Engine, Flow, Pool, receipts_of, size_pool
 from camray.flow.guard import Attempts, Guard
 from camray.flow.metrics import run_metrics
 from camray.flow.stages import read_shard
-from camray.flow.stopping import handlers_kept
 from camray.ledger.plan import ShardTask
 from camray.records import Chunk
 from camray.storage import Folder
@@ -39,8 +32,6 @@ from camray.storage import Folder
 WAVE_SHARDS = 2000  # a read task costs the driver about 5 KB and 1.3 ms for as long as its wave runs
 # Logical CPUs. They differ from stage to stage: Ray Data fuses neighbours with equal resources.
 READ_CPUS, DECODE_CPUS, SINK_CPUS = 0.2, 0.5, 0.3
-SECOND_TRY_S = 10.0  # between two tries to start Ray
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 
 
 def on_ray(config: Config, out: Folder) -> Engine:
@@ -51,85 +42,7 @@ def on_ray(config: Config, out: Folder) -> Engine:
     """
     pool = size_pool(config, *connect(out))
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    return Engine("ray", pool, run_waves, share, on_a_worker, run_metrics)
-
-
-def connect(out: Folder | None = None) -> tuple[float, float]:
-    """Join the cluster named by RAY_ADDRESS, else start Ray on this machine; give its CPUs and GPUs.
-
-    Raises:
-        UsageError: no such cluster, one of other versions, or one whose nodes do not share `out`.
-        IncompleteError: Ray does not start on this machine.
-    """
-    if not ray.is_initialized():
-        with _native_stderr_closed(), handlers_kept():
-            _join(address) if (address := os.environ.get("RAY_ADDRESS")) else _start()
-    if out is not None and out.is_local:
-        _refuse_unshared(Path(out.path))
-    resources = ray.cluster_resources()
-    return resources.get("CPU", 1.0), resources.get("GPU", 0.0)
-
-
-def _join(address: str) -> None:
-    try:
-        ray.init(**_QUIET)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        why = printable(f"{address}: {' '.join(str(error).split())}")
-        fix = "the address of a running cluster with the same versions of Python and Ray"
-        raise UsageError("RAY_ADDRESS", why, fix) from None
-
-
-def _start() -> None:
-    """Start Ray here; where a busy machine makes it give up, once more after a pause, with more patience."""
-    for pause_s in (SECOND_TRY_S, 0.0):
-        try:
-            ray.init(address="local", include_dashboard=False, **_QUIET)
-            return
-        except Exception as error:  # noqa: BLE001 - what Ray raises here has no class of its own
-            ray.shutdown()
-            why = printable(" ".join(str(error).split()), 160)
-        time.sleep(pause_s)
-        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
-    fix = "the same command when the machine is less busy, or --engine here"
-    raise IncompleteError(f"Ray does not start on this machine: {why}. Fix: {fix}")
-
-
-def _refuse_unshared(out: Path) -> None:
-    """Refuse a folder that is on this machine's own disk while other nodes would write there, too."""
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
-        return
-    folder = next(p for p in (out, *out.parents) if p.exists())
-
-    def sees(path: str) -> bool:
-        return os.path.exists(path)
-
-    look: Any = ray.remote(num_cpus=0, max_retries=0)(sees)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".camray-probe-") as probe:
-        looks = [
-            look.options(scheduling_strategy=NodeAffinity(n, soft=True)).remote(probe.name) for n in nodes
-        ]
-        seen = ray.get(looks)
-    if not all(seen):
-        blind = f"{seen.count(False)} of {len(nodes)} nodes of the cluster do not see {folder}"
-        raise UsageError("OUT", blind, "a shared disk, or s3:// or gs://")
-
-
-@contextmanager
-def _native_stderr_closed() -> Iterator[None]:
-    """Keep Ray's C++ start-up notices off the screen; its errors still come as exceptions.
-
-    The level set here also hides a notice that every actor pool logs (ray#53727).
-    """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
+    return Engine("ray", pool, run_waves, share, on_a_worker, run_metrics, open_to_others())
 
 
 class ShardSource(Datasource):

@@ -1,7 +1,11 @@
-"""SIGTERM and SIGINT become an exception that unwinds the run: what is committed stays, OUT is let go."""
+"""SIGTERM and SIGINT become an exception that unwinds the run: what is committed stays, OUT is let go.
+
+So does what another thread sees that the run cannot outlive (`stop_for`).
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,12 +18,28 @@ from camray.errors import ExitCode
 SIGNALS = {signal.SIGTERM: ExitCode.TERMINATED, signal.SIGINT: ExitCode.INTERRUPTED}
 
 
-class Stopped(BaseException):
-    """A signal asked the process to stop; `code` says which."""
+_reasons: list[str] = []  # of this process to stop itself
 
-    def __init__(self, code: ExitCode) -> None:
-        self.code = code
-        super().__init__(code)
+
+class Stopped(BaseException):
+    """The process was asked to stop; `code` says by which signal, or `why` for which reason of its own."""
+
+    def __init__(self, code: ExitCode, why: str = "") -> None:
+        self.code, self.why = code, why
+        super().__init__(code, why)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    if _reasons:
+        raise Stopped(ExitCode.INCOMPLETE, _reasons.pop())
+    raise Stopped(SIGNALS[signal.Signals(number)])
+
+
+def stop_for(why: str) -> None:
+    """Stop the run from any thread: incomplete, for this reason. Without a run nothing happens."""
+    if signal.getsignal(signal.SIGTERM) is _stop:
+        _reasons.append(why)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
@@ -28,13 +48,9 @@ def stoppable() -> Iterator[None]:
 
     Outside the main thread nothing changes: there a library's user handles signals.
     """
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise Stopped(SIGNALS[signal.Signals(number)])
-
     with _restored() as handlers:
         for number in handlers:
-            signal.signal(number, stop)
+            signal.signal(number, _stop)
         yield
 
 

@@ -68,7 +68,13 @@ def prepare(config: Config) -> Prepared:
             f"ARCHIVE: {config.archive.path} holds no image{others}. "
             "Fix: check the path and --include/--exclude"
         )
-    from camray.explain.explainer import resolve  # torch: late, so that bad options are told at once
+    try:
+        from camray.explain.explainer import resolve  # torch: late, so that bad options are told at once
+    except (ImportError, MemoryError) as error:
+        why = printable(f"the model's libraries cannot be loaded here: {error}")
+        raise UsageError(
+            "this machine", why, "give it more memory (ulimit -v), or install camray anew"
+        ) from None
 
     explainer, model = resolve(config, top_folders(listing))
     table = Table(out)

@@ -66,6 +66,10 @@ def one_line_errors() -> Iterator[None]:
     """Turn a failure of a store, or inside a Ray task, into one line with the right exit code."""
     try:
         yield
+    except Stopped as stop:
+        if stop.why:
+            raise IncompleteError(f"{stop.why}; what is committed stays, the same command resumes") from None
+        raise
     except Exception as error:
         cause = _innermost(error)
         if isinstance(cause, CamrayError):
@@ -222,6 +226,9 @@ def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine:
     plan, out, max_failed = work.plan, inputs.out, inputs.config.run.max_failed
     report = _report_of(inputs, work.owner, plan, run_id)
     report = replace(report, number=inputs.table.held.number if inputs.table.held else 0)
+    if engine.warning:
+        reporter.say(engine.warning)
+        report = replace(report, notes=(*report.notes, engine.warning))
     report.write(out)
     started = time.monotonic()
     total, pictures, undrawn, code = Accounting(), 0, 0, ExitCode.CRASH
@@ -235,6 +242,8 @@ def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine:
         report = replace(report, over_budget=code == ExitCode.FAILURES_OVER_BUDGET)
     except Stopped as stop:
         code = stop.code
+        if stop.why:
+            raise
     except CamrayError as error:
         code = error.exit_code
         raise

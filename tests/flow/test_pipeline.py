@@ -8,7 +8,7 @@ import pytest
 
 from camray.config import Config, RunConfig
 from camray.errors import ExitCode, IncompleteError, UsageError
-from camray.flow import ray as pipeline
+from camray.flow import cluster
 from camray.flow.flow import size_pool
 from camray.flow.ray import DECODE_CPUS, READ_CPUS, SINK_CPUS
 
@@ -55,11 +55,12 @@ class Starts:
         self.failures, self.tries, self.paused_s = failures, 0, 0.0
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "")
-        monkeypatch.setattr(pipeline.ray, "init", self.init)
-        monkeypatch.setattr(pipeline.ray, "shutdown", lambda: None)
-        monkeypatch.setattr(pipeline.ray, "is_initialized", lambda: False)
-        monkeypatch.setattr(pipeline.ray, "cluster_resources", lambda: {"CPU": 3.0})
-        monkeypatch.setattr(pipeline.time, "sleep", self.sleep)
+        monkeypatch.setattr(cluster.ray, "init", self.init)
+        monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+        monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(cluster, "_look_after_ray", lambda: None)
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 3.0})
+        monkeypatch.setattr(cluster.time, "sleep", self.sleep)
 
     def init(self, **_: object) -> None:
         self.tries += 1
@@ -72,14 +73,14 @@ class Starts:
 
 def test_a_ray_that_does_not_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = Starts(monkeypatch, failures=1)
-    assert pipeline.connect() == (3.0, 0.0)
-    assert (starts.tries, starts.paused_s) == (2, pipeline.SECOND_TRY_S)
+    assert cluster.connect() == (3.0, 0.0)
+    assert (starts.tries, starts.paused_s) == (2, cluster.SECOND_TRY_S)
 
 
 def test_a_ray_that_never_starts_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = Starts(monkeypatch, failures=9)
     with pytest.raises(IncompleteError) as stopped:
-        pipeline.connect()
+        cluster.connect()
     assert starts.tries == 2
     assert stopped.value.exit_code == ExitCode.INCOMPLETE
     assert str(stopped.value) == (
