@@ -136,8 +136,12 @@ class ModelConfig:
         None, "size of the head; default: as weights", "--num-classes N", 1, common="layers")
     class_names: str | None = setting(
         None, "class names: txt, csv, json, or imagenet", "--class-names FILE", common=EVERY)
-    activation: Literal["auto", "softmax", "sigmoid"] = setting(
-        "auto", "how outputs become scores", "--activation")
+    activation: Literal["auto", "softmax", "sigmoid", "none"] = setting(
+        "auto", "how outputs become scores; none: they are scores", "--activation")
+    output: str | None = setting(
+        None, "which of several outputs: its key, or its index", "--output NAME")
+    task: Literal["classification", "regression"] = setting(
+        "classification", "regression: one number is a value, not a class", "--task")
     download: bool = setting(
         False, "fetch pretrained weights from the hub", "--download", common=EVERY, result=False)
 
@@ -173,6 +177,15 @@ class MethodConfig:
     layer: str | None = setting(
         None, "target layer; default: chosen for the model", "--layer NAME", verbs=EVERY,
         common="explain plan compare layers", told={"layers": "check this layer"})
+    grid: tuple[int, ...] | None = setting(
+        None, "tokens: rows and columns of patches, HxW; default: proved", "--grid HxW", 1, 8192, verbs=EVERY)
+    prefix: int | None = setting(
+        None, "tokens in front of the patches; default: proved", "--prefix N", 0, 8192, verbs=EVERY)
+
+    @property
+    def pair(self) -> tuple[int, int] | None:
+        """Rows and columns of the grid, where they are given."""
+        return (self.grid[0], self.grid[-1]) if self.grid else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,7 @@ class Column:
     unit: str = ""  # unit or range
     signal: str = ""
     shown: int | None = None  # in the report beside an image, with so many decimals
+    is_later: bool = False  # added since 0.1.0: null in what was written before, and a table gains it
 
 
 _RUN = (
@@ -238,6 +239,12 @@ _PREDICTION = (
     Column("margin", _FLOAT, "difference of the two highest softmax values", "0..1", shown=3),
     Column("entropy", _FLOAT, "of the softmax, divided by ln(classes)", "0..1"),
     Column("topk", _TOPK, "the k highest softmax values, descending", "0..1"),
+    Column(
+        "predicted_value",
+        _FLOAT,
+        "`--task regression`: the one number; all about classes is null",
+        is_later=True,
+    ),
 )
 _CORRECT = Column("correct", _BOOL, "`predicted_class = label_class`; null where no class is known")
 _MODEL = (
@@ -310,6 +317,9 @@ COLUMNS = (
     *_MODEL, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION, *_OVERLAY,
 )  # fmt: skip
 """Every column of a record file, in its order."""
+
+LATER = frozenset(column.name for column in COLUMNS if column.is_later)
+"""Columns that a table of 0.1.0 gains with the next run; its older files stay without them."""
 
 
 def _struct(*parts: Column | tuple[str, pa.DataType]) -> pa.StructType:

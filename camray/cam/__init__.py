@@ -18,7 +18,7 @@ from camray.cam.finish import blend, colour, finish, fuse, normalise, resize
 from camray.cam.layers import LayerInfo, find_target_layer, find_target_layers, list_layers
 from camray.cam.layout import TargetLayer
 from camray.cam.registry import METHODS, parse_method
-from camray.cam.targets import TargetRule
+from camray.cam.targets import TargetRule, ranked
 
 __all__ = [
     "METHODS",
@@ -36,6 +36,7 @@ __all__ = [
     "list_layers",
     "normalise",
     "parse_method",
+    "ranked",
     "resize",
 ]
 

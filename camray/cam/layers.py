@@ -1,9 +1,11 @@
 """Which layer to look at: every layer of a model with its shape, and the one a probe chooses.
 
 Flows in: a model and its input size. Flows out: `TargetLayer`. A probe runs the model once, forward and
-backward, on noise, and keeps what each module returned. The choice is the last spatial map in execution
-order whose gradient reaches the score. In a ViT read out by its class token this is the normalised
-input of the last attention: after it, patch tokens no longer influence the score and get no gradient.
+backward, on noise, and keeps what each module returned. What has tokens is proved: stripes of the image are
+changed, and positions count as places only where what moves lies there (`camray.cam.places`). The choice is
+the last spatial map in execution order whose gradient reaches the score. In a ViT read out by its class
+token this is the normalised input of the last attention: after it, patch tokens no longer influence the
+score and get no gradient.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camray.cam.layout import Layout, Size, TargetLayer, read_layout
+from camray.cam.layout import Layout, Size, TargetLayer, is_map_of, read_layout
+from camray.cam.places import SEEN, Moves, watch_moves
 from camray.cam.split import as_found, first_tensor, hooks, plain, read_logits, with_first
 from camray.errors import ModelError
 
@@ -45,25 +48,33 @@ class LayerInfo:
 
 
 def find_target_layer(
-    model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), name: str | None = None
+    model: nn.Module,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+    name: str | None = None,
+    grid: Size | None = None,
+    prefix: int | None = None,
 ) -> TargetLayer:
     """Find the layer for this model, or check the named one, by a probe."""
-    found = find_target_layers(model, input_size, name)
+    found = find_target_layers(model, input_size, name, grid, prefix)
     if len(found) > 1:
         raise ModelError("layer", f"{name!r} matches {len(found)} layers", "name one, or ask for several")
     return found[0]
 
 
 def find_target_layers(
-    model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), pattern: str | None = None
+    model: nn.Module,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+    pattern: str | None = None,
+    grid: Size | None = None,
+    prefix: int | None = None,
 ) -> list[TargetLayer]:
     """As `find_target_layer`, for a pattern such as `layer*` or names joined by commas."""
-    infos = list_layers(model, input_size)
+    infos = list_layers(model, input_size, grid, prefix)
     if pattern is None:
         chosen = [info.layer for info in infos if info.chosen and info.layer]
         if not chosen:
             raise ModelError("layer", f"no layer of {type(plain(model)).__name__} can carry a map: "
-                             f"{_why_none(infos)}", "name a layer, or use another model")  # fmt: skip
+                             f"{_why_none(infos)}", _way_on(infos))  # fmt: skip
         return chosen
     by_name = {info.name: info for info in infos}
     out: list[TargetLayer] = []
@@ -95,8 +106,22 @@ def _works(infos: Mapping[str, LayerInfo]) -> str:
 
 
 def _why_none(infos: list[LayerInfo]) -> str:
-    reasons = [info.problem for info in infos if info.shape and info.problem]
-    return max(set(reasons), key=reasons.count) if reasons else "it has no inner module"
+    reasons = [info.problem for info in infos if info.problem and (info.shape or "times" in info.problem)]
+    if not reasons:
+        return "nothing inside it depends on the image by a gradient" if infos else "it has no inner module"
+    often = max(set(reasons), key=reasons.count)
+    whole = next((i for i in infos if i.problem == often and "." not in i.name and "times" in often), None)
+    if whole is None:
+        return often
+    return (
+        f"{whole.name}, a {whole.type}, runs {often.split()[2]} times in one forward, each with its own map"
+    )
+
+
+def _way_on(infos: list[LayerInfo]) -> str:
+    if any("times" in info.problem for info in infos):
+        return "give the network inside (file.py:Class of it); METHOD(aug_smooth=True) averages over views"
+    return "name a layer, or use another model"
 
 
 def resolve_name(model: nn.Module, name: str, fix: str = "see the layers of this model") -> str:
@@ -113,16 +138,87 @@ def resolve_name(model: nn.Module, name: str, fix: str = "see the layers of this
     return ".".join(done)
 
 
-def list_layers(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> list[LayerInfo]:
-    """Every module that ran, in the order they finished, with the chosen one marked."""
+def list_layers(
+    model: nn.Module,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+    grid: Size | None = None,
+    prefix: int | None = None,
+) -> list[LayerInfo]:
+    """Every module that ran, in the order they finished, with the chosen one marked.
+
+    `grid`, `prefix`: how tokens are to be read, where the user knows; else it is proved.
+    """
     inner = plain(model)
     with as_found(inner):
         outputs, runs, gradients = _probe(inner, input_size)
-    infos = [
-        _describe(inner, name, outputs.get(name), runs[name], gradients, input_size[1:]) for name in runs
-    ]
+        proof = any(o.ndim == 3 and runs[n] == 1 for n, o in outputs.items())
+        moves = watch_moves(inner, input_size) if proof else None
+    reader = _Reader(inner, input_size[1:], moves, grid, prefix)
+    infos = [_describe(inner, name, outputs.get(name), runs[name], gradients, reader) for name in runs]
     choice = _choose(inner, infos, outputs)
     return [replace(i, chosen=True, layer=choice) if choice and i.name == choice.name else i for i in infos]
+
+
+class _Reader:
+    """Reads outputs as maps, in the order they ran: of sequences the first of a length shows best."""
+
+    def __init__(
+        self, model: nn.Module, size: Size, moves: Mapping[str, Moves] | None,
+        grid: Size | None, prefix: int | None,
+    ) -> None:  # fmt: skip
+        self.size, self._moves, self._grid, self._asked = size, moves, grid, prefix
+        self._hint = int(getattr(model, "num_prefix_tokens", 0) or 0)
+        self._prefer: Layout = "nhwc" if str(getattr(model, "output_fmt", "")).endswith("NHWC") else "nchw"
+        self._known: dict[int, list[TargetLayer]] = {}
+        tokens = [m.moved["tokens"] for m in (moves or {}).values() if "tokens" in m.moved]
+        self._lengths = {t.shape[1] for t in tokens}
+
+    def read(self, name: str, shape: tuple[int, ...]) -> tuple[TargetLayer | None, str]:
+        """Give the reading of an output of this shape, or why there is none."""
+        no_map = f"its output {shape} is no spatial map of a {self.size[0]} x {self.size[1]} image"
+        if self._moves is None or len(shape) not in (3, 4):
+            layer = read_layout(name, shape, self.size, self._hint, self._prefer)
+            return layer, "" if layer else no_map
+        moves = self._moves.get(name)
+        if moves is None:
+            return None, f"its first dimension, {shape[0]}, counts parts of an image, not images"
+        if len(shape) == 4:
+            shapes: dict[Layout, tuple[int, ...]] = {"nchw": shape[2:], "nhwc": shape[1:3]}
+            fitting = [
+                TargetLayer(name, layout) for layout, cells in shapes.items() if is_map_of(cells, self.size)
+            ]
+            if not fitting:
+                return None, no_map
+            best = max(fitting, key=moves.agreement)
+            if shapes[best.layout][0] not in self._lengths:
+                return best, ""  # no matrix of tokens by tokens: the shape alone tells a map
+            return self._borne_out(best, moves)
+        return self._tokens(name, moves)
+
+    def _tokens(self, name: str, moves: Moves) -> tuple[TargetLayer | None, str]:
+        tokens = moves.moved["tokens"].shape[1]
+        if self._grid is not None and tokens >= self._grid[0] * self._grid[1]:
+            spare = tokens - self._grid[0] * self._grid[1]
+            before = min(self._asked if self._asked is not None else spare, spare)
+            return TargetLayer(
+                name, "tokens", before, self._grid, "", spare - before, moves.sequence_first
+            ), ""
+        found = self._known.get(tokens) or moves.best(name, self.size)
+        if self._asked is not None:
+            found = [layer for layer in found if layer.prefix == self._asked]
+        if found:
+            self._known[tokens] = found
+        if len(found) > 1:
+            ways = [f"--grid {f.grid[0]}x{f.grid[1]} --prefix {f.prefix}" for f in found[:2] if f.grid]
+            return None, f"its {tokens} tokens can be read in two ways: {' or '.join(ways)}"
+        if not found:
+            return None, f"its {tokens} tokens are no places of the image: what changes there moves others"
+        return self._borne_out(replace(found[0], name=name, sequence_first=moves.sequence_first), moves)
+
+    def _borne_out(self, layer: TargetLayer, moves: Moves) -> tuple[TargetLayer | None, str]:
+        if moves.agreement(layer) >= SEEN:
+            return layer, ""
+        return None, "its positions are no places of the image: what changes there moves others"
 
 
 def _probe(
@@ -136,7 +232,12 @@ def _probe(
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             runs[name] = runs.get(name, 0) + 1
             tensor = first_tensor(output)
-            if tensor is None or not tensor.requires_grad:
+            if tensor is None or not tensor.is_floating_point():
+                return None
+            if not torch.is_grad_enabled():  # a no_grad() of the model's own: the graph starts here
+                torch.set_grad_enabled(True)
+                tensor = tensor.detach().requires_grad_()
+            if not tensor.requires_grad:
                 return None
             outputs[name] = tensor
             return with_first(output, tensor.clone())  # an in-place ReLU must not change the original
@@ -185,24 +286,24 @@ def _describe(
     output: Tensor | None,
     runs: int,
     gradients: Mapping[str, Tensor | None],
-    size: Size,
+    reader: _Reader,
 ) -> LayerInfo:
     kind = type(model.get_submodule(name)).__name__
     shape = tuple(output.shape) if output is not None else ()
-    prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
-    prefer: Layout = "nhwc" if str(getattr(model, "output_fmt", "")).endswith("NHWC") else "nchw"
-    layer = read_layout(name, shape, size, prefix, prefer)
+    layer, unread = reader.read(name, shape) if runs == 1 else (None, "")
     gradient = gradients.get(name)
     if runs > 1:
         problem = f"it runs {runs} times in one forward"
     elif output is None:
         problem = "it returns no tensor that depends on the image"
-    elif shape[0] != 1:  # TNT and window attention fold patches or windows into the batch
+    elif shape[0] != 1 and not (
+        layer and layer.sequence_first
+    ):  # TNT and window attention fold patches or windows into the batch
         problem = f"its first dimension, {shape[0]}, counts parts of an image, not images"
     elif layer is None:
-        problem = f"its output {shape} is no spatial map of a {size[0]} x {size[1]} image"
+        problem = unread
     else:
-        peak = 0.0 if gradient is None else float(layer.to_maps(gradient).abs().amax())
+        peak = 0.0 if gradient is None else float(layer.to_maps(layer.turned(gradient)).abs().amax())
         problem = "" if 0 < peak < torch.inf else "its gradient is not finite"
         if peak == 0:
             problem = "its gradient is zero everywhere: its positions do not reach the score"
@@ -211,10 +312,10 @@ def _describe(
 
 def _choose(model: nn.Module, infos: list[LayerInfo], outputs: Mapping[str, Tensor]) -> TargetLayer | None:
     """Pick the last usable layer that is a map of features, not a part of an attention."""
-    last: LayerInfo | None = None
-    for info in infos:
-        if info.usable and info.layer and _carries_features(model, info):
-            last = info
+    by_name = {info.name: info for info in infos}
+    usable = [info for info in infos if info.usable and info.layer and not _is_no_map(model, info)]
+    outside = [info for info in usable if _carries_features(model, info, by_name)]
+    last = next(reversed(outside or usable), None)
     if last is None or last.layer is None:
         return None
     name = _best_name(model, last, infos, outputs)
@@ -228,15 +329,20 @@ def _choose(model: nn.Module, infos: list[LayerInfo], outputs: Mapping[str, Tens
     return replace(last.layer, name=name, reason=reason)
 
 
-def _carries_features(model: nn.Module, info: LayerInfo) -> bool:
-    if isinstance(model.get_submodule(info.name), _NOT_A_MAP):
-        return False
+def _is_no_map(model: nn.Module, info: LayerInfo) -> bool:
+    return isinstance(model.get_submodule(info.name), _NOT_A_MAP)
+
+
+def _carries_features(model: nn.Module, info: LayerInfo, by_name: Mapping[str, LayerInfo]) -> bool:
+    """Whether it is no part of an attention; the norm of all that goes into one is as good as outside."""
     path = info.name.split(".")
-    owners = [type(model.get_submodule(".".join(path[:n]))).__name__ for n in range(1, len(path) + 1)]
-    if any(_CLASS_ATTENTION.search(owner) for owner in owners):
+    names = [".".join(path[:n]) for n in range(1, len(path) + 1)]
+    owners = {name: type(model.get_submodule(name)).__name__ for name in names}
+    if any(_CLASS_ATTENTION.search(owner) for owner in owners.values()):
         return False
-    tokens = info.layer is not None and info.layer.layout == "tokens"
-    return not (tokens and any(_ATTENTION.search(owner) for owner in owners[:-1]))
+    within = [name for name in names[:-1] if _ATTENTION.search(owners[name])]
+    whole = by_name[within[0]].shape if within and within[0] in by_name else ()
+    return not within or ("Norm" in info.type and info.shape == whole)
 
 
 def _best_name(

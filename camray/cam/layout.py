@@ -8,7 +8,7 @@ Three layouts cover every classifier met so far: NCHW, NHWC, and token sequences
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -22,7 +22,8 @@ Size = tuple[int, int]  # rows, columns
 class TargetLayer:
     """A layer to look at, and how to read its output as maps.
 
-    `reason` says why it was chosen. `grid` and `prefix` are used by token layouts only.
+    `reason` says why it was chosen. `grid`, and how many tokens stand before and behind it, are used by token
+    layouts only.
     """
 
     name: str
@@ -30,6 +31,12 @@ class TargetLayer:
     prefix: int = 0
     grid: Size | None = None
     reason: str = "named by the user"
+    suffix: int = 0
+    sequence_first: bool = False  # the module itself gives (tokens, B, C); here it is always (B, tokens, C)
+
+    def turned(self, output: Tensor) -> Tensor:
+        """Turn what the module gives to batch first, or back."""
+        return output.transpose(0, 1) if self.sequence_first else output
 
     def to_maps(self, output: Tensor) -> Tensor:
         """Read the layer's output as maps, without a copy where strides allow: -> (B, C, h, w)."""
@@ -38,21 +45,28 @@ class TargetLayer:
         if self.layout == "nhwc":
             return output.permute(0, 3, 1, 2)  # (B, C, h, w)
         rows, columns = self.grid_of(output.shape[1])
-        patches = output[:, self.prefix :]  # (B, h*w, C)
+        patches = output[:, self.prefix : self.prefix + rows * columns]  # (B, h*w, C)
         return patches.transpose(1, 2).reshape(len(patches), -1, rows, columns)  # (B, C, h, w)
 
     def grid_of(self, tokens: int) -> Size:
         """Rows and columns of a sequence of `tokens`; refuses a length the grid cannot explain."""
-        if self.grid is not None and self.grid[0] * self.grid[1] == tokens - self.prefix:
+        cells = tokens - self.prefix - self.suffix
+        if self.grid is not None and self.grid[0] * self.grid[1] == cells:
             return self.grid
-        side = round((tokens - self.prefix) ** 0.5)
-        if side * side == tokens - self.prefix:
+        side = round(max(0, cells) ** 0.5)
+        if side * side == cells > 0:
             return side, side
         raise ModelError(
             "layer",
             f"{self.name} gave {tokens} tokens, expected {self.prefix} + {self.grid}",
             "find the layer again with the input size of these images",
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give how the output is read, as JSON knows it."""
+        seldom = {"suffix": self.suffix, "sequence_first": self.sequence_first}
+        told = {"layout": self.layout, "prefix": self.prefix, "grid": self.grid}
+        return told | {name: value for name, value in seldom.items() if value}
 
     @property
     def channel_dim(self) -> int:

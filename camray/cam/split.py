@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -120,13 +120,50 @@ def plain(model: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else model
 
 
-def pick_output(output: Any) -> Any:
-    """Find the logits in what a classifier returns: tensor, tuple, dict or named output; None if empty."""
+def pick_output(output: Any, name: str | None = None) -> Any:
+    """Find the logits in what a classifier returns, (B, classes) or (B, classes, 1, 1).
+
+    Of several tensors the one called `name` (a key, or an index), else the one called logits, else the only
+    one whose shape could be that of class scores. What is not a tensor is left out.
+
+    Raises:
+        ModelError: several could be, or there is no such name.
+    """
+    if isinstance(output, Tensor) and name is None:
+        return output
+    found = _tensors(output)
+    shapes = ", ".join(f"{n or 'its output'} {tuple(t.shape)}" for n, t in found.items())
+    if name is not None:
+        if name not in found:
+            raise ModelError("--output", f"the network has no output {name!r}, but {shapes}", "name one")
+        return found[name]
+    if "logits" in found:
+        return found["logits"]
+    flat = {n: t for n, t in found.items() if t.ndim and t.is_floating_point() and not any(
+        size != 1 for size in t.shape[2:])}  # fmt: skip
+    if len(flat) > 1 or (len(found) > 1 and not flat):
+        what = "several outputs that could be class scores" if flat else "several outputs, none class scores"
+        raise ModelError("--output", f"the network has {what}: {shapes}", "--output NAME or INDEX")
+    return next(iter((flat or found).values()), None if not found and _is_nest(output) else output)
+
+
+def _is_nest(output: Any) -> bool:
+    return isinstance(output, Mapping | tuple | list)
+
+
+def _tensors(output: Any) -> dict[str, Tensor]:
+    """Name every tensor of nested outputs by its keys, fields or indices: `heads.0`."""
+    if isinstance(output, Tensor):
+        return {"": output}
+    items: Iterable[tuple[Any, Any]] = ()
     if isinstance(output, Mapping):
-        return output["logits"] if "logits" in output else next(iter(output.values()), None)
-    if not isinstance(output, Tensor) and hasattr(output, "logits"):
-        return output.logits
-    return next(iter(output), None) if isinstance(output, tuple | list) else output
+        items = output.items()
+    elif isinstance(output, tuple | list):
+        items = zip(getattr(output, "_fields", range(len(output))), output, strict=True)
+    elif hasattr(output, "__dict__"):
+        items = vars(output).items()
+    nested = ((str(key), _tensors(value)) for key, value in items)
+    return {f"{key}.{inner}".rstrip("."): t for key, own in nested for inner, t in own.items()}
 
 
 def read_logits(output: Any) -> Tensor:
@@ -192,32 +229,36 @@ def run_split(
     raw: dict[str, Tensor] = {}
     skip = SkipZeroRows()
 
-    def catch(name: str) -> Callable[..., Any]:
+    def catch(layer: TargetLayer) -> Callable[..., Any]:
+        name = layer.name
+
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             tensor = first_tensor(output)
             if tensor is None:
                 raise ModelError("layer", f"{name} returns no tensor", "choose a layer that does")
             if name in raw:
                 raise ModelError("layer", f"{name} runs twice in one forward", "choose another layer")
+            tensor = layer.turned(tensor)
             if not differentiate:
                 raw[name] = tensor.clone()
                 return None
             skip.active = True
-            torch.set_grad_enabled(True)  # undone by the no_grad() block around the forward
+            torch.set_grad_enabled(True)  # a no_grad() of the model's own around the layer hides nothing
             leaf = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
             raw[name] = leaf
-            return with_first(output, leaf.clone())
+            return with_first(output, layer.turned(leaf.clone()))
 
         return hook
 
-    with torch.inference_mode(False), torch.set_grad_enabled(watch is not None):
+    # Nothing in front of the layer requires a gradient, so no graph is made there.
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiate or watch is not None):
         images = inputs.clone() if inputs.is_inference() else inputs
         if watch is not None:
             images = inputs.detach().clone().requires_grad_()
         tokens = differentiate and any(layer.prefix for layer in layers)
         with (
             hooks(model, watch or {}),
-            hooks(model, {layer.name: catch(layer.name) for layer in layers}),
+            hooks(model, {layer.name: catch(layer) for layer in layers}),
             skip if tokens else nullcontext(),
         ):
             logits = call(model, images)

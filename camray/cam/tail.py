@@ -34,10 +34,10 @@ class Tail:
     needs_inputs: bool = True
 
     def replay(self, raw: Tensor, rows: Tensor) -> Tensor:
-        """Logits for activations `raw` in the layer's own layout; row i belongs to image rows[i]."""
+        """Logits for activations `raw`, as a split keeps them; row i belongs to image rows[i]."""
         stubs: dict[str, Callable[..., Any]] = {
             # a copy: a ReLU in place may stand behind the layer
-            self.layer.name: lambda *_, **__: with_first(self.result, raw.clone())
+            self.layer.name: lambda *_, **__: with_first(self.result, self.layer.turned(raw.clone()))
         }
         for name, calls in self.outputs.items():
             stubs[name] = self._stub(name, calls, rows)
@@ -91,11 +91,16 @@ def _is_batched(value: Any, batch: int) -> bool:
 def stubbed(model: nn.Module, stubs: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """Let modules answer with something else for the length of the body, and only then."""
     modules = dict(model.named_modules())
+    handles = []
     try:
         for name, stub in stubs.items():
             modules[name].__dict__["forward"] = stub
+            # torch's encoder layers run as one fused call, past their modules, unless one has a hook
+            handles.append(modules[name].register_forward_hook(lambda *_: None))
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for name in stubs:
             modules[name].__dict__.pop("forward", None)
 
@@ -112,6 +117,8 @@ def make_tail(model: nn.Module, inputs: Tensor, layer: TargetLayer) -> Tail:
         one = images[:1]
         before, result, logits = _record(model, one, layer)
         whole = Tail(model, images, layer, result)
+        if layer.sequence_first:  # of what runs before it, the first dimension does not count images
+            return whole
         small = Tail(model, one, layer, result, before, frozenset(before))
         raw = first_tensor(result)
         assert raw is not None

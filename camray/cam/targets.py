@@ -108,11 +108,8 @@ def choose(rule: TargetRule, logits: Tensor, labels: Tensor | None) -> Tensor:
     batch, classes = z.shape
     binary = classes == 1
     known = 2 if binary else classes
-    if rule.select == "predicted":
-        return (z > 0).long() if binary else z.argmax(1, keepdim=True)
-    if rule.select == "top":
-        both = torch.cat([-z, z], 1) if binary else z  # class 1 is the logit's positive side
-        return both.topk(min(rule.count, known), 1).indices
+    if rule.select in ("predicted", "top"):
+        return ranked(z)[:, : rule.count]
     if rule.select == "above":
         return _above(z, rule.threshold)
     if rule.select == "label" and labels is None:
@@ -130,6 +127,16 @@ def choose(rule: TargetRule, logits: Tensor, labels: Tensor | None) -> Tensor:
     if int(ids.max()) >= known:
         raise UsageError("target", f"class {int(ids.max())} of a model with {known}", "see the classes")
     return ids.clamp(min=-1)  # (B, K)
+
+
+def ranked(logits: Tensor) -> Tensor:
+    """Class ids (B, classes) by falling logit, of equal ones the lowest id first: the rule for every tie.
+
+    A single logit speaks of two classes; class 1 is its positive side.
+    """
+    z = logits.float()
+    both = torch.cat([-z, z], 1) if z.shape[1] == 1 else z
+    return both.sort(dim=1, descending=True, stable=True).indices
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ class Aim:
 
 def _above(z: Tensor, threshold: float) -> Tensor:
     """Classes whose sigmoid reaches the threshold, highest first; as many columns as the widest row."""
-    order = z.sort(1, descending=True)
+    order = z.sort(dim=1, descending=True, stable=True)
     passed = torch.sigmoid(order.values) >= threshold  # (B, classes)
     width = max(1, int(passed.sum(1).max()))
     return torch.where(passed, order.indices, -1)[:, :width]

@@ -75,6 +75,8 @@ def prepare(config: Config) -> Comparison:
 
     check_target(config.method.target, methods)
     explainer, model = resolve(config, top_folders(listing), methods)
+    if explainer.activation == "value":
+        raise UsageError("--task", "regression, but what is measured are classes", "camray explain")
     explainer = replace(explainer, method="compare")
     groupings = grouped(out, listing, lambda _: False)
     shards = chosen_shards(listing, listing, groupings)

@@ -85,14 +85,15 @@ class BatchScorer(BatchExplainer):
 
     def _rows(self, scores: Scores) -> list[list[Row]]:
         """Give the rows of each image: its maps first, then its values."""
-        best = class_scores(scores.logits.double(), self.explainer.activation).max(1)
+        best = cam.ranked(scores.logits)[:, :1]
+        confidence = class_scores(scores.logits.double(), self.explainer.activation).gather(1, best)
         made = []
         for i, (predicted, target) in enumerate(
-            zip(best.indices.tolist(), scores.classes.tolist(), strict=True)
+            zip(best[:, 0].tolist(), scores.classes.tolist(), strict=True)
         ):
             common = {
                 "predicted_class": predicted, "predicted_label": self.explainer.label_of(predicted),
-                "confidence": float(best.values[i]),
+                "confidence": float(confidence[i]),
                 "target_class": target, "target_label": self.explainer.label_of(target),
             }  # fmt: skip
             made.append([common | one for one in (*_map_rows(scores, i), *self._value_rows(scores, i))])

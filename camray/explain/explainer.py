@@ -29,12 +29,13 @@ from camray.explain.signals import heat_signals, heat_status, top2_cosine
 from camray.models.folding import Pairs, find_pairs, fold, largest_change, reshape
 from camray.models.labels import classes_named, label_lookup, target_by_index
 from camray.models.load import LoadedModel, build, load_model
-from camray.models.outputs import class_scores, score_entropy
+from camray.models.outputs import class_scores, probe_images, score_entropy
 from camray.models.preprocessing import to_input
 from camray.records import DECODED, EXPLAINED, SCHEMA_VERSION, Status, failure, struct_array
 
 Row = dict[str, Any]
 FOLDING_CHANGE = 1e-5  # of the greatest value: what folded batch norms may move by rounding
+STEADY = 1e-3  # of the greatest logit: what batches of another size may move by rounding
 LARGEST_MAP = 32  # cells a side that a record keeps
 DOUBTFUL_DROP = 0.1  # confidence lost without the hot border: from here on a person should see the picture
 LOW_MARGIN = 0.1  # below this difference of the two best softmax values a prediction is flagged
@@ -52,21 +53,24 @@ def resolve(
     """
     loaded = load_model(config.model, config.preprocess, folders)
     target = target_by_index(config.method.target, loaded.class_names)
-    rule = cam.TargetRule.parse(target)
-    for class_id in (*rule.classes, *((rule.against,) if rule.score == "vs" else ())):
+    rule = _rule(target, loaded.activation)
+    named = rule.classes if loaded.activation != "value" else ()
+    for class_id in (*named, *((rule.against,) if rule.score == "vs" else ())):
         if class_id >= loaded.num_classes:
             what = f"class {class_id} of a model with {loaded.num_classes} classes"
             raise ModelError("--target", what, f"give 0..{loaded.num_classes - 1}")
     spec = loaded.input
     layer = cam.find_target_layer(
-        loaded.module, (len(spec.mean), spec.height, spec.width), config.method.layer
-    )
+        loaded.module, (len(spec.mean), spec.height, spec.width), config.method.layer,
+        config.method.pair, config.method.prefix,
+    )  # fmt: skip
     method = cam.parse_method(config.method.name)
     # one grey image, so that a method that cannot work here is refused before anything runs
     grey = torch.zeros(1, len(spec.mean), spec.height, spec.width)
     cam.explain(
         loaded.module, grey, layer, [method, *methods], rule, labels=torch.zeros(1, dtype=torch.int64)
     )
+    doubts = _steadiness(loaded, config.run.batch_size == 1)
     explainer = Explainer(
         model=loaded.name,
         model_args=loaded.build_args,
@@ -77,15 +81,56 @@ def resolve(
         method=method.spelled,
         target=target,
         target_layer=layer.name,
-        layout={"layout": layer.layout, "prefix": layer.prefix, "grid": layer.grid},
+        layout=layer.to_dict(),
         top_k=min(config.run.top_k, loaded.num_classes),
         max_pixels=config.archive.max_pixels,
         schema_version=SCHEMA_VERSION,
         activation=loaded.activation,
         confirm=config.audit.confirm,
     )
+    loaded = replace(loaded, notes=(*loaded.notes, *doubts))
     whole_network = method.entry.biases or method.name == "captum"  # these look at every batch norm
     return explainer, loaded if methods or whole_network else _folded(loaded, layer)
+
+
+def _steadiness(loaded: LoadedModel, alone: bool) -> tuple[str, ...]:
+    """Run an image twice, and beside others: its answer must depend on itself only.
+
+    Raises:
+        ModelError: it does not, and the images are not explained `alone`.
+    """
+    spec = loaded.input
+    images = probe_images(len(spec.mean), spec.height, spec.width)
+    with torch.no_grad():
+        first, again, beside = (loaded.module(x)[-1] for x in (images[-1:], images[-1:], images))
+    unsteady, mixed = (largest_change([first], [other]) > STEADY for other in (again, beside))
+    if unsteady:
+        raise ModelError(
+            "--model", "it answers the same image differently each time", "turn off what it draws at random: "
+            "dropout that ignores eval(), noise",
+        )  # fmt: skip
+    if mixed and not alone:
+        moved = largest_change([first], [beside])
+        norms = [
+            n for n, m in loaded.module.named_modules() if getattr(m, "track_running_stats", True) is False
+        ]
+        raise ModelError(
+            "--model", f"its answer for an image depends on the others of the batch (by {moved:.0%})"
+            + (f": {norms[0]} has no running statistics" if norms else ""), "--batch-size 1",
+        )  # fmt: skip
+    return ("answers depend on the other images of a batch: every image is explained alone",) * mixed
+
+
+def _rule(target: str, activation: str) -> cam.TargetRule:
+    """Read a target as these scores mean it: a share is compared as it is, a value has no classes."""
+    rule = cam.TargetRule.parse(target)
+    if activation == "value":
+        if rule.select != "predicted" or rule.score != "logit":
+            raise ModelError("--target", f"{target}, but a regression has no classes", "leave it out")
+        return replace(rule, select="class", classes=(1,))  # of a single number, its positive side
+    if activation == "none" and rule.select == "above":
+        return replace(rule, threshold=1 / (1 + math.exp(-rule.threshold)))  # the engine asks sigmoid(z)
+    return rule
 
 
 def _folded(loaded: LoadedModel, layer: cam.TargetLayer) -> LoadedModel:
@@ -126,7 +171,7 @@ class BatchExplainer:
     ) -> None:
         self.explainer, self.batch_size, self.folded = explainer, batch_size, folded
         self.device = torch.device(device)
-        self._rule = cam.TargetRule.parse(explainer.target)
+        self._rule = _rule(explainer.target, explainer.activation)
         module = reshape(build(explainer.model_args), folded)
         module.load_state_dict(_own_copies(module, state, explainer.model_args["kind"]), assign=True)
         self.module: nn.Module = module.eval().requires_grad_(False).to(self.device)
@@ -149,7 +194,7 @@ class BatchExplainer:
         Failed and skipped items pass through, once each.
         """
         rows, explained = self.in_batches(images)
-        if self.explainer.confirm:
+        if self.explainer.confirm and self.explainer.activation != "value":
             self._look_again(explained, images.field("pixels"))
         out = [row | result for i, row in enumerate(rows) for result in explained.get(i) or [{}]]
         columns: dict[str, Any] = {name: [row.get(name) for row in out] for name in _FILLED}
@@ -210,13 +255,11 @@ class BatchExplainer:
                 reason = "the model's logits are not finite"
                 out.append([failure(Stage.EXPLAIN, ErrorCode.NONFINITE_OUTPUT, reason)])
                 continue
-            label, predicted = row["label_class"], predictions[i]["predicted_class"]
+            label, predicted = row["label_class"], predictions[i].get("predicted_class")
             correct = None if label is None else label == predicted  # None: the archive names no class
             common = method | predictions[i] | {"correct": correct, "heat_top2_cosine": alike[i]}
             targets = [
-                common | heat[i * count + k] | {"target_class": c, "target_label": self.explainer.label_of(c)}
-                for k, c in enumerate(classes)
-                if c >= 0
+                common | heat[i * count + k] | self._class_columns(c) for k, c in enumerate(classes) if c >= 0
             ]
             out.append(targets or [common | {"heat_status": "no_target"}])
         return out
@@ -236,8 +279,15 @@ class BatchExplainer:
         budget = math.ceil(self.explainer.confirm * len(pixels))
         confirm.look_again(explained, budget, self.batch_size, scores)
 
+    def _class_columns(self, class_id: int) -> Row:
+        if self.explainer.activation == "value":
+            return {}
+        return {"target_class": class_id, "target_label": self.explainer.label_of(class_id)}
+
     def label_class(self, row: Row) -> int | None:
         """Resolve the archive's label to a class index of this model, or None."""
+        if self.explainer.activation == "value":
+            return None
         known, label = row["label_class"], row["label"]
         if known is None and label is not None:
             known = self._lookup.get(label, int(label) if label.isdecimal() and not self._lookup else None)
@@ -278,7 +328,7 @@ def is_flagged(row: Row) -> bool:
     """Tell whether a person should look: wrong, hesitant, hanging on the border, or without a usable map."""
     drop = row.get("confirm_drop")
     doubtful = row.get("confirm_region") is not None and (drop is None or drop > DOUBTFUL_DROP)
-    low = (row["margin"] or 0.0) < LOW_MARGIN
+    low = row["margin"] is not None and row["margin"] < LOW_MARGIN
     return row["correct"] is False or row["heat_status"] != "ok" or low or doubtful
 
 
@@ -297,11 +347,13 @@ def _method_columns(explainer: Explainer) -> Row:
 
 
 def _predictions(logits: Tensor, explainer: Explainer) -> list[Row]:
-    """Give predictions of logits (B, outputs): scores, top k, margin, entropy in 0..1."""
+    """Give predictions of logits (B, outputs): scores, top k, margin, entropy in 0..1; or the value."""
+    if explainer.activation == "value":
+        return [{"predicted_value": value} for value in logits[:, 0].tolist()]
     p = class_scores(logits, explainer.activation)  # (B, classes)
-    top = p.topk(max(2, explainer.top_k), dim=1)
+    best = cam.ranked(logits)[:, : max(2, explainer.top_k)]
     entropy = score_entropy(p, explainer.activation)
-    scores, ids = top.values.tolist(), top.indices.tolist()
+    scores, ids = p.gather(1, best).tolist(), best.tolist()
     return _as_rows(
         {
             "predicted_class": [own[0] for own in ids],

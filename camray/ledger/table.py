@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
@@ -26,7 +26,7 @@ from camray.ledger import log
 from camray.ledger.committed import PARTITION, CommittedFiles, RecordFile, is_committed
 from camray.ledger.hold import Held
 from camray.ledger.out import TABLE
-from camray.records import RECORD_SCHEMA, SCHEMA_VERSION, Accounting, Receipt, Shard
+from camray.records import LATER, RECORD_SCHEMA, SCHEMA_VERSION, Accounting, Receipt, Shard
 from camray.storage import Folder
 
 COMMIT_ATTEMPTS = 20
@@ -96,7 +96,11 @@ class Table:
             self._check_version()
 
     def create(self) -> None:
-        """Make the table unless it is there already."""
+        """Make the table unless it is there already; one of an earlier camray gains the columns it lacks."""
+        if self._delta is not None and (missing := set(self._kind.whole.names) - self.columns):
+            fields = Schema.from_arrow(self._kind.whole).fields
+            self._delta.alter.add_columns([f for f in fields if f.name in missing])
+            self._delta = log.opened(self._out, self._kind.folder)
         if self._delta is None:
             if log.is_stillborn(self._out, self._kind.folder):
                 self._out.delete(log.entry(self._kind.folder, 0))
@@ -129,15 +133,17 @@ class Table:
         return frozenset(field.name for field in self._delta.schema().fields)
 
     def check_columns(self) -> None:
-        """Refuse to write into a table with other columns than today's; it stays readable.
+        """Refuse to write into a table with other columns than today's, but for later ones that it can gain.
 
         Raises:
             UsageError: columns are missing, or unknown.
         """
         if self._delta is None or self.columns == set(self._kind.whole.names):
             return
-        missing = sorted(set(self._kind.whole.names) - self.columns)
+        missing = sorted(set(self._kind.whole.names) - self.columns - LATER)
         unknown = sorted(self.columns - set(self._kind.whole.names))
+        if not missing and not unknown:
+            return
         parts = (("lacks", missing), ("has besides", unknown))
         difference = " and ".join(f"{verb} {', '.join(names[:3])}" for verb, names in parts if names)
         raise UsageError(

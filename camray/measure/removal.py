@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from camray.cam.split import call
 
-Activation = Literal["softmax", "sigmoid"]
+Activation = Literal["softmax", "sigmoid", "none"]
 EQUAL = 1e-5  # pixels closer than this, in shares of the map's height, are of one rank
 Fill = Callable[[Tensor, Tensor], Tensor]  # rows (n,), removed pixels (n, H, W) -> images (n, C, H, W)
 
@@ -29,7 +29,7 @@ def class_probability(logits: Tensor, classes: Tensor, activation: Activation) -
     if z.shape[1] == 1:
         p = torch.cat([1 - z.sigmoid(), z.sigmoid()], 1)
     else:
-        p = z.softmax(1) if activation == "softmax" else z.sigmoid()
+        p = {"softmax": z.softmax(1), "sigmoid": z.sigmoid(), "none": z}[activation]
     return p.gather(1, classes.clamp(min=0)[:, None])[:, 0]
 
 

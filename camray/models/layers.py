@@ -41,9 +41,10 @@ def print_layers(config: Config, show_all: bool, as_json: bool) -> ExitCode:
         print(note, file=sys.stderr)
     spec = loaded.input
     size = (len(spec.mean), spec.height, spec.width)
+    reading = config.method.pair, config.method.prefix
     if config.method.layer is not None:
-        cam.find_target_layer(loaded.module, size, config.method.layer)
-    infos = [info for info in cam.list_layers(loaded.module, size) if info.usable or show_all]
+        cam.find_target_layer(loaded.module, size, config.method.layer, *reading)
+    infos = [info for info in cam.list_layers(loaded.module, size, *reading) if info.usable or show_all]
     if as_json:
         for info in infos:
             row = {"name": info.name, "type": info.type, "shape": info.shape, "chosen": info.chosen}

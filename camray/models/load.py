@@ -20,6 +20,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from camray.config import InputSpec, ModelConfig, PreprocessConfig
 from camray.errors import ModelError, printable
@@ -65,9 +66,11 @@ def load_model(
     module.eval().requires_grad_(False)
     _refuse_nonfinite(module)
     spec, told = _input_spec(source, module, config, preprocess)
-    reading = read_output(module, spec, config.activation)
-    as_logits(module, reading.form, reading.count)
-    names, named = _class_names(config, source, reading.classes, folders)
+    reading = read_output(module, spec, config.activation, config.output, config.task)
+    as_logits(module, **reading.to_dict())
+    names, named = ((), ()) if reading.activation == "value" else _class_names(
+        config, source, reading.classes, folders
+    )  # fmt: skip
     digest = _file_sha256(source.weights) if source.weights else state_sha256(module.state_dict())
     return LoadedModel(
         name=config.name if source.recipe.kind == "torchvision" else source.recipe.name,
@@ -78,7 +81,7 @@ def load_model(
         class_names=names,
         num_classes=reading.classes,
         activation=reading.activation,
-        notes=(*notes, *told, *_reading_notes(reading), *named),
+        notes=(*notes, *told, *reading.told, *named),
     )
 
 
@@ -98,7 +101,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def _build_args(recipe: Recipe, reading: Reading, config: ModelConfig) -> dict[str, Any]:
-    made = recipe.to_dict() | {"output": {"form": reading.form, "count": reading.count}}
+    made = recipe.to_dict() | {"output": reading.to_dict()}
     for choice in ("partial", "trust_pickle"):
         if getattr(config, choice):
             made[choice] = True
@@ -121,6 +124,7 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
     found = checkpoints.read_checkpoint(path, config.trust_pickle, source.code)
     module = sources.build(source.recipe)
     state, renamed = weights.rename(module, found.state)
+    _materialise(module, state)
     size = weights.head_size(module, state) if config.num_classes is None else None
     notes = [*found.notes, *renamed]
     if size is not None and sources.takes_num_classes(source.recipe):
@@ -134,6 +138,13 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
     return source, module, (*notes, *fitted.notes)
 
 
+def _materialise(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give the parameters of lazy modules the shapes that the weights have."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, UninitializedBuffer | UninitializedParameter) and name in state:
+            tensor.materialize(state[name].shape)
+
+
 def _input_spec(
     source: Source, module: nn.Module, config: ModelConfig, preprocess: PreprocessConfig | None
 ) -> tuple[InputSpec, tuple[str, ...]]:
@@ -143,25 +154,17 @@ def _input_spec(
         defaults = preprocessing.timm_defaults(module, source.pretrained_cfg)
     elif recipe.kind == "torchvision":
         defaults = preprocessing.torchvision_defaults(recipe.name, pretrained=config.checkpoint is None)
+        if recipe.name in sources.NORMALISE_AGAIN and "transform_input" not in config.args:
+            told = "transform_input=True, as torchvision sets it with weights; for a network trained without"
+            notes = (f"{told}: --model-arg transform_input=False",)
     else:
         defaults = dict(preprocessing.USUAL)
-        if (preprocess or PreprocessConfig()) == PreprocessConfig():
-            notes = (
-                "preprocessing of ImageNet (resize 256, crop 224, its mean and std): own code names none",
-            )
-    channels = preprocessing.input_channels(module)
+        notes = preprocessing.guessed(preprocess or PreprocessConfig())
+    sized = preprocessing.input_spec(
+        defaults, 3, replace(preprocess or PreprocessConfig(), mean=None, std=None)
+    )
+    channels = preprocessing.input_channels(module, sized.height, sized.width)
     return preprocessing.input_spec(defaults, channels, preprocess), notes
-
-
-def _reading_notes(reading: Reading) -> tuple[str, ...]:
-    notes = []
-    if reading.form != "logits":
-        notes.append(f"the network ends in a {reading.form}: it is undone for the explanation")
-    if reading.count == 1:
-        notes.append("one output: class 1 where it is high, class 0 where it is low")
-    elif reading.activation == "sigmoid":
-        notes.append("scores are independent (sigmoid): they do not sum to 1")
-    return tuple(notes)
 
 
 def _pretrained(source: Source, download: bool) -> nn.Module:

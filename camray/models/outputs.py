@@ -1,94 +1,141 @@
 """What a network returns, read as logits (images, outputs), and the scores people see.
 
 Flows in: a module as its author wrote it. Flows out: the same module whose call gives logits, so that one
-engine explains it: a tuple or dict gives its logits, (B, 1, 1, 1) becomes (B, 1), and where the last
-operation is a sigmoid or softmax it is undone, because its gradient fades exactly where the model is sure.
+engine explains it: of several outputs the one of class scores, (B, 1, 1, 1) as (B, 1), and where a softmax
+or sigmoid ends the network what went into it, because its gradient fades exactly where the model is sure.
+Nothing is guessed: each reading is proved on probe images, and what cannot be read is refused.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from camray.cam.split import pick_output
 from camray.config import InputSpec
 from camray.errors import ModelError, printable
 
-Form = Literal["logits", "sigmoid", "softmax"]
-Activation = Literal["softmax", "sigmoid"]
+Form = Literal["logits", "sigmoid", "softmax", "log_sigmoid", "log_softmax"]
+Activation = Literal["softmax", "sigmoid", "none", "value"]
+Task = Literal["classification", "regression"]
 
 EPSILON = 1e-7  # a probability nearer to 0 or 1 than this is taken as this: float32 knows no better
+PROBES = 4  # images: grey, noise, two with the spectrum of photographs
+NORM_ONE = 1e-3  # lengths this near to 1, of every probe image, are those of an embedding
 _RESHAPES = re.compile(
     r"(View|UnsafeView|ReshapeAlias|Squeeze|Unsqueeze|Clone|ToCopy|Alias|Select|Slice|Permute|Transpose|T)Back"
 )
+# What turns logits into the output, or into its exponential for log_softmax, whose -inf no logit gives.
+_SQUASHES: Mapping[Form, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda z: z.softmax(1), "sigmoid": torch.sigmoid,
+    "log_softmax": lambda z: z.softmax(1), "log_sigmoid": F.logsigmoid,
+}  # fmt: skip
+_CALLED = {"softmax", "log_softmax", "sigmoid", "logsigmoid", "log_sigmoid", "expit"}
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How the output of a network is read."""
 
-    form: Form  # what its last operation is
+    form: Form  # what ends it
     count: int  # numbers per image
     activation: Activation  # how the numbers become scores
+    before: int = 0  # the logits went into the softmax or sigmoid called so many before the end; 0: no such
+    share: int | None = None  # which share of that softmax the one number is; None: all
+    output: str | None = None  # which of several outputs
+    told: tuple[str, ...] = ()  # what a person should know of it
 
     @property
     def classes(self) -> int:
         """A single number tells two classes apart: 0 where it is low, 1 where it is high."""
-        return max(2, self.count)
+        return 1 if self.activation == "value" else max(2, self.count)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the arguments of `as_logits`, as JSON knows them."""
+        parts = {"before": self.before or None, "share": self.share, "output": self.output}
+        return {"form": self.form, "count": self.count} | {k: v for k, v in parts.items() if v is not None}
 
 
-def read_output(module: nn.Module, spec: InputSpec, activation: str = "auto") -> Reading:
-    """Run the network on two grey images and tell how its output is to be read.
+def read_output(
+    module: nn.Module,
+    spec: InputSpec,
+    activation: str = "auto",
+    output: str | None = None,
+    task: Task = "classification",
+) -> Reading:
+    """Run the network on probe images and tell how its output is to be read.
 
-    `auto`: sigmoid where the network ends in one or gives a single number, else softmax.
+    `activation` auto: sigmoid where the network ends in one or gives a single number, none where it gives
+    shares that sum to 1, else softmax. `output`: which of several.
 
     Raises:
         ModelError: it cannot take such images, or its output is no classification.
     """
-    grey = torch.zeros(2, len(spec.mean), spec.height, spec.width, requires_grad=True)
-    try:
-        with torch.enable_grad():
-            raw = pick_tensor(module(grey))
-    except ModelError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the user's own code may raise anything
-        size = f"{len(spec.mean)} x {spec.height} x {spec.width}"
-        raise ModelError(
-            "--model", printable(f"it fails on an image of {size}: {type(error).__name__}: {error}"),
-            "--input-size as the model was trained; for a model built for one size, --model-arg img_size=N",
-        ) from None  # fmt: skip
+    calls = _Calls(None)
+    with calls:
+        raw = _run(module, spec, output)
     count = _count(module, raw)
-    form = _form(raw)
-    if form == "softmax" and (count == 1 or activation == "sigmoid"):
-        raise ModelError("--activation", "sigmoid, but the network ends in a softmax", "leave it out")
-    if activation == "auto":
-        activation = "sigmoid" if form == "sigmoid" or count == 1 else "softmax"
-    elif activation == "softmax" and (count == 1 or form == "sigmoid"):
-        why = "gives one number an image" if count == 1 else "ends in a sigmoid"
-        raise ModelError("--activation", f"softmax, but the network {why}", "leave it out")
-    return Reading(form, count, "sigmoid" if activation == "sigmoid" else "softmax")
+    values = raw.detach().reshape(len(raw), count).float()
+    if task == "regression":
+        return _regression(count, activation, output)
+    form, before, share = _ending(calls.inputs, raw, values)
+    _refuse_embedding(values, form)
+    chosen = _activation(activation, form, count, _are_shares(values))
+    if chosen == "none" and count == 1:
+        form, chosen = "sigmoid", "sigmoid"  # the probability of class 1
+    told = _told(form, before, count, chosen, activation, values)
+    return Reading(form, count, chosen, before, share, output, told)
 
 
-def as_logits(module: nn.Module, form: str, count: int) -> nn.Module:
-    """Let every call of the module return logits (B, count)."""
+def as_logits(
+    module: nn.Module,
+    form: str,
+    count: int,
+    before: int = 0,
+    share: int | None = None,
+    output: str | None = None,
+) -> nn.Module:
+    """Let every call of the module return logits (B, count), as `Reading` says."""
+    running = threading.local()
 
-    def read(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
-        values = pick_tensor(output).reshape(len(args[0]), count)
+    def watch(_module: nn.Module, _args: tuple[Any, ...]) -> None:
+        calls = _Calls(before)
+        running.calls = [*getattr(running, "calls", ()), calls]
+        calls.__enter__()
+
+    def read(_module: nn.Module, args: tuple[Any, ...], given: Any) -> Tensor | None:
+        calls = running.calls.pop() if before else None
+        if calls is not None:
+            calls.__exit__(None, None, None)
+        if given is None:  # the network failed: its own error goes on
+            return None
+        if calls is not None:
+            return _logits_before(calls, len(args[0]), count, share)
+        values = pick_tensor(given, output).reshape(len(args[0]), count)
         if form == "sigmoid":
             return values.logit(eps=EPSILON)
         return values.clamp(min=EPSILON**2).log() if form == "softmax" else values
 
-    module.register_forward_hook(read)
+    if before:
+        module.register_forward_pre_hook(watch)
+    module.register_forward_hook(read, always_call=bool(before))
     return module
 
 
 def class_scores(logits: Tensor, activation: str) -> Tensor:
-    """Scores 0..1 of each class (B, classes) from logits (B, outputs)."""
+    """Scores of each class (B, classes), 0..1 but for `none`, from logits (B, outputs)."""
+    if activation in ("none", "value"):
+        return logits
     if activation == "softmax":
         return logits.softmax(1)
     p = logits.sigmoid()
@@ -97,28 +144,116 @@ def class_scores(logits: Tensor, activation: str) -> Tensor:
 
 def score_entropy(scores: Tensor, activation: str) -> Tensor:
     """Say how undecided scores (B, classes) are, 0..1: entropy over classes, or mean over yes-no answers."""
+    if activation == "none":
+        scores = scores.clamp(0, 1)
+        of_one = (scores.sum(1) - 1).abs() < NORM_ONE
+        return torch.where(of_one, score_entropy(scores, "softmax"), score_entropy(scores, "sigmoid"))
     whole = scores[:, None] if activation == "softmax" else torch.stack([scores, 1 - scores], 2)
     h: Tensor = torch.special.entr(whole).sum(2) / math.log(whole.shape[2])  # (B, questions)
     undecided: Tensor = h.mean(1)
     return undecided
 
 
-def pick_tensor(output: Any) -> Tensor:
+def pick_tensor(output: Any, name: str | None = None) -> Tensor:
     """Find the tensor of logits in whatever a classifier returns."""
-    output = pick_output(output)
+    output = pick_output(output, name)
     if not isinstance(output, Tensor):
         raise ModelError("--model", f"its output is {type(output).__name__}, no tensor", "give a classifier")
     return output
 
 
+def probe_images(channels: int, height: int, width: int) -> Tensor:
+    """Make grey, noise, and two images with the spectrum of photographs, normalised: (4, C, H, W)."""
+    draw = torch.Generator().manual_seed(0)
+    size = (height, width)
+    scales = [
+        nn.functional.interpolate(torch.randn(2, channels, n, n, generator=draw), size, mode="bilinear")
+        for n in (2, 4, 8, 16)
+    ]
+    noise = torch.randn(1, channels, height, width, generator=draw)
+    smooth = torch.stack(scales).mean(0) * 2
+    return torch.cat([torch.zeros(1, channels, height, width), noise, smooth])
+
+
+class _Calls(TorchFunctionMode):
+    """Keeps what went into every softmax and sigmoid, or into the last `keep` of them."""
+
+    def __init__(self, keep: int | None) -> None:
+        super().__init__()
+        self.inputs: deque[Tensor] = deque(maxlen=keep)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = str(getattr(func, "__name__", ""))
+        if name.rstrip("_").removeprefix("special_") in _CALLED:
+            z = args[0] if args else kwargs.get("input")
+            if isinstance(z, Tensor):
+                self.inputs.append(z.clone() if name.endswith("_") else z)  # in place: before it is gone
+        return func(*args, **kwargs)
+
+
+def _run(module: nn.Module, spec: InputSpec, output: str | None) -> Tensor:
+    images = probe_images(len(spec.mean), spec.height, spec.width).requires_grad_()
+    try:
+        with torch.enable_grad():
+            return pick_tensor(module(images), output)
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the user's own code may raise anything
+        size = f"{len(spec.mean)} x {spec.height} x {spec.width}"
+        raise ModelError(
+            "--model", printable(f"it fails on an image of {size}: {type(error).__name__}: {error}"),
+            "--input-size as the model was trained; for a model built for one size, --model-arg img_size=N",
+        ) from None  # fmt: skip
+
+
+def _logits_before(calls: _Calls, images: int, count: int, share: int | None) -> Tensor:
+    if len(calls.inputs) < (calls.inputs.maxlen or 0):
+        raise ModelError("--model", "its softmax ran at start, but not for these images", "give the logits")
+    z = calls.inputs[0]
+    if share is None:
+        return z.reshape(images, count)
+    z = z.reshape(images, -1)
+    others = torch.cat([z[:, :share], z[:, share + 1 :]], 1)
+    return z[:, share : share + 1] - others.logsumexp(1, keepdim=True)
+
+
 def _count(module: nn.Module, raw: Tensor) -> int:
-    """Numbers per image of the output for two images."""
+    """Numbers per image of the output for the probe images."""
     if getattr(module, "num_classes", None) == 0:
         raise ModelError("--model", "it has no head: its output is features", "give a classifier")
-    if raw.ndim == 0 or len(raw) != 2 or any(n != 1 for n in raw.shape[2:]):
+    if raw.ndim == 0 or len(raw) != PROBES or any(n != 1 for n in raw.shape[2:]):
         shape = "(images, " + ", ".join(str(n) for n in raw.shape[1:]) + ")" if raw.ndim else "one number"
         raise ModelError("--model", f"its output is {shape}, not (images, classes)", "give a classifier")
-    return raw.numel() // 2
+    return raw.numel() // PROBES
+
+
+def _ending(inputs: deque[Tensor], raw: Tensor, values: Tensor) -> tuple[Form, int, int | None]:
+    """Tell what ends the network, and which of the recorded calls it is: proved by the values.
+
+    Where no recorded call gives them (compiled code), the graph still tells the last operation.
+    """
+    count, ends = values.shape[1], _form(raw)
+    forms = {f: squash for f, squash in _SQUASHES.items() if ends in ("logits", f)}
+    for back, z in enumerate(reversed(inputs), 1):
+        if z.numel() == values.numel():
+            flat = z.detach().reshape(values.shape).float()
+            for form, squash in forms.items():
+                given = values.exp() if form == "log_softmax" else values
+                if (count > 1 or "softmax" not in form) and _same(squash(flat), given):
+                    return form, back, None
+        elif count == 1 and z.ndim and z.numel() % PROBES == 0 and z.numel() > PROBES:
+            shares = z.detach().reshape(PROBES, -1).float().softmax(1)
+            for k, p in enumerate(shares.unbind(1)):
+                if len(shares[0]) <= 1000 and _same(p, values[:, 0]):
+                    return "softmax", back, k
+    return ("sigmoid" if count == 1 and ends == "softmax" else ends), 0, None
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def _form(raw: Tensor) -> Form:
@@ -130,3 +265,71 @@ def _form(raw: Tensor) -> Form:
     if name.startswith("SigmoidBackward"):
         return "sigmoid"
     return "softmax" if name.startswith("SoftmaxBackward") else "logits"
+
+
+def _are_shares(values: Tensor) -> bool:
+    """Whether each image's numbers are probabilities of which exactly one is true."""
+    sums = values.sum(1)
+    return values.shape[1] > 1 and bool((values >= 0).all()) and bool(((sums - 1).abs() < 1e-4).all())
+
+
+def _refuse_embedding(values: Tensor, form: Form) -> None:
+    unit = bool(((values.norm(dim=1) - 1).abs() < NORM_ONE).all())
+    if form == "logits" and values.shape[1] > 1 and unit and not _are_shares(values):
+        raise ModelError(
+            "--model", f"its output is an embedding of {values.shape[1]} numbers, each image's of length 1",
+            "give a classifier, or the network with its head",
+        )  # fmt: skip
+
+
+def _regression(count: int, activation: str, output: str | None) -> Reading:
+    if count != 1:
+        raise ModelError("--task", f"regression, but the network gives {count} numbers an image",
+                         "a network that gives one; --output where it has several outputs")  # fmt: skip
+    if activation not in ("auto", "none"):
+        raise ModelError("--activation", f"{activation}, but a value has none", "leave it out")
+    return Reading(
+        "logits", 1, "value", output=output, told=("regression: the value is explained, no class",)
+    )
+
+
+def _activation(asked: str, form: Form, count: int, shares: bool) -> Activation:
+    """Settle how the numbers become scores; refuse what contradicts the network."""
+    ends_in = form.removeprefix("log_")
+    if ends_in == "softmax" and (count == 1 or asked == "sigmoid") and asked not in ("auto", "none"):
+        raise ModelError("--activation", f"{asked}, but the network ends in a softmax", "leave it out")
+    if asked == "softmax" and (count == 1 or ends_in == "sigmoid"):
+        why = "gives one number an image" if count == 1 else "ends in a sigmoid"
+        raise ModelError("--activation", f"softmax, but the network {why}", "leave it out")
+    if asked == "none" and form == "logits":
+        return "none"
+    if asked in ("sigmoid", "softmax"):
+        return "sigmoid" if asked == "sigmoid" else "softmax"
+    if form == "logits" and shares:
+        return "none"
+    return "sigmoid" if ends_in == "sigmoid" or count == 1 else "softmax"
+
+
+def _told(
+    form: Form, before: int, count: int, activation: Activation, asked: str, values: Tensor
+) -> tuple[str, ...]:
+    """Say what people should know of the reading."""
+    notes = []
+    if form != "logits":
+        undone = "it is undone for the explanation, whose gradient fades where the network is sure"
+        done = "the logits before it are explained" if before else undone
+        notes.append(f"the network ends in a {form}: {done}")
+    if activation == "none" and asked == "auto":
+        notes.append("its outputs are shares that sum to 1, though no softmax ends it: they are taken as "
+                     "scores and explained as they are (--activation none)")  # fmt: skip
+    within = form == "logits" and 0 <= float(values.min()) <= float(values.max()) <= 1
+    if asked == "auto" and activation != "none" and within and bool((values != values[0, 0]).any()):
+        notes.append("WARNING: its outputs lie between 0 and 1, though no sigmoid or softmax ends it: taken "
+                     "as logits; --activation none where they are probabilities")  # fmt: skip
+    if count == 1:
+        notes.append("one output: class 1 where it is high, class 0 where it is low")
+        if form == "logits":
+            notes.append("where the one output is a measured value, not a class: --task regression")
+    elif activation == "sigmoid":
+        notes.append("scores are independent (sigmoid): they do not sum to 1")
+    return tuple(notes)

@@ -70,10 +70,51 @@ def input_spec(
     )
 
 
-def input_channels(module: nn.Module) -> int:
-    """Count the channels the network takes: those of its first convolution."""
-    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-    return first.in_channels if first is not None else 3
+def input_channels(module: nn.Module, height: int, width: int) -> int:
+    """Find how many channels the network takes, by running it: 3 where it takes colour, else 1.
+
+    Where it takes neither, what receives the image says how many it wants.
+    """
+    with torch.no_grad():
+        for channels in (3, 1):
+            try:
+                module(torch.zeros(1, channels, height, width))
+            except Exception:  # noqa: BLE001 - the user's own code may raise anything; what fits decides
+                continue
+            return channels
+        return _wanted_channels(module, torch.zeros(1, 3, height, width))
+
+
+def _wanted_channels(module: nn.Module, image: Tensor) -> int:
+    """Give the channels of the first module that gets the image and has a say in it; 3 where none has."""
+    wanted: list[int] = []
+
+    def watch(own: nn.Module, args: tuple[Any, ...]) -> None:
+        count = getattr(own, "in_channels", getattr(own, "num_features", None))
+        if args and isinstance(args[0], Tensor) and args[0].shape == image.shape and isinstance(count, int):
+            wanted.append(count)
+
+    handles = [m.register_forward_pre_hook(watch) for m in module.modules()]
+    try:
+        module(image)
+    except Exception:  # noqa: BLE001, S110 - it fails: that is why it is asked; `read_output` tells the reason
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    first = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
+    return wanted[0] if wanted else first
+
+
+def guessed(given: PreprocessConfig) -> tuple[str, ...]:
+    """Say what of the preprocessing nobody named, so that ImageNet's is used: in words, for people."""
+    resized = given.resize or given.crop_pct
+    parts = {
+        "size 224": given.input_size, "resize 256" if not given.input_size else "crop of 224/256": resized,
+        "mean": given.mean, "std": given.std,
+    }  # fmt: skip
+    named = [part for part, said in parts.items() if not said]
+    return (f"preprocessing of ImageNet ({', '.join(named)}): own code names none",) if named else ()
 
 
 def to_input(views: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ from camray.models.own_code import OwnCode, collect_code, importable, load_objec
 
 Kind = Literal["timm", "torchvision", "own"]
 
+# torchvision's ports of Google's networks: with weights they take images normalised to mean and std of 0.5.
+NORMALISE_AGAIN = ("googlenet", "inception_v3")
 _LONGEST_NAME = 1000
 _PATIENCE_S = 5.0  # for the hub to take a connection
 
@@ -156,6 +158,10 @@ def _build(recipe: Recipe) -> Any:
     if recipe.kind == "torchvision":
         if name.startswith(("googlenet", "inception", "vgg")):
             args.setdefault("init_weights", False)  # many seconds of drawing numbers that weights replace
+        if name in NORMALISE_AGAIN:
+            args.setdefault(
+                "transform_input", True
+            )  # as torchvision's builder sets it where weights are given
         return torchvision.models.get_model(name, weights=None, **args)
     with importable(recipe.code):
         return load_object(recipe.code)(**args)
@@ -184,7 +190,7 @@ def _torchvision(name: str) -> Source:
             "--model", f"torchvision has no classifier {printable(name)!r}",
             f"did you mean {' or '.join(near)}?",
         )  # fmt: skip
-    return Source(Recipe("torchvision", name))
+    return Source(Recipe("torchvision", name, {"transform_input": True} if name in NORMALISE_AGAIN else {}))
 
 
 def _own(name: str) -> Source:

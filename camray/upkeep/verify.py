@@ -16,7 +16,7 @@ from camray.errors import ExitCode, UsageError, printable
 from camray.ledger.committed import RecordFile, checksum
 from camray.ledger.out import EXPLAINERS, PANELS, overlay_folder, pruned_runs
 from camray.ledger.table import RECORDS, Kind, Table
-from camray.records import Status
+from camray.records import LATER, Status
 from camray.storage import Folder
 from camray.upkeep.beside import find_beside, find_nothing_said
 from camray.upkeep.status import committed_shards, open_either
@@ -155,7 +155,8 @@ def _intact(out: Folder, file: RecordFile, kind: Kind, columns: Set[str]) -> pa.
     table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
     if table.num_rows != file.rows:
         raise pa.ArrowInvalid(f"{table.num_rows} rows, committed with {file.rows}")
-    written = pa.schema([field for field in kind.schema if field.name in columns])
+    due = columns - (LATER - set(table.schema.names))  # a file of before has none of these
+    written = pa.schema([field for field in kind.schema if field.name in due])
     if not table.schema.equals(written):
         raise pa.ArrowInvalid(f"its columns are not those of the {kind.folder.removesuffix('s')} schema")
     table.validate(full=True)

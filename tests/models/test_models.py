@@ -5,16 +5,18 @@ import math
 import shutil
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
 
-from camray.config import ModelConfig
+from camray.config import ModelConfig, PreprocessConfig
 from camray.errors import ModelError
 from camray.models.labels import IMAGENET_CLASSES, classes_named, imagenet_names, label_lookup
 from camray.models.load import load_model, state_sha256
@@ -373,3 +375,20 @@ def test_a_dead_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "pretrained weights of resnet18" in refusal(name="resnet18", download=True)
     assert asked
     assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_torchvisions_weights_meet_the_network_they_were_made_for(tmp_path: Path, name: str) -> None:
+    """torchvision's builder sets transform_input with weights; without it every logit is another."""
+    torch.manual_seed(0)
+    wanted = torchvision.models.get_model(name, weights=None, transform_input=True, init_weights=False).eval()
+    torch.save(wanted.state_dict(), tmp_path / "w.pth")
+    given = ModelConfig(name=f"torchvision:{name}", checkpoint=str(tmp_path / "w.pth"))
+    small = PreprocessConfig(input_size=(96,))
+    found = load_model(given, small)
+    x = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.allclose(found.module(x), wanted(x), atol=1e-5)
+    assert any("transform_input=True" in note for note in found.notes)
+    without = load_model(replace(given, args={"transform_input": False}), small)
+    assert not without.module.transform_input

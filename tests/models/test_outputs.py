@@ -15,6 +15,7 @@ from camray.errors import ModelError, UsageError
 from camray.models.outputs import as_logits, class_scores, read_output, score_entropy
 from camray.models.preprocessing import (
     USUAL,
+    guessed,
     input_channels,
     input_spec,
     to_input,
@@ -50,7 +51,7 @@ FORMS: list[tuple[Head, int, str, str]] = [
     (lambda z: z.sigmoid().squeeze(), 1, "sigmoid", "sigmoid"),
     (nn.Sigmoid(), 4, "sigmoid", "sigmoid"),
     (lambda z: z.softmax(1), 4, "softmax", "softmax"),
-    (lambda z: z.log_softmax(1), 4, "logits", "softmax"),
+    (lambda z: z.log_softmax(1), 4, "log_softmax", "softmax"),
     (lambda z: (z, "aux"), 4, "logits", "softmax"),
     (lambda z: {"aux": 1, "logits": z}, 4, "logits", "softmax"),
 ]
@@ -62,7 +63,7 @@ def test_every_form_gives_the_same_scores(give: Head, count: int, form: str, act
     reading = read_output(net, SPEC)
     assert (reading.form, reading.count, reading.activation) == (form, count, activation)
     assert reading.classes == max(2, count)
-    as_logits(net, reading.form, reading.count)
+    as_logits(net, **reading.to_dict())
     for batch in (1, 2, 5):
         x = torch.randn(batch, 3, 8, 8)
         z = net(x)
@@ -89,7 +90,7 @@ def test_the_gradient_of_an_undone_sigmoid_is_that_of_the_logit() -> None:
         (lambda z: z.sum(), "its output is one number"),
         (lambda z: "a cat", "its output is str"),
         (lambda z: {}, "its output is NoneType"),
-        (lambda z: z.reshape(2, 3), "fails on an image of 3 x 8 x 8"),
+        (lambda z: z.reshape(5, 3), "fails on an image of 3 x 8 x 8"),
     ],
 )
 def test_no_classifier(give: Head, said: str) -> None:
@@ -153,13 +154,49 @@ def test_torchvisions_own_recipes() -> None:
 
 
 def test_grey_models_see_luminance() -> None:
-    assert input_channels(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))) == 1
+    assert input_channels(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)), 8, 8) == 1
     spec = input_spec(USUAL, 1)
     assert spec.mean == (pytest.approx((0.485 + 0.456 + 0.406) / 3),)
     views = torch.tensor([[[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]]], dtype=torch.uint8)
     x = to_input(views, torch.tensor([0.5]), torch.tensor([0.5]))
     assert x.shape == (1, 1, 1, 4)
     assert torch.allclose((x * 0.5 + 0.5).flatten(), torch.tensor([0.299, 0.587, 0.114, 1.0]))
+
+
+class Gated(nn.Module):
+    """An attention over two maps, or a filter of grey made inside, is built before the stem."""
+
+    def __init__(self, stem: int, first: int) -> None:
+        super().__init__()
+        self.gate, self.stem = nn.Conv2d(first, 1, 3, padding=1), nn.Conv2d(stem, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate.in_channels == 1:
+            x = x * self.gate(x.mean(1, keepdim=True)).sigmoid()
+        y = self.stem(x)
+        if self.gate.in_channels == 2:
+            y = y * self.gate(torch.stack([y.mean(1), y.amax(1)], 1)).sigmoid()
+        return y.mean((2, 3))
+
+
+@pytest.mark.parametrize(("stem", "first"), [(3, 2), (3, 1), (1, 2), (4, 2), (4, 1), (2, 2)])
+def test_channels_are_those_of_what_receives_the_image(stem: int, first: int) -> None:
+    assert input_channels(Gated(stem, first).eval(), 8, 8) == stem
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "size 224, resize 256, mean, std"),
+        ({"input_size": (256,)}, "crop of 224/256, mean, std"),
+        ({"mean": (0.5,)}, "size 224, resize 256, std"),
+        ({"input_size": (64,), "resize": (64,), "std": (0.5,)}, "mean"),
+        ({"input_size": (64,), "crop_pct": 1.0, "mean": (0.5,), "std": (0.5,)}, ""),
+    ],
+)
+def test_what_is_still_guessed_is_named(given: dict[str, Any], said: str) -> None:
+    wanted = (f"preprocessing of ImageNet ({said}): own code names none",) if said else ()
+    assert guessed(PreprocessConfig(**given)) == wanted
 
 
 def test_channels_that_images_do_not_have() -> None:
@@ -180,7 +217,7 @@ def test_channels_that_images_do_not_have() -> None:
         ("preprocess.std", [0.5, 0.0, 0.5], "--std: 0.0 is out of range"),
         ("preprocess.mean", [float("nan")], "--mean"),
         ("preprocess.crop_mode", "fit", "one of center, squash, border"),
-        ("model.activation", "relu", "one of auto, softmax, sigmoid"),
+        ("model.activation", "relu", "one of auto, softmax, sigmoid, none"),
         ("model.args", 5, "model.args"),
     ],
 )
