@@ -123,7 +123,8 @@ class ModelConfig:
     """Which classifier. Without `checkpoint`, pretrained weights from the local cache."""
 
     name: str = setting(
-        "", "timm name or folder, torchvision:NAME, path/to/file.py:Class, package.module:factory, "
+        "", "timm name, folder (timm's or transformers'), torchvision:NAME, path/to/file.py:Class, "
+        "package.module:factory, "
         "hf-hub:OWNER/NAME", "--model NAME", verbs=JOBS, common=JOBS)
     args: dict[str, Any] = setting(
         {}, "argument of the model, or of your own class (repeatable)", "--model-arg NAME=VALUE",
@@ -134,6 +135,12 @@ class ModelConfig:
     partial: bool = setting(False, "go on with the weights that fit", "--partial")
     num_classes: int | None = setting(
         None, "size of the head; default: as weights", "--num-classes N", 1, common="layers")
+    prompts: str | None = setting(
+        None, "a CLIP or SigLIP folder's classes: one prompt a line, or name: prompt", "--prompts FILE",
+        common=EVERY)
+    head: str | None = setting(
+        None, "a linear head for embeddings: safetensors with weight (classes x width), maybe bias",
+        "--head FILE")
     class_names: str | None = setting(
         None, "class names: txt, csv, json, or imagenet", "--class-names FILE", common=EVERY)
     activation: Literal["auto", "softmax", "sigmoid", "none"] = setting(
@@ -310,6 +317,7 @@ class InputSpec:
     std: tuple[float, ...]
     fill: tuple[int, int, int] = (0, 0, 0)
     fast_decode: bool = False  # JPEGs at a reduced scale
+    crop_floor: bool = False  # an odd margin's last pixel lies right and below; else half-to-even, as timm
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +348,8 @@ class Explainer:
     def to_json(self) -> str:
         """Give the canonical JSON: sorted keys, no spaces."""
         fields = dataclasses.asdict(self)
-        for owner, name in ((fields, "confirm"), (fields["input"], "fast_decode")):
+        for owner, name in ((fields, "confirm"), (fields["input"], "fast_decode"),
+                            (fields["input"], "crop_floor")):  # fmt: skip
             if not owner[name]:
                 del owner[name]  # as before there was such a setting: ids of older tables stay
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))

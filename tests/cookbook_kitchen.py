@@ -241,6 +241,23 @@ def _text(path: Path, lines: list[str]) -> None:
     path.write_text("\n".join(lines))
 
 
+def vit_things(folder: Path) -> None:
+    from tests.models.hugging_face_zoo import FOLDERS
+
+    FOLDERS[0].save(folder / "vit-things")
+
+
+def clip_things(folder: Path) -> None:
+    from tests.models.test_heads import save_pair
+
+    save_pair(folder / "clip-things", "clip")
+    lines = ("a photo of {}", "a drawing of {}", "thing1", "thing2", "something else: thing3 of a photo")
+    (folder / "classes.txt").write_text("\n".join(lines))
+
+
+MAKERS |= {"vit-things": vit_things, "clip-things": clip_things}
+
+
 def lay_out(folder: Path, words: Iterable[str]) -> None:
     """Make in `folder` whatever the words of a command name, and the bundled models beside it."""
     for word in words:

@@ -27,6 +27,7 @@ ONLY_IN = {
     "deltalake": {"ledger", "audit", "upkeep"},
     "torch": {"cam", "models", "explain", "measure", "compare", "flow/actor.py", "flow/here.py"},
     "timm": {"cam", "models"},
+    "transformers": {"models/hugging_face.py"},
     "torchvision": {"cam", "models"},
     "cv2": {"image", "models", "explain", "measure", "compare", "audit"},
     "pydicom": {"image/dicom.py"},

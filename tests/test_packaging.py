@@ -72,7 +72,15 @@ def test_the_wheel_says_what_it_is(packages: tuple[Path, Path]) -> None:
     said = email.message_from_bytes(wheel.read(f"{info}METADATA"))
     assert (said["Name"], said["Version"]) == ("camray", camray.__version__)
     assert said["License-Expression"] == "Apache-2.0"
-    assert set(said.get_all("Provides-Extra") or ()) == {"dicom", "tiff", "codecs", "heif", "captum", "dev"}
+    assert set(said.get_all("Provides-Extra") or ()) == {
+        "dicom",
+        "tiff",
+        "codecs",
+        "heif",
+        "captum",
+        "transformers",
+        "dev",
+    }
     assert "camray = camray.cli.main:main" in wheel.read(f"{info}entry_points.txt").decode()
     assert said["Description-Content-Type"] == "text/markdown"
 
@@ -104,7 +112,9 @@ def test_everything_that_is_imported_is_declared() -> None:
         name.partition("[")[0].partition(">")[0].partition("=")[0] for name in project["dependencies"]
     }
     declared |= {
-        n.partition(">")[0] for k in ("dicom", "tiff", "captum") for n in project["optional-dependencies"][k]
+        n.partition(">")[0]
+        for k in ("dicom", "tiff", "captum", "transformers")
+        for n in project["optional-dependencies"][k]
     }
     own_names = {"PIL": "pillow", "cv2": "opencv-python-headless"}
     used = set()

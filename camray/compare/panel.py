@@ -75,7 +75,10 @@ class Panel:
 
     def to_json(self) -> str:
         """Give the canonical JSON: sorted keys, no spaces."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        fields = asdict(self)
+        if not fields["explainer"]["input"]["crop_floor"]:
+            del fields["explainer"]["input"]["crop_floor"]  # ids of older panels stay
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> Panel:

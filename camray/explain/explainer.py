@@ -307,7 +307,7 @@ def _own_copies(module: nn.Module, state: dict[str, Tensor], kind: str) -> dict[
 
     `state` may lie in read-only memory, where a write ends the process.
     """
-    shared = set() if kind not in ("timm", "torchvision") else {name for name, _ in module.named_parameters()}
+    shared = set() if kind == "own" else {name for name, _ in module.named_parameters()}
     return {name: tensor if name in shared else tensor.clone() for name, tensor in state.items()}
 
 

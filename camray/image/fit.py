@@ -9,8 +9,9 @@ squash      exactly `resize`, aspect lost                                   cent
 border      the longer side fits into `resize`, aspect kept                 centre crop, padded with `fill`
 
 Rounding follows torchvision and timm to the letter: lengths are truncated where torchvision resizes and
-rounded half-to-even where timm does; crop offsets are rounded half-to-even; the odd padding pixel goes right
-and down. Where timm would fail (a side rounded to 0 pixels), the side is 1 pixel.
+rounded half-to-even where timm does; crop offsets are rounded half-to-even, or down where transformers crops;
+the odd padding pixel goes right and down. Where timm would fail (a side rounded to 0 pixels), the side is 1
+pixel.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ class Fit:
 def plan_fit(width: int, height: int, spec: InputSpec) -> Fit:
     """Decide the resize and the crop for an upright source of `width` x `height` pixels."""
     new_width, new_height = _resized(width, height, spec)
-    return Fit(new_width, new_height, _offset(new_width, spec.width), _offset(new_height, spec.height))
+    left, top = (
+        _offset(n, wanted, spec.crop_floor)
+        for n, wanted in ((new_width, spec.width), (new_height, spec.height))
+    )
+    return Fit(new_width, new_height, left, top)
 
 
 def geometry(width: int, height: int, fit: Fit, spec: InputSpec) -> Geometry:
@@ -121,8 +126,8 @@ def _resized(width: int, height: int, spec: InputSpec) -> tuple[int, int]:
     return max(round(width * 1.0 / ratio), 1), max(round(height * 1.0 / ratio), 1)
 
 
-def _offset(length: int, wanted: int) -> int:
+def _offset(length: int, wanted: int, floor: bool) -> int:
     """Where a centred crop of `wanted` begins; negative where that much padding is needed before it."""
     if wanted > length:
         return -((wanted - length) // 2)
-    return round((length - wanted) / 2.0)
+    return (length - wanted) // 2 if floor else round((length - wanted) / 2.0)

@@ -35,7 +35,9 @@ NESTS = (
 _ALONE = "give a state_dict alone"
 CONVERT = "save model.state_dict() where the file was made, or --trust-pickle if you trust its maker"
 
-_FORMATS = "give .safetensors, or a .pth that holds a state_dict"
+_WHERE_MADE = "give the Python model it was made from, and save its state_dict() for --checkpoint"
+
+FORMATS = "give .safetensors, or a .pth that holds a state_dict"
 _HTML = (b"<!doctype", b"<html", b"<head", b"<?xml")
 _LOOKS: tuple[tuple[Callable[[bytes], bool], str, str], ...] = (  # tried in order on the first 512 bytes
     (lambda head: not head, "empty", "fetch it again"),
@@ -49,10 +51,12 @@ _LOOKS: tuple[tuple[Callable[[bytes], bool], str, str], ...] = (  # tried in ord
     (lambda head: head.lstrip().lower().startswith(_HTML),
      "a web page (HTML), not the file behind it", "download the file itself"),
     (lambda head: head[4:8] == b"TFL3", "a TensorFlow Lite model", "convert its weights to safetensors"),
+    (lambda head: head[:1] == b"\x08" and head[1:2] <= b"\x20" and head[2:3] in b"\x12\x1a\x22\x28\x3a\x42",
+     "ONNX: a fixed graph, whose inner layers cannot be reached", _WHERE_MADE),
     (lambda head: not any(head), "zeros, as an interrupted download leaves behind", "fetch it again"),
     (lambda head: head.startswith((b"PK", b"\x80")) or b"ustar" in head, "", ""),  # what torch writes
-    (lambda head: head.lstrip()[:64].isascii(), "text", _FORMATS),
-    (lambda head: True, "of a kind unknown here", _FORMATS),
+    (lambda head: head.lstrip()[:64].isascii(), "text", FORMATS),
+    (lambda head: True, "of a kind unknown here", FORMATS),
 )  # fmt: skip
 # Harmless Python objects that trainers store beside the weights: numbers of NumPy, options, paths.
 _SAFE: list[Any] = [
@@ -132,13 +136,19 @@ def _is_safetensors(path: Path) -> bool:
 
 def _refuse_by_looks(path: Path) -> None:
     """Refuse what is no pickle and no zip, or a zip with a program in it."""
+    what, fix = look(path)
+    if what:
+        raise ModelError("--checkpoint", f"{path.name} is {what}", fix)
+
+
+def look(path: Path) -> tuple[str, str]:
+    """Tell what a file is by its bytes, and what to do; empty words where it may hold weights."""
+    if _is_safetensors(path):
+        return "", ""
     with path.open("rb") as file:
         head = file.read(512)
     what, fix = next((what, fix) for fits, what, fix in _LOOKS if fits(head))
-    if not what and head.startswith(b"PK"):
-        what, fix = _zipped(path)
-    if what:
-        raise ModelError("--checkpoint", f"{path.name} is {what}", fix)
+    return _zipped(path) if not what and head.startswith(b"PK") else (what, fix)
 
 
 def _zipped(path: Path) -> tuple[str, str]:
@@ -147,13 +157,15 @@ def _zipped(path: Path) -> tuple[str, str]:
         names = zipfile.ZipFile(path).namelist()
     except zipfile.BadZipFile:
         return "truncated: a torch file without its end", "fetch it again"
-    fix = "save model.state_dict() of the Python model it was made from"
+    fix = _WHERE_MADE
+    if any(n.endswith("model.weights.h5") for n in names):
+        return "a Keras model, of TensorFlow", "convert it to safetensors"
     if any("/code/" in n or n.endswith("constants.pkl") for n in names):
         return "TorchScript: a fixed program, whose inner layers cannot be reached", fix
     if any(n.endswith("serialized_exported_program.json") or "/models/" in n for n in names):
         return "an exported program (.pt2): a fixed graph, whose inner layers cannot be reached", fix
     if not any(n.endswith("data.pkl") for n in names):
-        return "a zip without weights", _FORMATS
+        return "a zip without weights", FORMATS
     return "", ""
 
 

@@ -10,6 +10,7 @@ Weights come from a file or a local folder; nothing is downloaded unless the use
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from camray.config import InputSpec, ModelConfig, PreprocessConfig
 from camray.errors import ModelError, printable
-from camray.models import checkpoints, preprocessing, sources, weights
+from camray.models import adapters, checkpoints, heads, hugging_face, preprocessing, sources, weights
 from camray.models.folding import Pairs
 from camray.models.labels import (
     IMAGENET_CLASSES,
@@ -62,16 +63,24 @@ def load_model(
         ModelError: unknown name, no weights, a checkpoint that does not fit, NaN weights, no classifier.
     """
     source = sources.find_source(config)
-    source, module, notes = _weighted(source, config)
+    if config.prompts is not None or config.head is not None:
+        source, module, notes, activation = _headed(source, config)
+    else:
+        _refuse_embeddings(source)
+        source, module, notes = _weighted(source, config)
+        _refuse_tower(source, module)
+        activation = config.activation
     module.eval().requires_grad_(False)
+    _refuse_kind(module)
     _refuse_nonfinite(module)
     spec, told = _input_spec(source, module, config, preprocess)
-    reading = read_output(module, spec, config.activation, config.output, config.task)
+    reading = read_output(module, spec, activation, config.output, config.task)
     as_logits(module, **reading.to_dict())
     names, named = ((), ()) if reading.activation == "value" else _class_names(
         config, source, reading.classes, folders
     )  # fmt: skip
-    digest = _file_sha256(source.weights) if source.weights else state_sha256(module.state_dict())
+    one_file = None if source.recipe.head else source.weights
+    digest = _file_sha256(one_file) if one_file else state_sha256(module.state_dict())
     return LoadedModel(
         name=config.name if source.recipe.kind == "torchvision" else source.recipe.name,
         build_args=_build_args(source.recipe, reading, config),
@@ -112,6 +121,9 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
     """Build the model with its weights; the head takes the size it has in the file."""
     if source.weights is None and source.recipe.kind == "timm":
         return source, _pretrained(source, config.download), ()
+    if source.folder is not None and config.checkpoint is None:
+        module, notes = hugging_face.load_weights(source.folder, source.recipe.name, source.recipe.args)
+        return source, module, () if source.contrast else notes  # the text side has no place in a tower
     if source.weights is None and source.recipe.kind == "torchvision":
         source = replace(source, weights=_torchvision_weights(source.recipe, config.download))
     path = source.weights
@@ -122,20 +134,44 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
             "--num-classes", f"{source.recipe.name} takes no num_classes", "--model-arg NAME=VALUE"
         )
     found = checkpoints.read_checkpoint(path, config.trust_pickle, source.code)
+    if adapters.is_adapted(found.state):
+        merged, told = adapters.merge(found.state, path, lambda: _base_weights(source))
+        found = checkpoints.Checkpoint(merged, (*found.notes, told))
     module = sources.build(source.recipe)
     state, renamed = weights.rename(module, found.state)
     _materialise(module, state)
-    size = weights.head_size(module, state) if config.num_classes is None else None
     notes = [*found.notes, *renamed]
-    if size is not None and sources.takes_num_classes(source.recipe):
-        resized = source.recipe.with_classes(size)
+    resized, sized = _as_in_file(source.recipe, module, state, config)
+    if sized:
         candidate = sources.build(resized)
-        if not weights.misfits(candidate, state):  # else it was not the head that differs
+        if not weights.misfits(candidate, state):  # else it is more than head and channels that differs
             source, module = replace(source, recipe=resized), candidate
-            notes.append(f"head of {size} outputs, as in {path.name}")
+            notes += [f"{what}, as in {path.name}" for what in sized]
     fitted = weights.fit(module, state, path.name, config.partial)
     module.load_state_dict(fitted.state, strict=False)
     return source, module, (*notes, *fitted.notes)
+
+
+def _base_weights(source: Source) -> Mapping[str, Tensor]:
+    """Read the weights of the folder that the model is of, by the names they have there."""
+    file = None if source.folder is None else hugging_face.weights_file(source.folder)
+    return {} if file is None else checkpoints.read_checkpoint(file).state
+
+
+def _as_in_file(
+    recipe: Recipe, module: nn.Module, state: Mapping[str, Tensor], config: ModelConfig
+) -> tuple[Recipe, list[str]]:
+    """Give head and input channels the sizes they have in the file, where the user gave none."""
+    told = []
+    size = weights.head_size(module, state) if config.num_classes is None else None
+    if size is not None and sources.takes_num_classes(recipe):
+        recipe = recipe.with_classes(size)
+        told.append(f"head of {size} outputs")
+    channels, argument = weights.stem_channels(module, state), sources.channels_argument(recipe)
+    if channels is not None and argument is not None and argument not in config.args:
+        recipe = replace(recipe, args={**recipe.args, argument: channels})
+        told.append(f"{channels} input channel{'s' * (channels > 1)}")
+    return recipe, told
 
 
 def _materialise(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -150,7 +186,9 @@ def _input_spec(
 ) -> tuple[InputSpec, tuple[str, ...]]:
     recipe = source.recipe
     notes: tuple[str, ...] = ()
-    if recipe.kind == "timm":
+    if recipe.kind == "transformers" and source.pretrained_cfg:
+        defaults = dict(source.pretrained_cfg)
+    elif recipe.kind == "timm":
         defaults = preprocessing.timm_defaults(module, source.pretrained_cfg)
     elif recipe.kind == "torchvision":
         defaults = preprocessing.torchvision_defaults(recipe.name, pretrained=config.checkpoint is None)
@@ -159,12 +197,81 @@ def _input_spec(
             notes = (f"{told}: --model-arg transform_input=False",)
     else:
         defaults = dict(preprocessing.USUAL)
-        notes = preprocessing.guessed(preprocess or PreprocessConfig())
+        if recipe.kind == "transformers":
+            defaults |= hugging_face.input_size(recipe.args)
+            notes = ("preprocessing of ImageNet (its mean and std): there is no preprocessor_config.json",)
+        else:
+            notes = preprocessing.guessed(preprocess or PreprocessConfig())
     sized = preprocessing.input_spec(
         defaults, 3, replace(preprocess or PreprocessConfig(), mean=None, std=None)
     )
     channels = preprocessing.input_channels(module, sized.height, sized.width)
     return preprocessing.input_spec(defaults, channels, preprocess), notes
+
+
+def _headed(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, tuple[str, ...], str]:
+    """Put a head of prompts or of a file on a network that gives embeddings."""
+    if config.prompts is not None and config.head is not None:
+        raise ModelError("--prompts", "given together with --head", "give one of the two")
+    option = "--prompts" if config.head is None else "--head"
+    if source.gives_classes and source.recipe.kind in ("transformers", "torchvision"):
+        raise ModelError(option, f"{source.recipe.name} has a head of its own", "give a model of embeddings")
+    if config.num_classes is not None:
+        raise ModelError("--num-classes", f"given together with {option}, which tells it", "leave it out")
+    if config.head is not None:
+        head = heads.from_file(config.head, source.contrast, source.folder)
+    else:
+        head = heads.from_prompts(config.prompts or "", source.folder, source.contrast)
+    source, tower, notes = _weighted(source, config)
+    spec, _ = _input_spec(source, tower, config, None)
+    with torch.no_grad():
+        output = tower.eval()(torch.zeros(1, len(spec.mean), spec.height, spec.width))
+    facts = {**source.recipe.args, "has_class_token": hugging_face.has_class_token(tower)}
+    placed = heads.place(head, output, source.contrast, facts)
+    recipe = replace(source.recipe, head=placed)
+    module = heads.Headed(tower, **placed)
+    own = {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
+    module.head.load_state_dict(own)
+    activation = head.activation if config.activation == "auto" else config.activation
+    source = replace(source, recipe=recipe, class_names=head.names)
+    return source, module, (*notes, *head.notes), activation
+
+
+def _refuse_embeddings(source: Source) -> None:
+    """Refuse a network that gives embeddings, which are no classes."""
+    if source.gives_classes:
+        return
+    name = source.contrast.whole if source.contrast else source.recipe.name
+    fix = "--prompts classes.txt, or --head FILE" if source.contrast else "--head FILE"
+    raise ModelError("--model", f"{name} gives embeddings, not classes", fix)
+
+
+def _refuse_kind(module: nn.Module) -> None:
+    """Refuse what takes something else than one picture."""
+    if isinstance(module, torch.jit.ScriptModule):
+        fix = "give the Python model it was made from"
+        raise ModelError("--model", "it is TorchScript, whose inner layers cannot be reached", fix)
+    kinds = {type(m) for m in module.modules()}
+    if nn.Conv3d in kinds and nn.Conv2d not in kinds:
+        fix = "a network of single slices or frames"
+        raise ModelError("--model", "it takes volumes or clips (3-D convolutions), not pictures", fix)
+    given = inspect.signature(module.forward).parameters.values()
+    needed = [
+        p.name for p in given if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if len(needed) > 1:
+        said = f"its forward takes {len(needed)} inputs ({', '.join(needed)}), and there is one image"
+        raise ModelError(
+            "--model", printable(said), "a class whose forward takes the image and fixes the others"
+        )
+
+
+def _refuse_tower(source: Source, module: nn.Module) -> None:
+    """Refuse a contrastive model of own code: it has learnt a temperature, and gives embeddings of images."""
+    if hasattr(module, "logit_scale") and hasattr(module, "visual"):
+        said = f"{source.recipe.name} is a tower of images and texts: it gives embeddings, not classes"
+        fix = "a transformers folder with --prompts classes.txt, or --head FILE"
+        raise ModelError("--model", said, fix)
 
 
 def _pretrained(source: Source, download: bool) -> nn.Module:
@@ -217,7 +324,7 @@ def _refuse_other_head(name: str, args: Mapping[str, Any]) -> None:
     """Refuse a head of another size than the pretrained one: timm would fill it with random numbers."""
     asked = args.get("num_classes")
     cfg = timm.get_pretrained_cfg(name)
-    if asked is not None and cfg is not None and asked != cfg.num_classes:
+    if asked and cfg is not None and asked != cfg.num_classes:
         raise ModelError(
             "--num-classes",
             f"{asked}, but the pretrained {name} has {cfg.num_classes} classes",

@@ -3,13 +3,15 @@
     model.py:Net or package.module:factory ──collect_code──> OwnCode(module, name, files)
     OwnCode ──load_object──> the class or function, imported from the texts alone
 
-Only the files that are reached by import statements are taken. The driver, too, builds the model from the
+Only the files that are reached by import statements are taken, and none that an installed distribution holds,
+wherever it is installed: on PYTHONPATH, in a layered environment. The driver, too, builds the model from the
 texts, so that a file that would be missing on another machine is missed at once.
 """
 
 from __future__ import annotations
 
 import ast
+import glob
 import importlib
 import importlib.util
 import sys
@@ -18,10 +20,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from camray.errors import ModelError, printable
+
+_CODE = (".py", ".so", ".pyd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,8 @@ def collect_code(written: str) -> OwnCode:
         root, module = file.parent, file.stem
     else:
         root, module = _root_of(place), place
-    files = {} if _is_installed(root) else _reached(root, module)
+    is_installed = _is_standard(root) or module.partition(".")[0] in _distributed(root)
+    files = {} if is_installed else _reached(root, module)
     if files and not name:
         raise ModelError("--model", f"{place} is named without a class", _fix_name(place, files, module))
     return OwnCode(module, name, files)
@@ -128,18 +134,30 @@ def _root_of(module: str) -> Path:
     return origin.parent.parent if origin.name == "__init__.py" else origin.parent
 
 
-def _is_installed(root: Path) -> bool:
+def _is_standard(root: Path) -> bool:
+    """Tell the interpreter's own folders."""
     places = {Path(p).resolve() for p in sysconfig.get_paths().values()}
     return root.resolve() in places
 
 
+def _distributed(root: Path) -> set[str]:
+    """Name the top packages in a folder that a distribution installed there holds."""
+    found: set[str] = set()
+    for distribution in metadata.distributions(path=[str(root)]):
+        listed = (distribution.read_text("top_level.txt") or "").split()
+        held = {file.parts[0] for file in distribution.files or () if file.suffix in _CODE}
+        found |= {*listed, *(name.partition(".")[0] for name in held)}
+    return {name for name in found if (root / name).exists() or any(root.glob(f"{glob.escape(name)}.*"))}
+
+
 def _reached(root: Path, module: str) -> dict[str, str]:
     """Read a module and, through its import statements, every module below the same folder."""
+    installed = _distributed(root)
     files: dict[str, str] = {}
     todo, seen = [module], set[str]()
     while todo:
         name = todo.pop()
-        if name in seen:
+        if name in seen or name.partition(".")[0] in installed:
             continue
         seen.add(name)
         if "." in name:

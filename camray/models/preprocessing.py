@@ -67,6 +67,7 @@ def input_spec(
         mean=_per_channel("--mean", given.mean, defaults["mean"], channels),
         std=_per_channel("--std", given.std, defaults["std"], channels),
         fast_decode=given.fast_decode,
+        crop_floor=bool(defaults.get("crop_floor")),
     )
 
 

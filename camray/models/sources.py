@@ -1,7 +1,8 @@
 """Where an architecture comes from, and how any worker builds it again.
 
     resnet50 · local-dir:FOLDER · FOLDER        timm
-    hf-hub:OWNER/NAME                           timm, description and weights from the Hugging Face hub
+    FOLDER                                      transformers, where `save_pretrained` wrote it
+    hf-hub:OWNER/NAME                           either, fetched from the Hugging Face hub
     torchvision:vgg16                           torchvision.models
     path/to/file.py:ClassName                   the user's own file; its text travels
     package.module:factory                      an installed package, or one in the current folder
@@ -27,18 +28,28 @@ from urllib.parse import urlparse
 import timm
 import torch
 import torchvision
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import constants, hf_hub_download, snapshot_download
 from torch import nn
 
 from camray.config import ModelConfig
 from camray.errors import CamrayError, ModelError, printable
+from camray.models import adapters, checkpoints, heads, hugging_face
+from camray.models.hugging_face import Contrast
 from camray.models.own_code import OwnCode, collect_code, importable, load_object
 
-Kind = Literal["timm", "torchvision", "own"]
+Kind = Literal["timm", "torchvision", "transformers", "own"]
 
 # torchvision's ports of Google's networks: with weights they take images normalised to mean and std of 0.5.
 NORMALISE_AGAIN = ("googlenet", "inception_v3")
 _LONGEST_NAME = 1000
+_TASKS = {  # of torchvision's folders
+    "detection": "a detector: its output is boxes",
+    "segmentation": "a segmenter: its output is a picture of classes",
+    "video": "a classifier of videos, not of single images",
+    "optical_flow": "a model of motion: it takes two images and has no classes",
+    "quantization": "quantised: its whole numbers have no gradient",
+}
+_CHANNELS = ("in_chans", "in_channels", "num_channels", "input_channels", "n_channels", "channels", "in_ch")
 _PATIENCE_S = 5.0  # for the hub to take a connection
 
 
@@ -50,6 +61,7 @@ class Recipe:
     name: str
     args: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # own code: path -> text
+    head: Mapping[str, Any] = field(default_factory=dict)  # arguments of `heads.Headed`
 
     @property
     def code(self) -> OwnCode:
@@ -68,7 +80,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Give what `build` needs, as JSON knows it."""
-        parts = {"kind": self.kind, "name": self.name, "args": dict(self.args), "files": dict(self.files)}
+        parts = {"kind": self.kind, "name": self.name, "args": dict(self.args)}
+        parts |= {"files": dict(self.files), "head": dict(self.head)}
         return {name: value for name, value in parts.items() if value}
 
 
@@ -80,6 +93,9 @@ class Source:
     weights: Path | None = None  # None: pretrained ones, or none at all (own code)
     class_names: tuple[str, ...] = ()
     pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None  # of transformers: weights, processor, text side
+    contrast: Contrast | None = None
+    gives_classes: bool = True
 
     @property
     def code(self) -> OwnCode | None:
@@ -108,11 +124,14 @@ def find_source(config: ModelConfig) -> Source:
         source = _own(name)
     else:
         folder = Path(name.removeprefix("local-dir:")).expanduser()
-        if name.startswith("local-dir:") or (folder / "config.json").is_file():
+        described = any((folder / file).is_file() for file in ("config.json", adapters.CONFIG))
+        if name.startswith("local-dir:") or described:
             source = _local_folder(folder, need_weights=weights is None)
         else:
             source = _own(name) if ":" in name else _timm(name)
     recipe = replace(source.recipe, args={**source.recipe.args, **config.args})
+    if config.head is not None and recipe.kind == "timm":
+        recipe = recipe.with_classes(0)
     if config.num_classes is not None:
         recipe = recipe.with_classes(config.num_classes)
     return replace(source, recipe=recipe, weights=weights or source.weights)
@@ -128,6 +147,8 @@ def build(recipe: Recipe) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             module = _build(recipe)
+            if recipe.head:
+                module = heads.Headed(module, **recipe.head)
     except CamrayError:
         raise
     except Exception as error:  # noqa: BLE001 - the user's own code may raise anything
@@ -142,13 +163,24 @@ def build(recipe: Recipe) -> nn.Module:
 def takes_num_classes(recipe: Recipe) -> bool:
     """Tell whether the size of the head is an argument of the architecture."""
     if recipe.kind != "own":
-        return True
-    try:
-        parameters = inspect.signature(load_object(recipe.code)).parameters
-    except (TypeError, ValueError):
-        return False
+        return recipe.kind != "transformers" or "num_classes" in recipe.args
+    parameters = _parameters(recipe)
     kinds = {p.kind for p in parameters.values()}
     return "num_classes" in parameters or inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def channels_argument(recipe: Recipe) -> str | None:
+    """Give the name of the architecture's argument for the number of input channels, if it has one."""
+    if recipe.kind == "own":
+        return next((name for name in _CHANNELS if name in _parameters(recipe)), None)
+    return {"timm": "in_chans", "transformers": "num_channels"}.get(recipe.kind)
+
+
+def _parameters(recipe: Recipe) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(load_object(recipe.code)).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def _build(recipe: Recipe) -> Any:
@@ -163,6 +195,8 @@ def _build(recipe: Recipe) -> Any:
                 "transform_input", True
             )  # as torchvision's builder sets it where weights are given
         return torchvision.models.get_model(name, weights=None, **args)
+    if recipe.kind == "transformers":
+        return hugging_face.build(name, args)
     with importable(recipe.code):
         return load_object(recipe.code)(**args)
 
@@ -170,9 +204,15 @@ def _build(recipe: Recipe) -> Any:
 def _timm(name: str) -> Source:
     if timm.is_model(name.partition(".")[0]):
         return Source(Recipe("timm", name))
+    if (Path(name).expanduser() / "saved_model.pb").is_file():
+        said = f"{printable(name)} is a SavedModel of TensorFlow: a fixed graph"
+        raise ModelError("--model", said, "convert its weights, then --model NAME --checkpoint FILE")
     if Path(name).expanduser().is_dir():
         raise ModelError("--model", f"{printable(name)} holds no config.json", "give a timm model folder")
     if Path(name).expanduser().is_file():
+        what, way = checkpoints.look(Path(name).expanduser())
+        if what and way != checkpoints.FORMATS:
+            raise ModelError("--model", f"{printable(name)} is {what}", way)
         fix = "--model NAME (or path/to/file.py:ClassName) --checkpoint " + printable(name)
         raise ModelError("--model", f"{printable(name)} is a file of weights, not an architecture", fix)
     near = difflib.get_close_matches(name, timm.list_models(), 3)
@@ -185,6 +225,7 @@ def _timm(name: str) -> Source:
 def _torchvision(name: str) -> Source:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
+        _refuse_other_task(name, known)
         near = difflib.get_close_matches(name, known, 3) or known[:3]
         raise ModelError(
             "--model", f"torchvision has no classifier {printable(name)!r}",
@@ -193,14 +234,28 @@ def _torchvision(name: str) -> Source:
     return Source(Recipe("torchvision", name, {"transform_input": True} if name in NORMALISE_AGAIN else {}))
 
 
+def _refuse_other_task(name: str, known: list[str]) -> None:
+    """Say what a model of torchvision is that is no classifier, and which classifier is inside it."""
+    for task, what in _TASKS.items():
+        if name in torchvision.models.list_models(module=getattr(torchvision.models, task)):
+            inside = max((n for n in known if n in name), key=len, default="resnet50")
+            fix = f"give an image classifier, as torchvision:{inside}"
+            raise ModelError("--model", f"torchvision:{name} is {what}", fix)
+
+
 def _own(name: str) -> Source:
     code = collect_code(name)
     return Source(Recipe("own", f"{code.module}:{code.name}", files=code.files))
 
 
 def _local_folder(folder: Path, need_weights: bool) -> Source:
-    """Read a folder in timm's own layout: config.json and model.safetensors or pytorch_model.bin."""
+    """Read a folder of transformers, or in timm's layout: config.json, and weights beside it."""
+    if (folder / adapters.CONFIG).is_file() and not (folder / "config.json").is_file():
+        fix = f"--model BASE_FOLDER --checkpoint {printable(str(folder))}/adapter_model.safetensors"
+        raise ModelError("--model", f"{folder} holds adapters alone", fix)
     source = _described(folder / "config.json")
+    if source.folder is not None:
+        return replace(source, weights=hugging_face.weights_file(folder) if need_weights else None)
     found = [folder / f for f in ("model.safetensors", "pytorch_model.bin") if (folder / f).is_file()]
     if need_weights and not found:
         raise ModelError("--model", f"{folder} holds no model.safetensors", "add it, or --checkpoint FILE")
@@ -210,6 +265,8 @@ def _local_folder(folder: Path, need_weights: bool) -> Source:
 def _described(file: Path) -> Source:
     try:
         described = json.loads(file.read_text("utf-8"))
+        if hugging_face.is_described(described):
+            return _of_transformers(file)
         cfg = dict(described.get("pretrained_cfg") or {})
         args = dict(described.get("model_args") or {})
         classes = described.get("num_classes") or cfg.get("num_classes")
@@ -222,13 +279,22 @@ def _described(file: Path) -> Source:
     return Source(recipe, None, names, cfg)
 
 
+def _of_transformers(file: Path) -> Source:
+    found, cfg = hugging_face.describe(file), hugging_face.read_processor(file.parent)
+    args = dict(found.args) | {key: True for key in (hugging_face.FLIPPED,) if cfg.pop(key, False)}
+    recipe = Recipe("transformers", found.architecture, args)
+    return Source(recipe, None, found.class_names, cfg, file.parent, found.contrast, found.gives_classes)
+
+
 def _from_hub(name: str, fetch_weights: bool) -> Source:
     """Fetch description and weights of a model that the user named by its place on the hub."""
     repository, _, revision = name.removeprefix("hf-hub:").partition("@")
     try:
         with online_if_answered():
-            source = _described(Path(hf_hub_download(repository, "config.json", revision=revision or None)))
-            weights = None
+            file = Path(hf_hub_download(repository, "config.json", revision=revision or None))
+            if hugging_face.is_described(json.loads(file.read_text("utf-8"))):
+                return _local_folder(_snapshot(repository, revision or None), fetch_weights)
+            source, weights = _described(file), None
             if fetch_weights:
                 weights = Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
     except ModelError:
@@ -240,6 +306,17 @@ def _from_hub(name: str, fetch_weights: bool) -> Source:
             "go online once, or copy it here and give the folder",
         ) from None  # fmt: skip
     return replace(source, weights=weights)
+
+
+def _snapshot(repository: str, revision: str | None) -> Path:
+    """Fetch what transformers wrote: texts, and the weights as safetensors, or as pickles of tensors only."""
+    folder = Path(
+        snapshot_download(repository, revision=revision, allow_patterns=["*.json", "*.txt", "*.model"])
+    )
+    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+        if not [*folder.glob("model*.safetensors")]:
+            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[pattern]))
+    return folder
 
 
 @contextmanager

@@ -12,12 +12,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from camray.errors import ModelError
+from camray.models import hugging_face
 
 _COUNTER = "num_batches_tracked"  # of batch norm: only training reads it, old files lack it
 _AVERAGED = "n_averaged"  # a count that torch's AveragedModel adds
+# Parts of a name that a wrapper around a module inserts: compile, DDP, FSDP, checkpointing, peft.
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
+             "base_layer")  # fmt: skip
+_AVERAGES = re.compile(r"(^|[._])(ema|averaged?|swa|shadow)([._]|$)")
+# First parts of names by which trainers keep what is no part of the network.
+_TRAINERS = re.compile(
+    r"(?:\w+_)?(?:criterion|loss|loss_fn|loss_func|losses|metrics?|acc|accuracy|auroc|f1|confusion_matrix|"
+    r"optimi[sz]er|scheduler|teacher|normali[sz]e|augment|augmentation|mixup|queue|queue_ptr)(?:_\w+)?"
+)
 _OLD_DENSENET = re.compile(r"\.(norm|relu|conv)\.([12])\.")  # torchvision's files of 2017
 
 
@@ -33,11 +44,14 @@ class Fitted:
 def rename(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Give the tensors the model's own names, where wrappers or other authors changed them."""
     own, notes = module.state_dict(), list[str]()
-    state = {k: v for k, v in state.items() if k != _AVERAGED}
-    prefix = _prefix(own, state)
-    if prefix:
-        state = {k.removeprefix(prefix): v for k, v in state.items()}
-        notes.append(f"prefix {prefix!r} of the weights' names undone")
+    raw = {k: v for k, v in state.items() if k.rpartition(".")[2] != _AVERAGED}
+    state, said = _unprefixed(own, raw)
+    if _missing(own, state):
+        inner, told = _unwrapped(own, raw)
+        fewer, undone = _unprefixed(own, inner)
+        if len(_missing(own, fewer)) < len(_missing(own, state)):
+            state, said = fewer, [*told, *undone]
+    notes += said
     if own.keys() - state.keys():
         for note, candidate in filter(None, [rule(module, state) for rule in _REWRITINGS]):
             if len(own.keys() - candidate.keys()) < len(own.keys() - state.keys()):
@@ -46,10 +60,53 @@ def rename(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Te
     return dict(state), notes
 
 
+def _unprefixed(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Cut the prefix that the network's names have; leave out what trainers keep beside a whole network."""
+    prefix, notes = _prefix(own, state), list[str]()
+    if prefix:
+        inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        extras = {k: v for k, v in state.items() if not k.startswith(prefix) and k not in inside}
+        state = extras | inside
+        notes.append(f"prefix {prefix!r} of the weights' names undone")
+    else:
+        extras = {k: v for k, v in state.items() if _TRAINERS.fullmatch(k.partition(".")[0])}
+    extras = {k: v for k, v in extras.items() if k not in own}
+    if extras and not _missing(own, state):
+        state = {k: v for k, v in state.items() if k not in extras}
+        notes.append(f"{len(extras)} tensors outside the network left out: {_some(sorted(extras))}")
+    return dict(state), notes
+
+
+def _unwrapped(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Take out of the names what wrappers put in anywhere: parts that none of the model's own names has."""
+    kept = {part for name in own for part in name.split(".")}
+    parts = [w for w in _WRAPPERS if w not in kept and any(w in k.split(".") for k in state)]
+    renamed = {".".join(p for p in k.split(".") if p not in parts): v for k, v in state.items()}
+    if len(renamed) < len(state):  # two tensors of one name: both are not the network's
+        return dict(state), []
+    return renamed, [f"{part!r} taken out of the weights' names" for part in parts]
+
+
+def _missing(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    return [k for k in own if k not in state and not k.endswith(_COUNTER)]
+
+
+def stem_channels(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """Read the number of input channels from the weights, where one convolution differs in that alone."""
+    own = module.state_dict()
+    pairs = [(own[k].shape, v.shape) for k, v in state.items() if k in own and own[k].shape != v.shape]
+    found = {have[1] for want, have in pairs if len(have) == len(want) == 4 and have[0] == want[0]
+             and have[2:] == want[2:] and want[1] == 3}  # fmt: skip
+    return int(next(iter(found))) if len(found) == 1 else None
+
+
 def head_size(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     """Read the size of the head from the weights, where nothing but the head's first axis differs."""
     own = module.state_dict()
     pairs = [(own[k].shape, v.shape) for k, v in state.items() if k in own and own[k].shape != v.shape]
+    pairs = [(want, have) for want, have in pairs if want[:1] != have[:1]]
     sizes = {(have[:1], want[:1]) for want, have in pairs if have[1:] == want[1:] and len(have)}
     alike = len(sizes) == 1 and all(have[1:] == want[1:] and len(have) for want, have in pairs)
     return int(next(iter(sizes))[0][0]) if alike else None
@@ -69,7 +126,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], file: str, partial: bool
     """
     own = module.state_dict()
     shapes = misfits(module, state)
-    missing = [k for k in own if k not in state and not k.endswith(_COUNTER)]
+    missing = _missing(own, state)
     unexpected = [k for k in state if k not in own and not k.endswith(_COUNTER)]
     if not partial:
         _refuse(own, state, shapes, missing, unexpected, file)
@@ -118,8 +175,23 @@ def _prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
         parts = name.split(".")
         votes.update(".".join([*parts[:i], ""]) if i else "" for i in range(len(parts))
                      if ".".join(parts[i:]) in own)  # fmt: skip
-    best = max(votes, key=lambda p: (votes[p], -len(p)), default="")
-    return best if votes[best] > votes[""] else ""
+    most = max(votes.values(), default=0)
+    if most <= votes[""]:
+        return ""
+    best = sorted((p for p in votes if votes[p] == most), key=lambda p: (not _AVERAGES.search(p), len(p)))
+    rivals = [] if _AVERAGES.search(best[0]) else [p for p in best[1:] if _differ(own, state, best[0], p)]
+    if rivals and most >= len(_missing(own, {})):
+        raise ModelError(
+            "--checkpoint", f"it holds the network {1 + len(rivals)} times: {', '.join([best[0], *rivals])}",
+            "save the state_dict of the one you use",
+        )  # fmt: skip
+    return best[0]
+
+
+def _differ(own: Mapping[str, Tensor], state: Mapping[str, Tensor], one: str, other: str) -> bool:
+    """Tell two copies of the network from one that stands there under two names."""
+    pairs = [(state[one + k], state[other + k]) for k in own if one + k in state and other + k in state]
+    return any(a.shape != b.shape or not torch.equal(a, b) for a, b in pairs)
 
 
 _Renamed = tuple[str, dict[str, Tensor]]  # what was done, in words, and the tensors
@@ -142,6 +214,11 @@ def _original_authors(module: nn.Module, state: Mapping[str, Tensor]) -> _Rename
         return None
 
 
+def _of_transformers(module: nn.Module, state: Mapping[str, Tensor]) -> _Renamed | None:
+    named = hugging_face.own_names(module, state)
+    return None if named is None else ("names as transformers maps them", named)
+
+
 def _wrapped_head(module: nn.Module, state: Mapping[str, Tensor]) -> _Renamed | None:
     """Take `fc.1.weight` as `fc.weight`: a head in a Sequential, behind dropout that is not there at rest."""
     own = module.state_dict()
@@ -158,4 +235,4 @@ def _wrapped_head(module: nn.Module, state: Mapping[str, Tensor]) -> _Renamed | 
     return f"head {match[0]!r} taken as {head!r}", renamed
 
 
-_REWRITINGS = (_old_densenet, _original_authors, _wrapped_head)
+_REWRITINGS = (_old_densenet, _original_authors, _of_transformers, _wrapped_head)

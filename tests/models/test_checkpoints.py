@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,101 @@ def test_tensors_come_back_unaltered(tmp_path: Path, state: dict[str, Tensor]) -
     found = read_checkpoint(tmp_path / "w.pth")
     assert found.notes == ()
     assert found.state.keys() == state.keys()
+
+
+def _renamed(state: Mapping[str, Tensor], change: Callable[[str], str]) -> dict[str, Tensor]:
+    return {change(name): tensor for name, tensor in state.items()}
+
+
+def _inside(name: str) -> str:
+    """As `backbone.layers.weight` becomes where the part in the middle was compiled or wrapped."""
+    parts = name.split(".")
+    return ".".join([*parts[:-1], "_orig_mod", parts[-1]]) if len(parts) > 1 else name
+
+
+WRAPPED: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
+    "compiled inside": lambda s: _renamed(s, lambda n: f"backbone._orig_mod.{n}"),
+    "compiled deeper": lambda s: _renamed(s, _inside),
+    "DDP of a compiled one": lambda s: _renamed(s, lambda n: f"module._orig_mod.{n}"),
+    "a compiled DDP in Lightning": lambda s: _renamed(s, lambda n: f"model._orig_mod.module.{n}"),
+    "peft": lambda s: _renamed(
+        s, lambda n: "base_model.model." + _inside(n).replace("_orig_mod", "base_layer")
+    ),
+    "FSDP": lambda s: _renamed(
+        s, lambda n: f"_orig_mod.{_inside(n)}".replace("_orig_mod", "_fsdp_wrapped_module")
+    ),
+    "Lightning with a loss": lambda s: (
+        _renamed(s, lambda n: f"model.{n}") | {"criterion.weight": torch.ones(6)}
+    ),
+    "bare names with a loss": lambda s: (
+        s | {"criterion.weight": torch.ones(6), "train_acc.total": torch.ones(1)}
+    ),
+    "Lightning with metrics": lambda s: (
+        _renamed(s, lambda n: f"net.{n}") | {"val_auroc.preds": torch.ones(3)}
+    ),
+    "averaged beside it": lambda s: (
+        _renamed({k: v + 1 for k, v in s.items()}, lambda n: f"model.{n}")
+        | _renamed(s, lambda n: f"ema_model.module.{n}")
+        | {"ema_model.n_averaged": torch.tensor(9)}
+    ),
+    "under two names": lambda s: _renamed(s, lambda n: f"model.{n}") | _renamed(s, lambda n: f"net.{n}"),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_what_wrappers_and_trainers_do_to_names_is_undone_and_said(kind: str, tmp_path: Path) -> None:
+    """The same weights, whatever stands in, before or beside their names; with averaged ones, those."""
+    made = WRAPPED[kind](load_file(CLEAN / "model.safetensors"))
+    torch.save({"state_dict": made, "epoch": 3}, tmp_path / "w.ckpt")
+    loaded = load_model(ModelConfig(name=str(CLEAN), checkpoint=str(tmp_path / "w.ckpt")))
+    wanted = load_file(CLEAN / "model.safetensors")
+    found = loaded.module.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    said = " ".join(loaded.notes)
+    assert "undone" in said or "taken out" in said or "left out" in said
+    for extra in ("criterion.weight", "val_auroc.preds"):
+        assert (extra in made) == (extra in said)
+
+
+def test_extras_that_may_belong_to_the_network_are_still_refused(tmp_path: Path) -> None:
+    """All weights of resnet18 stand in a resnet34's file, with the same shapes: it is another network."""
+    torch.save(timm.create_model("resnet34", num_classes=3).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"unexpected layer1.2"):
+        load_model(ModelConfig(name="resnet18", checkpoint=str(tmp_path / "w.pth"), num_classes=3))
+
+
+def test_two_networks_in_one_file_are_not_guessed(tmp_path: Path) -> None:
+    state = load_file(CLEAN / "model.safetensors")
+    both = _renamed(state, lambda n: f"student.{n}") | _renamed(
+        {k: v * 2 for k, v in state.items()}, lambda n: f"teacher.{n}"
+    )
+    torch.save(both, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"it holds the network 2 times: student., teacher."):
+        load_model(ModelConfig(name="test_resnet", checkpoint=str(tmp_path / "w.pth")))
+
+
+def test_adapters_that_are_not_merged_are_refused(tmp_path: Path) -> None:
+    """Without them the weights are those before the training."""
+    state = load_file(CLEAN / "model.safetensors")
+    made = _renamed(state, lambda n: f"base_model.model.{n}") | {
+        "base_model.model.fc.lora_A.default.weight": torch.ones(2, 64),
+        "base_model.model.fc.lora_B.default.weight": torch.ones(6, 2),
+    }
+    torch.save(made, tmp_path / "w.pth")
+    with pytest.raises(
+        ModelError, match=r"holds LoRA adapters beside the weights, .*Fix: model.merge_and_unload"
+    ):
+        load_model(ModelConfig(name="test_resnet", checkpoint=str(tmp_path / "w.pth")))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_convnext", "test_vit"])
+def test_input_channels_are_those_of_the_file_as_the_head_is(name: str, tmp_path: Path) -> None:
+    """One input channel, two classes: one line, no flag."""
+    network = timm.create_model(name, in_chans=1, num_classes=2).eval()
+    torch.save(network.state_dict(), tmp_path / "grey.pth")
+    loaded = load_model(ModelConfig(name=name, checkpoint=str(tmp_path / "grey.pth")))
+    assert {"head of 2 outputs, as in grey.pth", "1 input channel, as in grey.pth"} <= set(loaded.notes)
+    assert len(loaded.input.mean) == 1
+    x = torch.randn(2, 1, loaded.input.height, loaded.input.width)
+    with torch.no_grad():
+        assert torch.equal(loaded.module(x), network(x))
