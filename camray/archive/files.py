@@ -38,7 +38,7 @@ class _NoFileError(OSError):
     """A path that is no file to be read, whatever the disk says."""
 
 
-_SEALED = (_NoFileError, FileNotFoundError, NotADirectoryError, IsADirectoryError, UsageError)
+_SEALED = (_NoFileError, FileNotFoundError, NotADirectoryError, IsADirectoryError, UsageError, ValueError)
 """What the listing or its path already tells, and tells anew when it changes; the rest may pass."""
 
 

@@ -140,13 +140,13 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
     module = sources.build(source.recipe)
     state, renamed = weights.rename(module, found.state)
     _materialise(module, state)
-    notes = [*found.notes, *renamed]
+    notes = (*found.notes, *renamed)
     resized, sized = _as_in_file(source.recipe, module, state, config)
     if sized:
         candidate = sources.build(resized)
         if not weights.misfits(candidate, state):  # else it is more than head and channels that differs
             source, module = replace(source, recipe=resized), candidate
-            notes += [f"{what}, as in {path.name}" for what in sized]
+            notes += tuple(f"{what}, as in {path.name}" for what in sized)
     fitted = weights.fit(module, state, path.name, config.partial)
     module.load_state_dict(fitted.state, strict=False)
     return source, module, (*notes, *fitted.notes)

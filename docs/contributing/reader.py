@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import NativeFile
 
 from camray.archive import sniff
-from camray.archive.columns import columns_of, refuse_extensions, row_member
+from camray.archive.columns import columns_of, refuse_extensions, row_members
 from camray.archive.readers import IsNeeded, Reader
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, printable
@@ -37,16 +37,18 @@ def _open(file: NativeFile, size: int) -> pa.RecordBatchFileReader:
 
 def _read(file: NativeFile, size: int, config: ArchiveConfig, is_needed: IsNeeded) -> Iterator[Member]:
     table = _open(file, size)
-    columns, index = columns_of(table.schema, config), 0
+    columns, index, number = columns_of(table.schema, config), 0, 0
     try:
-        for number in range(table.num_record_batches):
-            batch = table.get_batch(number)
+        for part in range(table.num_record_batches):
+            batch = table.get_batch(part)
             batch.validate(full=True)  # offsets are a stranger's until then
             for row in range(batch.num_rows):
-                yield row_member(batch, row, index, columns, config, is_needed)
-                index += 1
+                for member in row_members(batch, row, number, index, columns, config, is_needed):
+                    index = member.index + 1
+                    yield member
+                number += 1
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ShardError(ErrorCode.SHARD_CORRUPT, printable(f"row {index}: {error}")) from None
+        raise ShardError(ErrorCode.SHARD_CORRUPT, printable(f"row {number}: {error}")) from None
 
 
 READER = Reader(

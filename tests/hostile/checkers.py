@@ -38,7 +38,8 @@ class _Page(HTMLParser):
         self.found += [f"<{tag}>"] if MARK in tag else []
         for name, value in attrs:
             text = (value or "").strip().lower()
-            runs = name.startswith("on") or re.match(r"(javascript|data:text|vbscript):", text)
+            loads = name in ("href", "src", "action", "formaction", "xlink:href", "data", "srcdoc", "poster")
+            runs = name.startswith("on") or (loads and re.match(r"(javascript|data:text|vbscript):", text))
             if MARK in name or (runs and MARK in text):
                 self.found.append(f"<{tag} {name}={text[:60]!r}>")
 
