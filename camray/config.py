@@ -113,6 +113,8 @@ class ArchiveConfig:
     frames: str = setting(
         "first", "of files with several frames or pages: first, middle, all, or N from 0", "--frames WHICH",
         verbs=RUNS)
+    allow_http: bool = setting(
+        False, "read images that a list names by https:// or http://, from public addresses", "--allow-http")
     max_member_bytes: int = setting(256 * 2**20, "refuse larger files", "", 1)
     max_pixels: int = setting(
         100_000_000, "refuse larger images", "--max-pixels N", 1, verbs=RUNS, result=True)

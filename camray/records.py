@@ -35,6 +35,10 @@ class Status(StrEnum):
 # ── what is read ─────────────────────────────────────────────────────────────────────────────────
 
 
+UNSEEN = "unseen"
+"""The version of a file that gave no answer when it was listed: it counts as what is remembered of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class LooseFile:
     """One image file of a folder or list. `path` is relative to the archive, POSIX."""

@@ -28,6 +28,13 @@ from camray.errors import UsageError, printable, said_by
 _T = TypeVar("_T")
 
 SCHEMES = ("s3", "gs", "gcs", "file")
+_COPY = "copy it to a disk, s3:// or gs://, or mount it"
+_ELSEWHERE = {  # what people write, and what to do instead
+    "hf": "`hf download OWNER/NAME --repo-type dataset --local-dir FOLDER`, then name FOLDER",
+    "abfs": _COPY, "abfss": _COPY, "az": _COPY, "hdfs": _COPY,
+    "http": "fetch it; a list of images may hold URLs (--allow-http)",
+    "https": "fetch it; a list of images may hold URLs (--allow-http)",
+}  # fmt: skip
 PATIENCE_S = 120.0
 """How long a store may fail before the run gives up (exit 4) and waits for its next start."""
 _LASTING = re.compile(
@@ -132,6 +139,11 @@ class Folder:
     def open(self, relative: str = "") -> NativeFile:
         """Open a file for random access."""
         return self.fs.open_input_file(self.at(relative))
+
+    def read_up_to(self, relative: str, limit: int) -> bytes:
+        """Read a file's first `limit` bytes, once."""
+        with self.open(relative) as file:
+            return bytes(file.read(limit))
 
     def read(self, relative: str) -> bytes:
         """Read a whole file."""
@@ -287,20 +299,26 @@ def check_uri(place: str, field: str) -> None:
     """
     scheme, _, rest = place.partition("://")
     if scheme not in SCHEMES:
-        raise UsageError(field, f"scheme {scheme!r} is not supported", f"use a path or {', '.join(SCHEMES)}")
+        fix = _ELSEWHERE.get(scheme, "") if field == "ARCHIVE" else ""
+        fix = fix or f"use a path or {', '.join(SCHEMES)}"
+        raise UsageError(field, f"scheme {scheme!r} is not supported", fix)
     if scheme != "file" and not rest.strip("/"):
         raise UsageError(field, f"{place} names no bucket", f"{scheme}://BUCKET/PATH")
     if has_empty_part(place):
         raise UsageError(field, f"{printable(place)} has an empty part between two slashes", "leave one out")
     if scheme != "file" and "#" in rest:
         raise UsageError(field, f"{printable(place)}: what follows # would be left out", "write %23 for #")
-    address, _, options = rest.partition("?")
-    names = {name.lower() for name, _ in parse_qsl(options, keep_blank_values=True)}
-    user, at, _ = address.partition("/")[0].rpartition("@")
-    if (at and user != _ANONYMOUS) or any(word in name for name in names for word in _SECRET_OPTIONS):
+    user, at, _ = rest.partition("?")[0].partition("/")[0].rpartition("@")
+    if (at and user != _ANONYMOUS) or has_credentials(rest):
         raise UsageError(field, "credentials in the URI are refused", "set them in the environment")
     if at and field == "OUT":
         raise UsageError(field, "nobody writes without credentials", "leave out `anonymous@`")
+
+
+def has_credentials(uri: str) -> bool:
+    """Tell whether an option behind `?` is called as secrets are."""
+    names = {name.lower() for name, _ in parse_qsl(uri.partition("?")[2], keep_blank_values=True)}
+    return any(word in name for name in names for word in _SECRET_OPTIONS)
 
 
 def _local(place: Path) -> Folder:

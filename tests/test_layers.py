@@ -31,6 +31,7 @@ ONLY_IN = {
     "torchvision": {"cam", "models"},
     "cv2": {"image", "models", "explain", "measure", "compare", "audit"},
     "pydicom": {"image/dicom.py"},
+    "urllib3": {"archive/web.py"},
     "scipy": {"measure", "audit", "compare"},
 }
 # The text of a file is one thing, what really gets loaded another.

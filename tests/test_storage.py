@@ -135,6 +135,8 @@ def test_file_uri_is_a_local_folder(tmp_path: Path) -> None:
     [
         ("ftp://host/x", "scheme 'ftp' is not supported"),
         ("http://host/x", "scheme 'http' is not supported"),
+        ("hf://datasets/o/n", "scheme 'hf' is not supported"),
+        ("abfs://c@a/x", "scheme 'abfs' is not supported"),
         ("s3://KEY:SECRET@bucket/x", "credentials in the URI are refused"),
         ("gs://user@bucket/x", "credentials in the URI are refused"),
         ("s3://bucket/x?region=eu&secret_key=SECRET", "credentials in the URI are refused"),

@@ -22,7 +22,7 @@ from camray.archive.annotations import (
     whole_of,
 )
 from camray.archive.names import extension_of, file_kind, stem_of
-from camray.archive.places import MISSING, finder, leads_out
+from camray.archive.places import MISSING, RefusedError, finder, leads_out
 from camray.archive.readers import IsNeeded, failed, size_problem, skipped
 from camray.archive.tables import path_inside, spellings
 from camray.config import ArchiveConfig
@@ -38,7 +38,10 @@ class _NoFileError(OSError):
     """A path that is no file to be read, whatever the disk says."""
 
 
-_SEALED = (_NoFileError, FileNotFoundError, NotADirectoryError, IsADirectoryError, UsageError, ValueError)
+_SEALED = (
+    _NoFileError, FileNotFoundError, NotADirectoryError, IsADirectoryError, UsageError, RefusedError,
+    ValueError,
+)  # fmt: skip
 """What the listing or its path already tells, and tells anew when it changes; the rest may pass."""
 
 
@@ -133,8 +136,7 @@ def _opened(find: Finder, path: str, limit: int) -> bytes:
 def _read(root: Folder, path: str, limit: int) -> bytes:
     """Read a file, at most `limit` bytes; never waits for a pipe."""
     if not root.is_local:
-        with root.open(path) as file:
-            return bytes(file.read(limit))
+        return root.read_up_to(path, limit)
     handle = os.open(root.at(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as local:
         if not stat.S_ISREG(os.fstat(handle).st_mode):

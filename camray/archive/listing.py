@@ -26,13 +26,13 @@ from camray.archive.annotations import Annotation, to_note
 from camray.archive.frames import FIRST, version_mark
 from camray.archive.names import extension_of, file_kind, name_kind, stem_of, table_ending
 from camray.archive.patterns import base_folder, expand, is_pattern, matched
-from camray.archive.places import MISSING, base_of, entry_now, find_files, leads_out, locate, look_up
+from camray.archive.places import MISSING, UNDATED, base_of, entry_now, find_files, leads_out, locate, look_up
 from camray.archive.readers import METADATA, check_shards, packed_format, readers
 from camray.archive.sniff import is_packed, looks_like
 from camray.archive.tables import is_list, read_list, read_metadata, said_of_files, spellings
 from camray.config import ArchiveConfig
 from camray.errors import UsageError, printable
-from camray.records import LooseFile, Shard
+from camray.records import UNSEEN, LooseFile, Shard
 from camray.storage import Entry, Folder, open_folder
 
 LOST = (
@@ -40,6 +40,11 @@ LOST = (
     "unusable row of metadata",
 )  # fmt: skip
 """What a list or metadata says and nothing follows from, of the reasons in `Listing.left_out`."""
+
+SILENT = "URLs without an answer: taken as they were"
+DATELESS = "URLs without ETag or date: taken as unchanged where the size is (--rehash reads them)"
+UNSURE = (SILENT, DATELESS)
+"""What web servers leave open of files that are listed, counted there too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +273,7 @@ def _from_list(place: Folder, config: ArchiveConfig) -> Listing:
             shards.append(_shard(folder.child_uri(inner), packed, entry, config))
         else:
             mask = masks[annotation.mask] if annotation.mask else None
+            entry = _as_told(entry, mask, listed.left_out)
             note = to_note(replace(annotation, mask=mask.path if mask else None), listed.is_labelled)
             files.append(loose_file(entry, (), note, mask.version if mask else "", config.frames))
         taken.add(entry.path)
@@ -278,6 +284,15 @@ def _from_list(place: Folder, config: ArchiveConfig) -> Listing:
     ]
     check_shards(shards, config)
     return Listing(tuple(shards), place.uri, tuple(files), +listed.left_out)
+
+
+def _as_told(entry: Entry, mask: Entry | None, left_out: Counter[str]) -> Entry:
+    """Count what a web server leaves open; without an answer for its mask, a file gave none itself."""
+    if UNSEEN in (entry.version, mask and mask.version):
+        left_out[SILENT] += 1
+        return replace(entry, version=UNSEEN)
+    left_out[DATELESS] += entry.version == UNDATED
+    return entry
 
 
 def _found(paths: Iterable[str], base: Folder) -> dict[str, Entry]:

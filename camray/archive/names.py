@@ -68,6 +68,11 @@ def may_hold_images(name: str) -> bool:
     return extension in _PACKED or bool(_PART.search(name) or re.fullmatch(r"[zr]\d\d", extension))
 
 
+def is_web(path: str) -> bool:
+    """Tell whether a path of a list is for a web server."""
+    return path.lower().startswith(("http://", "https://"))
+
+
 def class_folder(path: str) -> str | None:
     """Give the class a file's first folder names; a split (`train/cat/1.jpg`) is no class."""
     first, *deeper = path.split("/")[:-1] or [""]

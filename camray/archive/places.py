@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 
 from pyarrow import fs as pafs
 
-from camray.archive.names import junk_part, table_ending
+from camray.archive.names import is_web, junk_part, table_ending
 from camray.errors import UsageError, printable
 from camray.storage import Entry, Folder, open_folder
 
@@ -27,6 +27,14 @@ OUTPUT_MARK = "records/_delta_log"
 
 MISSING = "missing"
 """The version of a file that was not there when it was listed."""
+
+UNDATED = "undated"
+"""The version of a file whose server gives none: taken as unchanged while its size is the same."""
+
+
+class RefusedError(ValueError):
+    """A place that is not asked, whatever would answer there."""
+
 
 _STAT_BATCH = 1000
 _NO_STORE = "check the address and the credentials"
@@ -181,7 +189,12 @@ def _is_output(place: str) -> UsageError:
 
 
 def tidy(path: str) -> str:
-    """Give each path one spelling, so that the same file is listed once: no `./`, `//` or `a/../`."""
+    """Give each path one spelling, so that the same file is listed once: no `./`, `//` or `a/../`.
+
+    To a web server all of these may be different files: a URL stays as it is.
+    """
+    if is_web(path):
+        return path
     scheme, separator, rest = path.partition("://")
     return f"{scheme}{separator}{posixpath.normpath(rest)}" if separator else posixpath.normpath(path)
 
@@ -214,6 +227,10 @@ def _is_list(place: Folder) -> bool:
 
 def locate(base: Folder, path: str) -> tuple[Folder, str]:
     """Find the folder to open a path of a list in, and the path inside it."""
+    if is_web(path):
+        from camray.archive.web import WEB  # with what it loads, where it is needed
+
+        return WEB, path
     if "://" in path:
         scheme, _, rest = path.partition("://")
         host, _, inner = rest.partition("/")
@@ -232,7 +249,11 @@ def _store(uri: str) -> Folder:
 def look_up(paths: Iterable[str], base: Folder) -> Iterator[Entry]:
     """Give each path its size and version; what is not there has the version `MISSING`."""
     remote: dict[str, tuple[Folder, list[tuple[str, str]]]] = {}
+    urls = []
     for path in paths:
+        if is_web(path):
+            urls.append(path)
+            continue
         if leads_out(path):
             yield Entry(path, 0, MISSING)
             continue
@@ -241,6 +262,10 @@ def look_up(paths: Iterable[str], base: Folder) -> Iterator[Entry]:
             yield _look_up_local(path, folder.at(inner))
         else:
             remote.setdefault(folder.uri, (folder, []))[1].append((path, inner))
+    if urls:
+        from camray.archive import web
+
+        yield from web.look_up(urls)
     for folder, asked in remote.values():
         for start in range(0, len(asked), _STAT_BATCH):
             batch = asked[start : start + _STAT_BATCH]

@@ -36,10 +36,10 @@ import pyarrow as pa
 
 from camray.archive.annotations import Annotation, from_row, join_boxes, label_columns, read_json
 from camray.archive.columns import PATHS, cell_value, check_label_type, path_column
-from camray.archive.names import table_ending
+from camray.archive.names import is_web, table_ending
 from camray.archive.parquet import bounded_batches, layout_of, open_parquet
 from camray.archive.places import leads_out, tidy
-from camray.archive.readers import METADATA, buffered
+from camray.archive.readers import METADATA, buffered, packed_format
 from camray.config import ArchiveConfig
 from camray.errors import ShardError, UsageError, printable, redacted
 from camray.storage import Entry, Folder, check_uri, open_folder
@@ -114,7 +114,7 @@ def read_list(place: Folder, config: ArchiveConfig) -> Listed:
     """
     listed, first = Listed(), ""
     paths = (config.image_column.lower(),) if config.image_column else PATHS
-    for row, path, problem, said in _said(place, paths, _listed, config):
+    for row, path, problem, said in _said(place, paths, partial(_listed_or_url, config.allow_http), config):
         listed.is_labelled = listed.is_labelled or bool(label_columns(row.cells, config.label_column))
         if problem:
             first = first or f"{_named(place, row)}: {problem}"
@@ -184,6 +184,8 @@ def spellings(path: str) -> tuple[str, ...]:
 
     Windows separates by backslashes; `\u00fc` is one character or two, as the system that wrote it has it.
     """
+    if is_web(path):
+        return (path,)
     slashed = tidy(path.replace("\\", "/"))
     forms = [form(text) for text in (path, slashed) for form in (str, _composed, _decomposed)]
     return tuple(dict.fromkeys(forms))
@@ -275,6 +277,19 @@ def _listed(path: str) -> tuple[str, str]:
     if not _HOST.fullmatch(host):
         return path, f"no bucket is called {printable(host, 60)!r}"
     return tidy(path), ""
+
+
+def _listed_or_url(allow_http: bool, path: str) -> tuple[str, str]:
+    """Give a path of a list, or a URL as it is, and why it may not be one."""
+    if not is_web(path) or _path_problem(path):
+        return _listed(path)
+    if not allow_http:
+        return path, "a URL is read only with --allow-http"
+    if packed := packed_format(path.partition("?")[0]):
+        return path, f"a {packed} file is not read from a web server; fetch it"
+    from camray.archive.web import url_problem  # with what it loads, where it is needed
+
+    return path, url_problem(path)
 
 
 def path_inside(where: str, path: str) -> tuple[str, str]:

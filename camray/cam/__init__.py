@@ -18,7 +18,7 @@ from camray.cam.finish import blend, colour, finish, fuse, normalise, resize
 from camray.cam.layers import LayerInfo, find_target_layer, find_target_layers, list_layers
 from camray.cam.layout import TargetLayer
 from camray.cam.registry import METHODS, parse_method
-from camray.cam.targets import TargetRule, ranked
+from camray.cam.targets import TargetRule
 
 __all__ = [
     "METHODS",
@@ -36,7 +36,6 @@ __all__ = [
     "list_layers",
     "normalise",
     "parse_method",
-    "ranked",
     "resize",
 ]
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from camray import cam
+from camray.cam.targets import ranked
 from camray.compare.panel import SCORED, Panel
 from camray.explain.explainer import BatchExplainer
 from camray.explain.overlays import encode_jpeg
@@ -85,7 +86,7 @@ class BatchScorer(BatchExplainer):
 
     def _rows(self, scores: Scores) -> list[list[Row]]:
         """Give the rows of each image: its maps first, then its values."""
-        best = cam.ranked(scores.logits)[:, :1]
+        best = ranked(scores.logits)[:, :1]
         confidence = class_scores(scores.logits.double(), self.explainer.activation).gather(1, best)
         made = []
         for i, (predicted, target) in enumerate(

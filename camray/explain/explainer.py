@@ -21,6 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from camray import cam
 from camray.cam.registry import Method
 from camray.cam.split import run_split
+from camray.cam.targets import ranked
 from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ModelError, Stage, printable
 from camray.explain import confirm
@@ -351,7 +352,7 @@ def _predictions(logits: Tensor, explainer: Explainer) -> list[Row]:
     if explainer.activation == "value":
         return [{"predicted_value": value} for value in logits[:, 0].tolist()]
     p = class_scores(logits, explainer.activation)  # (B, classes)
-    best = cam.ranked(logits)[:, : max(2, explainer.top_k)]
+    best = ranked(logits)[:, : max(2, explainer.top_k)]
     entropy = score_entropy(p, explainer.activation)
     scores, ids = p.gather(1, best).tolist(), best.tolist()
     return _as_rows(

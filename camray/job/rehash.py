@@ -34,14 +34,17 @@ def rehashed(
 
 def _looked_at(out: Folder, shard: Shard, committed: CommittedFiles, archive: ArchiveConfig) -> Shard:
     now: dict[int, Said] = {}
+    then = _recorded(out, shard, committed)
     try:
         for member in read_members(shard, archive):
             checksum = None if member.content is None else hashlib.sha256(member.content).hexdigest()
+            if member.error_code in PASSING_ERRORS and member.index in then:  # nothing is known of it now
+                now[member.index] = then[member.index]
+                continue
             now[member.index] = checksum, None if member.label is None else as_text(member.label)
     except ShardError as error:
         if error.code in PASSING_ERRORS:  # nothing is known of it now
             return shard
-    then = _recorded(out, shard, committed)
     chosen = then if shard.selection is None else {i: then.get(i) for i in shard.selection}
     if now == chosen:
         return shard

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from camray.archive.listing import LOST
+from camray.archive.listing import LOST, UNSURE
 from camray.config import Config
 from camray.errors import CamrayError, ExitCode, IncompleteError, no_model, printable, said_by
 from camray.flow.actor import Weights, network_of
@@ -311,6 +311,9 @@ def _announce(ready: Prepared, reporter: Reporter) -> None:
     for reason in LOST:
         if count := ready.listing.left_out.get(reason):
             reporter.say(f"of no effect: {count:,} {reason}")
+    for reason in UNSURE:
+        if count := ready.listing.left_out.get(reason):
+            reporter.say(f"{count:,} {reason}")
     reporter.say(
         f"explainer {e.id}: {e.model}, {e.method} at {e.target_layer}, target {e.target}, "
         f"input {e.input.width}x{e.input.height}, weights {e.weights_sha256[:12]}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -23,7 +23,7 @@ from deltalake.exceptions import CommitFailedError
 from camray.errors import IncompleteError
 from camray.ledger import log
 from camray.ledger.out import INTAKE
-from camray.records import LooseFile, Shard
+from camray.records import UNSEEN, LooseFile, Shard
 from camray.storage import Folder
 
 GROUP_SIZE = 256  # the cost of one changed file: at most this many images are done again
@@ -85,7 +85,8 @@ def group_files(
     A group is revised when a file of it changed. Files that are not listed cost nothing where their group
     is committed; where it is not, it is done without them.
     """
-    now = {f.path: f for f in listed}
+    known = {f.path: f for group in remembered for f in group.files}
+    now = {f.path: _as_remembered(f, known) for f in listed}
     seen: set[str] = set()
     groups: list[Group] = []
     new: list[Group] = []
@@ -113,6 +114,12 @@ def group_files(
         groups.append(group)
         new.append(group)
     return Grouping(root, tuple(groups), tuple(new), gone)
+
+
+def _as_remembered(file: LooseFile, known: Mapping[str, LooseFile]) -> LooseFile:
+    """Take a file that gave no answer as it was: one bad night replaces no record."""
+    before = known.get(file.path) if file.version.startswith(UNSEEN) else None
+    return replace(file, size_bytes=before.size_bytes, version=before.version) if before else file
 
 
 def _facts(file: LooseFile) -> tuple[str, int, str]:

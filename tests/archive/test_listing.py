@@ -196,6 +196,13 @@ def test_missing_and_unusable(tmp_path):
         listed("")
     with pytest.raises(UsageError, match="not supported"):
         listed("ftp://host/x")
+    for place, fix in (
+        ("hf://datasets/o/n", "hf download"),
+        ("abfs://c/x", "copy it"),
+        ("https://h/x.tar", "--allow"),
+    ):
+        with pytest.raises(UsageError, match=fix):
+            listed(place)
     os.mkfifo(tmp_path / "pipe.tar")
     with pytest.raises(UsageError, match="neither a file nor a folder"):
         listed(tmp_path / "pipe.tar")

@@ -88,7 +88,7 @@ def test_absolute_paths_and_addresses(photos, tmp_path_factory):
     found = members(path)
     assert [m.content for m in found] == [png(0), png(1)]
     assert [m.label for m in found] == [None, None]
-    with pytest.raises(UsageError, match="'http' is not supported"):
+    with pytest.raises(UsageError, match="--allow-http"):
         listed(write(other, "h.txt", "http://host/1.png"))
 
 

@@ -188,13 +188,19 @@ def _without_flush_of_the_log() -> None:
 
 def _full_disk_unnoticed() -> None:
     """A file that could not be written is not missed."""
-    real = storage.Folder.write_all
+    write, make = storage.Folder.write_all, storage.Folder.create
 
     def write_all(self: storage.Folder, files: Mapping[str, bytes]) -> None:
         with contextlib.suppress(OSError):
-            real(self, files)
+            write(self, files)
+
+    def create(self: storage.Folder, relative: str, data: bytes) -> bool:
+        with contextlib.suppress(OSError):
+            return make(self, relative, data)
+        return True
 
     storage.Folder.write_all = write_all  # type: ignore[method-assign]
+    storage.Folder.create = create  # type: ignore[method-assign]
 
 
 def _without_a_second_look() -> None:
