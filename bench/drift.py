@@ -62,12 +62,34 @@ def blurred(picture: Image.Image, _index: int) -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(1))
 
 
+def warmer(picture: Image.Image, _index: int) -> Image.Image:
+    return Image.fromarray((np.asarray(picture) * [1.0, 0.94, 0.82]).astype(np.uint8))
+
+
+def packed(picture: Image.Image, index: int) -> Image.Image:
+    if index % 10 >= 3:
+        return picture
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=12)
+    return Image.open(content)
+
+
+def noisy(picture: Image.Image, index: int) -> Image.Image:
+    if index % 10 >= 3:
+        return picture
+    noise = np.random.default_rng(index).normal(0, 12, (picture.height, picture.width, 3))
+    return Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8))
+
+
 CHANGES: dict[str, dict[str, Any]] = {
     "none": {},
     "tag on 10 %": {"split": "night10"},
     "tag on 30 %": {"split": "night30"},
     "brightness - 25": {"change": darker},
     "blur, sigma 1": {"change": blurred},
+    "warm tint": {"change": warmer},
+    "JPEG 12 on 30 %": {"change": packed},
+    "noise 12 on 30 %": {"change": noisy},
     "5 % label flips": {"wrong_labels": 0.06},
     "10 % label flips": {"wrong_labels": 0.12},
     "2 % broken files": {"broken_every": 50},

@@ -105,6 +105,9 @@ class ArchiveConfig:
     label_column: str | None = setting(
         None, "Parquet and lists: column of labels; '': none; default: by name", "--label-column NAME")
     encoding: str = setting("utf-8", "of lists and metadata without a byte order mark", "--encoding NAME")
+    group_by: tuple[str, ...] = setting(
+        (), "columns kept as attributes of a record; an audit looks at each of their values",
+        "--group-by A,B,...", verbs=RUNS)
     bbox: Literal["xywh", "xyxy"] = setting(
         "xywh", "what four numbers called bbox are: corner and size, or edges", "--bbox")
     captions: bool = setting(False, ".txt files are captions, never labels", "--captions", verbs=RUNS)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -119,6 +119,7 @@ class Member:
     error_code: ErrorCode | None = None
     error_message: str | None = None
     boxes: Boxes | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)  # what `--group-by` asked for
     mask: bytes | None = None  # an encoded image; what is not 0 is the object
     note: str = ""  # what was guessed or left unused; counted, and told at the end of a run
     frame: int | None = None  # of a file with several: which of them
@@ -211,12 +212,23 @@ _STATUS = (
 )
 _LABEL = Column("label", _TEXT, "what the archive says: list, sidecar, column, class folder")
 _LABEL_CLASS = Column("label_class", _INT, "the class that the label names")
+_ATTRIBUTES = Column(
+    "attributes",
+    pa.map_(_TEXT, _TEXT),
+    "what list, metadata or sidecar says in the columns of `--group-by`",
+    is_later=True,
+)
 _BOXES = Column("boxes", _BOX, "where the archive says the object is", "shares of the upright image's sides")
 _IMAGE = (
     Column("content_sha256", _TEXT, "of the encoded bytes; of a member `name#frame`, of these and `#frame`"),
     Column("width", _INT, "of the upright image (EXIF orientation applied)", "pixels"),
     Column("height", _INT, "of the upright image", "pixels"),
     Column("format", _TEXT, "by content: JPEG, PNG, DICOM, …"),
+    Column(
+        "file_bits", _FLOAT,
+        "size of the file by pixels of the image: how much it was compressed; null of one frame of several",
+        "bits a pixel", is_later=True,
+    ),
     Column(
         "pixel_rule", _TEXT,
         "how deep or medical values became 8 bits: `0..4095`, `0..1`, `0..255`, `min-max -5..3071`, "
@@ -230,6 +242,20 @@ _IMAGE = (
     Column("image_mean", _FLOAT, "luminance of the model's view: mean", "0..255"),
     Column("image_std", _FLOAT, "luminance of the model's view: deviation", "0..255"),
     Column("image_sharpness", _FLOAT, "variance of the view's Laplacian; low where it is blurry", "from 0"),
+    Column("image_red", _FLOAT, "red less luminance, of the view: mean", "-255..255", is_later=True),
+    Column("image_red_std", _FLOAT, "its deviation", "0..255", is_later=True),
+    Column("image_blue", _FLOAT, "blue less luminance: mean", "-255..255", is_later=True),
+    Column("image_blue_std", _FLOAT, "its deviation", "0..255", is_later=True),
+    Column("image_saturation", _FLOAT, "highest less lowest channel: mean", "0..255", is_later=True),
+    Column("image_saturation_std", _FLOAT, "its deviation", "0..255", is_later=True),
+    Column("image_dark", _FLOAT, "luminance that 2 % of the view do not exceed", "0..255", is_later=True),
+    Column("image_light", _FLOAT, "luminance that 98 % do not exceed", "0..255", is_later=True),
+    Column("image_noise", _FLOAT, "median size of the view's Laplacian", "0..255", is_later=True),
+    Column(
+        "image_blockiness", _FLOAT,
+        "steps across the lines of an 8-pixel grid as a multiple of those elsewhere: the blocks of JPEG, "
+        "where the view has the size of the file", "from 0, 1: none", is_later=True,
+    ),
     Column(
         "image_hash", _TEXT,
         "one bit for each of 8 x 8 neighbouring pairs of the view at 9 x 8 pixels; "
@@ -250,7 +276,16 @@ _PREDICTION = (
         is_later=True,
     ),
 )
-_CORRECT = Column("correct", _BOOL, "`predicted_class = label_class`; null where no class is known")
+_CORRECT = (
+    Column("correct", _BOOL, "`predicted_class = label_class`; null where no class is known"),
+    Column(
+        "label_score",
+        _FLOAT,
+        "the softmax of `label_class`; null where no class is known",
+        "0..1",
+        is_later=True,
+    ),
+)
 _MODEL = (
     Column("model", _TEXT, "the model"),
     Column("weights_sha256", _TEXT, "of its weights file (of the tensors, for weights from the hub)"),
@@ -314,13 +349,17 @@ _OVERLAY = (
     Column("overlay_offset", pa.int64(), "always null; reserved"),
     Column("overlay_size", pa.int64(), "of the picture; null where none was drawn", "bytes"),
 )
-_IDENTITY = (_INDEX, _MEMBER, _LABEL, _LABEL_CLASS, *_STATUS, _BOXES)
+_IDENTITY = (_INDEX, _MEMBER, _LABEL, _LABEL_CLASS, *_STATUS, _BOXES, _ATTRIBUTES)
 
 COLUMNS = (
-    *_RUN, _MEMBER, _INDEX, _KEY, *_STATUS, *_IMAGE, *_PREDICTION, _LABEL_CLASS, _LABEL, _CORRECT, _BOXES,
-    *_MODEL, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION, *_OVERLAY,
+    *_RUN, _MEMBER, _INDEX, _KEY, *_STATUS, *_IMAGE, *_PREDICTION, _LABEL_CLASS, _LABEL, *_CORRECT, _BOXES,
+    _ATTRIBUTES, *_MODEL, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION, *_OVERLAY,
 )  # fmt: skip
 """Every column of a record file, in its order."""
+
+LATER = frozenset(column.name for column in COLUMNS if column.is_later)
+"""Columns that a table of 0.1.0 gains with the next run; its older files stay without them."""
+
 
 LATER = frozenset(column.name for column in COLUMNS if column.is_later)
 """Columns that a table of 0.1.0 gains with the next run; its older files stay without them."""
@@ -340,7 +379,7 @@ DECODED = _struct(*_IDENTITY, *_FRAME, *_IMAGE, ("mask", _BYTES), ("pixels", _BY
 255 on the object; content is kept only where overlays are drawn on the original."""
 
 EXPLAINED = _struct(
-    *_IDENTITY, *_IMAGE, *_PREDICTION, _CORRECT, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION,
+    *_IDENTITY, *_IMAGE, *_PREDICTION, *_CORRECT, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION,
     ("frame", _INT), ("overlay", _BOOL), ("pixels", _BYTES), ("content", _BYTES),
 )  # fmt: skip
 """One image between explain and sink; pixels or content only where an overlay is due."""
@@ -461,6 +500,7 @@ def member_array(members: Sequence[Member]) -> pa.StructArray:
         "error_stage": [m.error_code and "read" for m in members],
         "error_message": [m.error_message for m in members],
         "boxes": [m.boxes and [dict(zip(EDGES, e, strict=True)) for e in m.boxes.edges] for m in members],
+        "attributes": [list(m.attributes.items()) or None for m in members],
         "boxes_in_pixels": [m.boxes and m.boxes.in_pixels for m in members],
         "mask": [m.mask for m in members],
         "frame": [m.frame for m in members],

@@ -190,6 +190,8 @@ def test_record_schema_keeps_to_types_delta_has() -> None:
     def leaves(kind: pa.DataType) -> list[pa.DataType]:
         if pa.types.is_list(kind):
             return leaves(kind.value_type)
+        if pa.types.is_map(kind):
+            return leaves(kind.key_type) + leaves(kind.item_type)
         if pa.types.is_struct(kind):
             return [leaf for f in kind for leaf in leaves(f.type)]
         return [kind]

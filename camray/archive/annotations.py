@@ -24,8 +24,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from camray.archive.names import class_folder
@@ -58,6 +58,7 @@ class Annotation:
     mask: str | None = None  # a path, relative to what says so
     is_captioned: bool = False  # a caption lies beside: a text file is then no label
     problem: str | None = None  # what is said of it and cannot be
+    attributes: Mapping[str, str] = field(default_factory=dict)  # of the columns of `--group-by`
 
     def or_else(self, other: Annotation) -> Annotation:
         """Fill what is open from another annotation."""
@@ -68,12 +69,14 @@ class Annotation:
             self.mask or other.mask,
             self.is_captioned or other.is_captioned,
             self.problem or other.problem,
+            {**other.attributes, **self.attributes},
         )
 
 
 def annotated(member: Member, annotation: Annotation) -> Member:
-    """Give a member its label and boxes; what is said of it and cannot be makes it a failed one."""
-    said = replace(member, label=annotation.label, label_class=annotation.label_class, boxes=annotation.boxes)
+    """Give a member what is said of it; what cannot be makes it a failed one."""
+    a = annotation
+    said = replace(member, label=a.label, label_class=a.label_class, boxes=a.boxes, attributes=a.attributes)
     if annotation.problem is None or member.status != Status.OK:
         return said
     code, message = ErrorCode.MEMBER_UNREADABLE, printable(annotation.problem)
@@ -147,7 +150,18 @@ def label_text(value: str) -> str | None:
     return value.encode("utf-8", "backslashreplace").decode()[:MAX_TEXT_BYTES] or None
 
 
-def from_object(tree: Mapping[str, Any], bbox: str = "xywh") -> Annotation:
+def attributes_of(row: Mapping[str, Any], group_by: Sequence[str]) -> dict[str, str]:
+    """Read the columns of `--group-by` from a row with lower-case keys, as text; without the empty ones."""
+    found = {name: row.get(name.lower()) for name in group_by}
+    texts = {
+        name: label_text(str(value).strip())
+        for name, value in found.items()
+        if isinstance(value, str | int | float)
+    }
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def from_object(tree: Mapping[str, Any], bbox: str = "xywh", group_by: Sequence[str] = ()) -> Annotation:
     """Read a JSON sidecar. What cannot be understood is left out: a sidecar is whatever its maker wrote."""
     row = {str(key).lower(): value for key, value in tree.items()}
     boxes, problem = None, None
@@ -157,19 +171,29 @@ def from_object(tree: Mapping[str, Any], bbox: str = "xywh") -> Annotation:
         problem = str(error)
     except (ValueError, RecursionError):
         pass
-    annotation = Annotation(boxes=boxes, is_captioned=isinstance(row.get("caption"), str), problem=problem)
+    annotation = Annotation(
+        boxes=boxes,
+        is_captioned=isinstance(row.get("caption"), str),
+        problem=problem,
+        attributes=attributes_of(row, group_by),
+    )
     for key in LABELS:
         annotation = annotation.or_else(_readable_label(row.get(key)))
     return annotation.or_else(category_of(row.get("objects")))
 
 
-def from_row(row: Mapping[str, Any], label_column: str | None = None, bbox: str = "xywh") -> Annotation:
+def from_row(
+    row: Mapping[str, Any],
+    label_column: str | None = None,
+    bbox: str = "xywh",
+    group_by: Sequence[str] = (),
+) -> Annotation:
     """Read a row of a list or of a metadata file, its keys in lower case.
 
     Raises:
         ValueError: in one line, what is wrong with it.
     """
-    annotation = Annotation(boxes=find_boxes(row, bbox))
+    annotation = Annotation(boxes=find_boxes(row, bbox), attributes=attributes_of(row, group_by))
     for key in label_columns(row, label_column):
         annotation = annotation.or_else(label_of(row[key]))
     if label_column is None:
@@ -214,7 +238,7 @@ def read_sidecar(extension: str, content: bytes, config: ArchiveConfig) -> Annot
     """Read a sidecar; what cannot be understood is an empty annotation, never an error."""
     text = content[: size_cap(extension)].decode("utf-8-sig", "replace")
     if extension == "json":
-        return _from_json(text, config.bbox) if len(content) <= MAX_JSON_BYTES else Annotation()
+        return _from_json(text, config) if len(content) <= MAX_JSON_BYTES else Annotation()
     lines = text.strip().splitlines()
     if extension == "cls":
         return label_of(lines[0]) if lines else Annotation()
@@ -237,12 +261,14 @@ def merged(sidecars: Iterable[tuple[str, Annotation]]) -> Annotation:
     return whole
 
 
-def _from_json(text: str, bbox: str) -> Annotation:
+def _from_json(text: str, config: ArchiveConfig) -> Annotation:
     try:
         tree = read_json(text)
     except (ValueError, RecursionError):
         return Annotation()
-    return from_object(tree, bbox) if isinstance(tree, dict) else _readable_label(tree)
+    if not isinstance(tree, dict):
+        return _readable_label(tree)
+    return from_object(tree, config.bbox, config.group_by)
 
 
 def read_json(text: str) -> Any:
@@ -366,6 +392,7 @@ def to_note(annotation: Annotation, is_labelled: bool) -> str:
         "mask": annotation.mask,
         "labelled": is_labelled or None,
         "problem": annotation.problem,
+        "attributes": dict(annotation.attributes) or None,
     }
     given = {key: value for key, value in fields.items() if value is not None}
     return json.dumps(given, sort_keys=True, separators=(",", ":")) if given else ""
@@ -377,6 +404,11 @@ def from_note(note: str) -> tuple[Annotation, bool]:
     edges = tuple((b[0], b[1], b[2], b[3]) for b in fields.get("boxes", ()))
     boxes = Boxes(edges, bool(fields["pixels"])) if edges else None
     annotation = Annotation(
-        fields.get("label"), fields.get("class"), boxes, fields.get("mask"), problem=fields.get("problem")
+        fields.get("label"),
+        fields.get("class"),
+        boxes,
+        fields.get("mask"),
+        problem=fields.get("problem"),
+        attributes=fields.get("attributes", {}),
     )
     return annotation, bool(fields.get("labelled"))

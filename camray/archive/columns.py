@@ -15,12 +15,20 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
-from camray.archive.annotations import LABELS, Annotation, annotated, from_object, label_of, label_text
+from camray.archive.annotations import (
+    LABELS,
+    Annotation,
+    annotated,
+    attributes_of,
+    from_object,
+    label_of,
+    label_text,
+)
 from camray.archive.readers import IsNeeded, failed, size_problem
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, UsageError, printable
@@ -57,13 +65,14 @@ class Columns:
     mask: str | None = None
     class_names: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()  # names of the numbers in `objects`
+    groups: tuple[str, ...] = ()  # columns of `--group-by`
 
     def to_read(self, with_images: bool) -> list[str]:
         """Give the columns to read, by path."""
         names = self.contents if with_images or self.is_list else ()
         if self.has_path and not names:
             names = (f"{self.image}.path",)
-        return [*names] + [c for c in (self.name, self.label, self.boxes) if c]
+        return [*names, *dict.fromkeys(c for c in (self.name, self.label, self.boxes, *self.groups) if c)]
 
 
 # ── the schema ───────────────────────────────────────────────────────────────────────────────────
@@ -136,6 +145,7 @@ def columns_of(schema: pa.Schema, config: ArchiveConfig) -> Columns:
         mask=masks[0] if masks else None,
         class_names=_class_names(features.get(label or "")),
         categories=_class_names(features.get("objects")),
+        groups=_group_columns(schema, config.group_by),
     )
 
 
@@ -212,6 +222,15 @@ def no_labels(column: str, problem: str) -> UsageError:
     return UsageError("--label-column", problem, "name another column, or '' for no labels")
 
 
+def _group_columns(schema: pa.Schema, group_by: tuple[str, ...]) -> tuple[str, ...]:
+    usable = {f.name.lower(): f.name for f in schema if _is_label(f.type) or _is_number(f.type)}
+    for name in group_by:
+        if name.lower() not in usable:
+            fix = f"one of {printable(', '.join(usable.values()))}"
+            raise UsageError("--group-by", printable(f"no column {name} of numbers or text"), fix)
+    return tuple(usable[name.lower()] for name in group_by)
+
+
 def _features(schema: pa.Schema) -> dict[str, Any]:
     """Give what Hugging Face's metadata says of the columns."""
     try:
@@ -272,6 +291,10 @@ def _is_label(kind: pa.DataType) -> bool:
 def _plain(kind: pa.DataType) -> pa.DataType:
     """Give what a dictionary's indices stand for; any other type as it is."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
 # ── a row ────────────────────────────────────────────────────────────────────────────────────────
@@ -373,6 +396,8 @@ def _annotation(cells: dict[str, pa.Scalar], columns: Columns, config: ArchiveCo
         label = _label(cells.get(columns.label or ""), columns)
     except ValueError as error:
         label = Annotation(problem=f"{columns.label}: {error}")
+    row = {name.lower(): cell_value(cells[name]) for name in columns.groups}
+    label = replace(label, attributes=attributes_of(row, config.group_by))
     if columns.boxes is None or not cells[columns.boxes].is_valid:
         return label
     key = columns.boxes.lower()

@@ -112,9 +112,10 @@ def read_list(place: Folder, config: ArchiveConfig) -> Listed:
     Raises:
         UsageError: no row names a path, or the file cannot be read: naming the line and what is wrong there.
     """
-    listed, first = Listed(), ""
+    listed, first, columns = Listed(), "", set[str]()
     paths = (config.image_column.lower(),) if config.image_column else PATHS
     for row, path, problem, said in _said(place, paths, partial(_listed_or_url, config.allow_http), config):
+        columns |= row.cells.keys()
         listed.is_labelled = listed.is_labelled or bool(label_columns(row.cells, config.label_column))
         if problem:
             first = first or f"{_named(place, row)}: {problem}"
@@ -124,7 +125,16 @@ def read_list(place: Folder, config: ArchiveConfig) -> Listed:
             listed.add(path, said)
     if first and not listed.annotations:
         raise UsageError("ARCHIVE", printable(first), "give each image a path or URI of its own")
+    _check_groups(place, columns, config)
     return listed
+
+
+def _check_groups(place: Folder, columns: set[str], config: ArchiveConfig) -> None:
+    """Refuse a column of `--group-by` that a table does not have."""
+    missing = [name for name in config.group_by if name.lower() not in columns]
+    if columns and missing:
+        problem = printable(f"{place.uri.rpartition('/')[2]} has no column {missing[0]}")
+        raise UsageError("--group-by", problem, printable(f"one of {', '.join(sorted(columns))}"))
 
 
 def read_metadata(folder: Folder, entries: Sequence[Entry], config: ArchiveConfig) -> tuple[Listed, set[str]]:
@@ -155,11 +165,14 @@ def metadata_of(place: Folder, where: str, config: ArchiveConfig) -> dict[str, A
 def _take_metadata(place: Folder, where: str, config: ArchiveConfig, whole: Listed) -> bool:
     if not _has_column(place, _METADATA_PATH, config):
         return False
-    for _, path, problem, said in _said(place, (_METADATA_PATH,), partial(path_inside, where), config):
+    columns = set[str]()
+    for row, path, problem, said in _said(place, (_METADATA_PATH,), partial(path_inside, where), config):
+        columns |= row.cells.keys()
         if problem:
             whole.left_out["unusable row of metadata"] += 1
         else:
             whole.add(path, said)
+    _check_groups(place, columns, config)
     return True
 
 
@@ -231,7 +244,7 @@ def _said(
             yield row, path, problem, _cannot_be(place, row, problem or row.problem)
             continue
         try:
-            said = from_row(row.cells, config.label_column, config.bbox)
+            said = from_row(row.cells, config.label_column, config.bbox, config.group_by)
         except (ValueError, RecursionError) as error:
             said = _cannot_be(place, row, str(error))
         mask, mask_problem = check(said.mask) if said.mask else (None, "")

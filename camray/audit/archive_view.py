@@ -1,7 +1,7 @@
 """What only the whole archive tells of an image: where its class looks, what its label's images look like.
 
 Flows in: batches of records, once. Flows out: for any batch, lift, label suspects and duplicates. Memory:
-one map a class and 16 bytes an image.
+one map a class, 16 bytes an image, some 60 for each that is wrong.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from camray.audit.columns import Floats, heat_shares, number, topk_scores
-from camray.records import Status
+from camray.audit.columns import Floats, heat_shares, label_scores, number, topk_scores
 
 PRIOR = 20.0  # images: a class with few of its own is taken to look where all classes look
 FEW_LABELS = 5  # images of a label, below which nothing is said of it
@@ -25,7 +24,7 @@ class ArchiveView:
     def __init__(self, num_classes: int) -> None:
         self._sums: Floats | None = None  # (classes, cells)
         self._maps = np.zeros(num_classes)  # summed, of each class
-        self._own_score, self._labelled = np.zeros(num_classes), np.zeros(num_classes)
+        self._labels = _Labels(num_classes)
         self._contents, self._looks = _Repeats("content_sha256"), _Repeats("image_hash")
         self._grid = (0, 0)
 
@@ -40,22 +39,18 @@ class ArchiveView:
             known = classes[usable].astype(int)
             np.add.at(self._sums, known, shares[usable])
             np.add.at(self._maps, known, 1)
-        label = number(batch, "label_class")
-        rows, ids, scores = topk_scores(batch)
-        own = ids == np.nan_to_num(label, nan=-1)[rows]
-        np.add.at(self._own_score, ids[own], scores[own])
-        ok = batch.column("status").to_numpy(zero_copy_only=False) == Status.OK
-        np.add.at(self._labelled, label[~np.isnan(label) & ok].astype(int), 1)
+        self._labels.add(batch)
         self._contents.add(batch)
         self._looks.add(batch)
 
     def of(self, batch: pa.RecordBatch) -> dict[str, NDArray[Any]]:
         """Tell of each row: `lift`, `label_suspect`, `suggested_class` (-1: none), duplicates."""
-        suggested = self._suggested(batch)
+        suspects = self._labels.suspects(batch)
+        predicted = np.nan_to_num(number(batch, "predicted_class"), nan=-1).astype(np.int64)
         return {
             "lift": self._lift(batch),
-            "label_suspect": suggested >= 0,
-            "suggested_class": suggested,
+            "label_suspect": suspects,
+            "suggested_class": np.where(suspects, predicted, -1),
             "exact_duplicate": self._contents.of(batch),
             "near_duplicate": self._looks.of(batch),
         }
@@ -77,21 +72,50 @@ class ArchiveView:
         found[usable] = (shares[usable] * ratio[classes[usable].astype(int)]).sum(1)
         return found
 
-    def _suggested(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
-        """Suggest another class than the label, by confident learning (Northcutt 2021), or -1.
 
-        It is the one the model is surest of, among those it is at least as sure of as it is, on average, of
-        the images that carry their label.
-        """
-        label = number(batch, "label_class")
+class _Labels:
+    """Which labels are suspected: as many as confident learning counts, those that the model believes least.
+
+    Confident learning (Northcutt 2021) counts an image where the model is at least as sure of another class
+    as it is, on average, of the images that carry that label. Ranking by the score of the given label finds
+    more of the wrong labels among as many images (its `low_self_confidence`).
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self._scores, self._labelled = np.zeros(num_classes), np.zeros(num_classes)
+        self._wrong: list[tuple[Floats, Floats, NDArray[np.int32], NDArray[np.float32]]] = []
+        self._cutoff: float | None = None
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        label, scores = number(batch, "label_class"), label_scores(batch)
+        known = ~np.isnan(label) & ~np.isnan(scores)
+        np.add.at(self._scores, label[known].astype(int), scores[known])
+        np.add.at(self._labelled, label[known].astype(int), 1)
+        wrong = known & (number(batch, "predicted_class") != label)
+        rows, ids, best = topk_scores(batch)
+        place = np.arange(len(rows)) - np.searchsorted(rows, rows)  # in the list of its row
+        classes = np.full((len(batch), place.max(initial=0) + 1), -1, np.int32)
+        sure = np.full(classes.shape, -1, np.float32)
+        classes[rows, place], sure[rows, place] = ids, best
+        self._wrong.append((label[wrong], scores[wrong], classes[wrong], sure[wrong]))
+
+    def suspects(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        if self._cutoff is None:
+            self._cutoff, self._wrong = self._find_cutoff(), []
+        wrong = number(batch, "predicted_class") != number(batch, "label_class")
+        return np.asarray(wrong & (label_scores(batch) <= self._cutoff))
+
+    def _find_cutoff(self) -> float:
+        """Give the label score of the last suspect; -1 where there is none."""
         few = self._labelled < FEW_LABELS
-        usual = np.where(few, np.inf, self._own_score / np.maximum(self._labelled, 1))
-        rows, ids, scores = topk_scores(batch)
-        best = np.full(len(batch), -1)
-        sure = scores >= usual[ids]
-        found, first = np.unique(rows[sure], return_index=True)  # the best come first
-        best[found] = ids[sure][first]
-        return np.where(~np.isnan(label) & (best >= 0) & (best != np.nan_to_num(label, nan=-1)), best, -1)
+        usual = np.where(few, np.inf, self._scores / np.maximum(self._labelled, 1))
+        count = 0
+        for label, _, classes, sure in self._wrong:
+            above = sure >= usual[classes]
+            first = classes[np.arange(len(above)), above.argmax(1)]  # the best come first
+            count += int((above.any(1) & (first != label)).sum())
+        scores = np.sort(np.concatenate([scores for _, scores, _, _ in self._wrong] or [np.empty(0)]))
+        return float(scores[count - 1]) if count else -1.0
 
 
 class _Repeats:

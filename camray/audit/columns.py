@@ -13,10 +13,16 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 WORDS = ("status", "heat_status", "confirm_region")
+VIEW = (
+    "image_mean", "image_std", "image_sharpness", "image_red", "image_red_std", "image_blue",
+    "image_blue_std", "image_saturation", "image_saturation_std", "image_dark", "image_light", "image_noise",
+    "image_blockiness", "file_bits",
+)  # fmt: skip
+"""What was measured of the picture; null in records of an earlier camray."""
+
 NUMBERS = (
-    "correct", "confidence", "margin", "confirm_drop", "heat_ring_mass", "heat_corner_mass", "heat_entropy",
-    "heat_in_box", "heat_in_mask", "heat_in_padding", "image_mean", "image_std", "image_sharpness",
-    "width", "height",
+    "correct", "label_score", "confidence", "margin", "confirm_drop", "heat_ring_mass", "heat_corner_mass",
+    "heat_entropy", "heat_in_box", "heat_in_mask", "heat_in_padding", "width", "height", *VIEW,
 )  # fmt: skip
 
 
@@ -55,6 +61,23 @@ def heat_shares(batch: pa.RecordBatch, grid: tuple[int, int]) -> tuple[Floats, t
         total = heat.sum(1, keepdims=True)
         shares[fitting] = np.where(total > 0, heat / np.where(total > 0, total, 1), np.nan)
     return shares, grid
+
+
+def label_scores(batch: pa.RecordBatch) -> Floats:
+    """Give the score of each row's label, NaN without one.
+
+    Of records that did not keep it: from the best predictions, or the most it can be beside them.
+    """
+    label, kept = number(batch, "label_class"), number(batch, "label_score")
+    rows, ids, scores = topk_scores(batch)
+    least, rest = np.full(len(batch), np.inf), np.ones(len(batch))
+    np.minimum.at(least, rows, scores)
+    np.subtract.at(rest, rows, scores)
+    found = np.minimum(least, rest.clip(0))
+    own = ids == np.nan_to_num(label, nan=-1)[rows]
+    found[rows[own]] = scores[own]
+    found[np.isnan(label) | np.isinf(least)] = np.nan
+    return np.where(np.isnan(kept), found, kept)
 
 
 def topk_scores(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:

@@ -23,9 +23,16 @@ from camray.audit.verdicts import FLAGS, Marks
 UNIT = np.linspace(0, 1, 51)
 GREY = np.linspace(0, 255, 52)
 ROUGH = np.expm1(np.linspace(0, 12, 61))  # variance of the Laplacian: 0 to 160,000, finer where it is small
+TINT = np.linspace(-64, 64, 129)
 HISTOGRAMS = {  # column -> family of drift, edges of the bins
     "image_mean": ("pixel", GREY), "image_std": ("pixel", np.linspace(0, 128, 65)),
-    "image_sharpness": ("pixel", ROUGH), "confidence": ("confidence", UNIT), "margin": ("confidence", UNIT),
+    "image_sharpness": ("pixel", ROUGH), "image_red": ("pixel", TINT), "image_red_std": ("pixel", GREY),
+    "image_blue": ("pixel", TINT), "image_blue_std": ("pixel", GREY), "image_saturation": ("pixel", GREY),
+    "image_saturation_std": ("pixel", GREY), "image_dark": ("pixel", GREY), "image_light": ("pixel", GREY),
+    "image_noise": ("pixel", np.linspace(-0.5, 63.5, 65)),
+    "image_blockiness": ("pixel", np.linspace(0, 4, 81)),
+    "file_bits": ("pixel", np.expm1(np.linspace(0, 4, 81))),  # 0 to 54 bits a pixel
+    "confidence": ("confidence", UNIT), "margin": ("confidence", UNIT),
     "heat_ring_mass": ("heat", UNIT), "heat_corner_mass": ("heat", UNIT), "heat_entropy": ("heat", UNIT),
 }  # fmt: skip
 RATES = {  # flag -> family of drift, of which images it is a share
@@ -184,7 +191,10 @@ class NightState:
         height, width = (int(side) for side in said["grid"])
         state = NightState(
             counts={name: int(said["counts"][name]) for name in NightState().counts},
-            histograms={n: _sums(said["histograms"][n], len(e) - 1) for n, (_, e) in HISTOGRAMS.items()},
+            histograms={
+                n: _sums(said["histograms"].get(n, np.zeros(len(e) - 1)), len(e) - 1)  # of an earlier camray
+                for n, (_, e) in HISTOGRAMS.items()
+            },
             classes={int(c): int(n) for c, n in said["classes"].items()},
             map_sums={
                 int(c): _sums(m, height * width) * counts[int(c)] for c, m in said["mean_maps"].items()

@@ -26,7 +26,9 @@ from camray.audit import verdicts
 from camray.audit.archive_view import ArchiveView
 from camray.audit.columns import NUMBERS, WORDS, as_arrays
 from camray.audit.counts import ClassCounts, NightState
+from camray.audit.properties import Properties
 from camray.audit.reviewed import Key
+from camray.audit.slices import Slices
 from camray.config import AuditConfig
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
@@ -54,7 +56,7 @@ AUDIT_SCHEMA = pa.schema(
 _COPIED = ("shard", "member", "index", "content_sha256")
 _READ = [
     *_COPIED, "run_id", "predicted_class", "label_class", "error_code", *WORDS, *NUMBERS, "heatmap", "heat_h",
-    "heat_w", "topk", "image_hash",
+    "heat_w", "topk", "image_hash", "format", "attributes",
 ]  # fmt: skip
 BATCH_ROWS = 16384
 
@@ -87,12 +89,16 @@ class Tally:
         self.verdicts: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.state = NightState()
+        self.properties = Properties()
+        self.archive_slices, self.night_slices = Slices(), Slices()
         self.covered: set[str] = set()  # the runs that have a new row
 
     def add(self, judged: Judged, covered: frozenset[str]) -> None:
         """Count a batch; the rows of the runs in `covered` are not new."""
         verdict, runs = (judged.rows.column(name).to_pylist() for name in ("verdict", "night"))
         self.archive.add(judged.batch, judged.flags)
+        self.properties.add(judged.batch, judged.flags)
+        self.archive_slices.add(judged.batch, judged.flags)
         self.archive_verdicts.update(verdict)
         for night, counts in self.open_nights.items():
             self._add_open(counts, judged, np.array([run in self._runs_of[night] for run in runs], bool))
@@ -103,6 +109,7 @@ class Tally:
             flags = {name: mark[new] for name, mark in judged.flags.items()}
             self.night.add(rows, flags)
             self.state.add(rows, flags)
+            self.night_slices.add(rows, flags)
             self.verdicts.update(compress(verdict, new))
             self.errors.update(code for code in rows.column("error_code").to_pylist() if code)
 

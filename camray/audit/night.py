@@ -18,7 +18,9 @@ from camray.audit.counts import ClassCounts, ClassRow, NightState
 from camray.audit.drift import Finding, compare_nights, level_of, worst_first
 from camray.audit.gate import DRIFT_LEVELS, Condition, parse_gate
 from camray.audit.judge import Past, Tally, judge_archive
+from camray.audit.properties import PropertyFinding
 from camray.audit.reviewed import decisions, take_in
+from camray.audit.slices import SliceRow
 from camray.audit.update import ModelUpdate, compare_models
 from camray.config import AuditConfig
 from camray.errors import ExitCode, UsageError, printable
@@ -95,6 +97,9 @@ class Night:
     errors: Mapping[str, int]  # by code
     classes: Sequence[ClassRow]
     archive_classes: Sequence[ClassRow]
+    properties: Sequence[PropertyFinding]  # of the whole archive
+    slices: Sequence[SliceRow]
+    archive_slices: Sequence[SliceRow]
     labelled: int | None  # of the new explained images; None: the audit of an earlier camray
     archive_labelled: int | None
     drift: Drift
@@ -112,6 +117,11 @@ class Night:
     def shown_classes(self) -> Sequence[ClassRow]:
         """The classes of the new images, or of the archive where nothing is new."""
         return self.classes if self.images.rows else self.archive_classes
+
+    @property
+    def shown_slices(self) -> Sequence[SliceRow]:
+        """The slices of the new images, or of the archive where nothing is new."""
+        return self.slices if self.images.rows else self.archive_slices
 
     @property
     def has_labels(self) -> bool:
@@ -137,6 +147,9 @@ class Night:
             name = printable(first.label or f"class {first.class_id}", 60)
             said += f" Most of all in {name}: {first.confirmed:,} of {first.images:,}."
         said += self._said_of_labels()
+        if worse := [row for row in self.slices if row.is_worse]:
+            said += f" Worse than the rest: {printable(_slice_said(worse[0]), 120)}"
+            said += f" and {len(worse) - 1:,} more." if len(worse) > 1 else "."
         said += f" Drift: {self.drift.level}."
         if (canary := self.canary) and stack_changed(canary):
             said += (
@@ -188,6 +201,7 @@ class Night:
         types = get_type_hints(Night)
         needed = {"run_id", "explainer", "settings", "images", "rates", "classes", "archive_classes", "drift"}
         needed |= {"gate", "covers", "verdicts"}
+        known |= {name: known[name] or [] for name in ("slices", "archive_slices", "properties")}
         for name in needed | {name for name, value in known.items() if value is not None}:
             known[name] = TypeAdapter(types[name]).validate_python(known[name])
         if missing := ClassCounts(0).rates().keys() - known["rates"].keys():
@@ -243,6 +257,9 @@ def audit_night(
         errors=dict(tally.errors),
         classes=tally.night.ranked(names)[:LISTED],
         archive_classes=tally.archive.ranked(names)[:LISTED],
+        properties=tally.properties.findings(names),
+        slices=tally.night_slices.found()[:LISTED],
+        archive_slices=tally.archive_slices.found()[:LISTED],
         labelled=tally.night.known_labels,
         archive_labelled=tally.archive.known_labels,
         drift=drift,
@@ -253,6 +270,10 @@ def audit_night(
     )
     _write(out, night, tally.state)
     return night
+
+
+def _slice_said(row: SliceRow) -> str:
+    return f"{row.attribute} {row.value} ({row.rate} {row.hits:,}, expected {row.expected:.0f})"
 
 
 def _stood(before: Sequence[Night]) -> set[str]:

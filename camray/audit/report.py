@@ -72,6 +72,7 @@ def write_report(place: str, limit: int = LARGEST) -> str:
         "lost": Counter(fact.lost for fact in facts if fact.lost),
         "bare": sum(1 for fact in facts if not (fact.has_picture or fact.lost or fact.error)),
         "first": first_pictures(night, judged, texts, facts),
+        "properties": property_rows(night, judged),
     }
     pages["index.html"] = _first_page(nights, what, drawn).encode()
     for name in ("report.css", "report.js"):
@@ -139,6 +140,18 @@ def first_pictures(
         if fact.has_picture and verdicts[place] != "ok" and (new[place] or not night.images.rows)
     )
     return [json.loads(texts[place]) | {"place": place} for place in islice(shown, FIRST)]
+
+
+def property_rows(night: Night, judged: pa.Table) -> list[dict[str, Any]]:
+    """Give the findings of properties, each with the places of its images in the queue."""
+    if not night.properties:
+        return []
+    keys = zip(judged.column("shard").to_pylist(), judged.column("index").to_pylist(), strict=True)
+    places = {key: place for place, key in enumerate(keys)}
+    return [
+        {"finding": found, "places": [places[key] for key in map(tuple, found.extreme) if key in places]}
+        for found in night.properties
+    ]
 
 
 def bars(night: Night) -> list[dict[str, Any]]:

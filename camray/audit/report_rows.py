@@ -197,7 +197,7 @@ _REASONS = (  # flag, sentence; in this order
     ("wrong", "The label is {label}, the model says {predicted_label} ({confidence:.1%})."),
     (
         "label_suspect",
-        "Of its own {suggested} images the model is less sure on average: the label may be wrong.",
+        "Of all labels of the archive this is one of those the model believes least: it may be wrong.",
     ),
     ("dead_map", "The heatmap has no positive value."),
     ("nonfinite_map", "The heatmap is not finite."),

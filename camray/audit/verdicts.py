@@ -30,7 +30,7 @@ TITLES_WITHOUT_LABELS = {
 VERDICTS = {  # in this order: the first that holds is the verdict
     "broken_input": "the image could not be read or explained",
     "broken_explanation": "the heatmap is dead or not finite, or there was no class to explain",
-    "label_suspect": "the model is surer of another class than it is of its own images, and looks inside",
+    "label_suspect": "of all answers the label is among those the model believes least, and it looks inside",
     "wrong": "the prediction is not the label",
     "right_wrong_reason": "the answer hangs on the border: without it the confidence falls",
     "right_wrong_reason_suspected": "the heat lies on the border, and no second look cleared it",
@@ -112,10 +112,11 @@ def audit_scores(verdicts: NDArray[np.str_], rows: Columns, flags: Marks) -> NDA
     """Rank the queue, 0..1: the verdict decides, severity sorts within it.
 
     Severity is the confidence lost without the border where a shortcut is confirmed (a wrong answer too),
-    the confidence of a mistake, the narrowness of a margin.
+    how little the model believes the label of a mistake, the narrowness of a margin.
     """
     drop = np.nan_to_num(rows["confirm_drop"]).clip(0, 1)
-    sure = np.nan_to_num(rows["confidence"]).clip(0, 1)
+    unbelieved = 1 - rows["label_score"]
+    sure = np.where(np.isnan(unbelieved), np.nan_to_num(rows["confidence"]), unbelieved).clip(0, 1)
     near = 1 - np.nan_to_num(rows["margin"], nan=1.0).clip(0, 1)
     severity = np.select(
         [flags["shortcut_confirmed"] | flags["border_heat"], flags["label_suspect"] | flags["wrong"]],

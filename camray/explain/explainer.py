@@ -249,6 +249,7 @@ class BatchExplainer:
         heat = [one | other for one, other in zip(_heat(flat), regions, strict=True)]
         alike = top2_cosine(maps if self._rule.select == "top" else maps[:, :1])
         predictions, finite = _predictions(logits, self.explainer), logits.isfinite().all(1).tolist()
+        scores = class_scores(logits, self.explainer.activation).tolist()
         method = _method_columns(self.explainer)
         out: list[list[Row]] = []
         for i, (row, classes) in enumerate(zip(rows, explained.classes[:, :count].tolist(), strict=True)):
@@ -257,8 +258,10 @@ class BatchExplainer:
                 out.append([failure(Stage.EXPLAIN, ErrorCode.NONFINITE_OUTPUT, reason)])
                 continue
             label, predicted = row["label_class"], predictions[i].get("predicted_class")
-            correct = None if label is None else label == predicted  # None: the archive names no class
-            common = method | predictions[i] | {"correct": correct, "heat_top2_cosine": alike[i]}
+            # None: the archive names no class
+            correct, own = (None, None) if label is None else (label == predicted, scores[i][label])
+            common = method | predictions[i] | {"correct": correct, "label_score": own}
+            common["heat_top2_cosine"] = alike[i]
             targets = [
                 common | heat[i * count + k] | self._class_columns(c) for k, c in enumerate(classes) if c >= 0
             ]

@@ -140,6 +140,7 @@ _AS_READ = (
     "label_class",
     "frame",
     "content_of",
+    "attributes",
 )  # columns that decoding leaves alone
 _OUTCOME = ("status", "error_code", "error_stage", "error_message")
 
@@ -185,6 +186,8 @@ class Decode:
             is_none = error.code == ErrorCode.NO_PIXELS  # no image was lost: as one that its name tells
             return row | missed | ({"status": str(Status.SKIPPED)} if is_none else {})
         row |= asdict(decoded.geometry) | image_health(decoded.pixels)
+        if frame is None:
+            row["file_bits"] = 8 * len(content) / (row["width"] * row["height"])
         return row | {
             "format": decoded.format,
             "pixel_rule": decoded.pixel_rule,

@@ -157,6 +157,10 @@ def _without(
     if image.shard is not None:
         mine = pc.and_(mine, pc.equal(old["shard"], image.shard))
     kept = old.filter(pc.invert(pc.fill_null(mine, False)))
+    kept = pa.table(
+        [kept[f.name] if f.name in kept.column_names else pa.nulls(len(kept), f.type) for f in kind.schema],
+        kind.schema,
+    )
     note = json.loads((old.schema.metadata or {}).get(FOOTER_KEY, b"{}"))
     key, content, chunk = parse_name(path)
     receipt = write_records(
@@ -233,6 +237,8 @@ def print_forget(place: str, member: str, shard: str | None, do_it: bool, as_jso
             table.check_columns()
         run_id = new_run_id()
         with hold(out, run_id):
+            for _, table in _tables(out):
+                table.create()  # of an earlier camray: with the columns that the rewritten files have
             remove(out, image, found, run_id)
             write_pages(out)
         facts["still_named"] = still_named(out, image)

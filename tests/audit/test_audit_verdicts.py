@@ -114,12 +114,14 @@ def test_a_swapped_label_is_suspected_and_a_hard_image_is_not() -> None:
         return {"label_class": label, "topk": top, "predicted_class": first}
 
     rows = [said(0, 0, 0.9)] * 20 + [said(1, 1, 0.6)] * 20
+    asked = batch([said(0, 1, 0.95), said(1, 0, 0.7), said(0, 0, 0.55)])
     view = ArchiveView(2)
     view.add(batch(rows))
-    asked = batch([said(0, 1, 0.95), said(1, 0, 0.7), said(0, 0, 0.55)])
+    view.add(asked)
     assert view.of(asked)["suggested_class"].tolist() == [1, -1, -1]
     few = ArchiveView(2)
-    few.add(batch(rows[:4]))
+    few.add(batch(rows[:2]))
+    few.add(asked)
     assert few.of(asked)["suggested_class"].tolist() == [-1, -1, -1]  # too little is known of any class
 
 

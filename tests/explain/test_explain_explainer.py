@@ -314,6 +314,10 @@ def test_correct_is_known_only_where_the_archive_knows(
     )
     assert [r["correct"] for r in rows] == [True, False, None, None, True, True]
     assert [r["label_class"] for r in rows] == [truth[0], wrong, None, None, truth[4], truth[5]]
+    kept = [{t["class_id"]: t["score"] for t in r["topk"]}.get(r["label_class"]) for r in rows]
+    assert [r["label_score"] for r in rows if r["label_class"] is not None][:1] == [rows[0]["confidence"]]
+    assert all(r["label_score"] == own for r, own in zip(rows, kept, strict=True) if own is not None)
+    assert [r["label_score"] is None for r in rows] == [False, False, True, True, False, False]
     assert rows[2]["label"] == "dog"
 
 

@@ -180,6 +180,7 @@ def test_pixels_and_geometry_of_a_plain_image() -> None:
     assert (row["width"], row["height"], row["format"]) == (16, 16, "PNG")
     assert [row[f"crop_{e}"] for e in ("x0", "y0", "x1", "y1")] == [0, 0, 16, 16]
     assert (row["label"], row["label_class"], row["content"]) == ("cat", 1, None)
+    assert row["file_bits"] == pytest.approx(8 * len(data) / 256)
 
 
 def test_content_is_kept_only_where_it_is_asked_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,16 +18,16 @@ from camray.cli.main import main
 from camray.config import AuditConfig
 from camray.ledger.committed import checksum, file_name
 from camray.ledger.table import TABLE_SCHEMA, VERSION_KEY, Table
-from camray.records import RECORD_SCHEMA, SCHEMA_VERSION
+from camray.records import LATER, RECORD_SCHEMA, SCHEMA_VERSION
 from camray.storage import Folder
 from tests.ledger.ledger_world import E1, committed, described, rows, shard
 
-LATER = ("image_hash", "image_mean", "confirm_region", "confirm_drop", "confirm_flip", "heat_peaks")
+MISSING = ("image_hash", "image_mean", "confirm_region", "confirm_drop", "confirm_flip", "heat_peaks")
 
 
-def old_out(out: Folder) -> None:
+def old_out(out: Folder, missing: Collection[str] = MISSING) -> None:
     """An OUT as a camray without some of the columns left it, made by hand with deltalake and pyarrow."""
-    kept = [f for f in RECORD_SCHEMA if f.name not in LATER]
+    kept = [f for f in RECORD_SCHEMA if f.name not in missing]
     place = out.child_uri("records")
     whole = pa.schema([pa.field("explainer", pa.string()), *kept])
     DeltaTable.create(place, whole, partition_by=["explainer"], name="camray records")
@@ -65,7 +66,7 @@ def test_an_earlier_table_is_read_with_nulls(out: Folder) -> None:
     found = records.to_table().to_pylist()
     assert [r["member"] for r in found] == ["0.jpg", "1.jpg", "2.jpg"]
     assert [r["confidence"] for r in found] == [0.5] * 3
-    assert {r[name] for r in found for name in LATER} == {None}
+    assert {r[name] for r in found for name in MISSING} == {None}
 
 
 def test_status_verify_and_report_take_an_earlier_table(
@@ -97,7 +98,7 @@ def test_verify_notices_a_file_with_other_columns_than_its_table(
     """A file of the earlier form in a table of today's is no record file of it."""
     old_out(out)
     delta = DeltaTable(out.child_uri("records"))
-    delta.alter.add_columns([f for f in _delta_fields() if f.name in LATER])
+    delta.alter.add_columns([f for f in _delta_fields() if f.name in MISSING])
     assert main(["verify", out.uri]) == 5
     assert "its columns are not those of the record schema" in capsys.readouterr().out
 
@@ -120,6 +121,24 @@ def test_an_earlier_table_takes_no_new_rows(
     for word in ("OUT", "lacks", "confirm_drop", "Fix: give a new OUT"):
         assert word in said[0]
     assert sorted(p for p in Path(out.path).rglob("*") if p.is_file()) == before
+
+
+def test_a_table_of_0_1_0_gains_the_columns_that_came_later(
+    out: Folder, demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new run writes into it; its older files stay as they are, null in the new columns."""
+    old_out(out, LATER)
+    assert Table(out).columns == set(TABLE_SCHEMA.names) - LATER
+    model = str(demo / "models" / "hans64-clean")
+    again = ["explain", str(demo / "archive"), out.uri, "--model", model, "--limit", "3", "--engine", "here"]
+    assert main([*again, "--overlays", "none"]) == 0
+    assert Table(out).columns == set(TABLE_SCHEMA.names)
+    found = camray.open_records(out.uri, explainer="all").to_table().to_pylist()
+    known = {r["explainer"] == E1: r["image_noise"] is None for r in found}
+    assert known == {True: True, False: False}
+    assert main(["verify", out.uri]) == 0
+    assert main(["forget", out.uri, "--member", "1.jpg", "--yes"]) == 0
+    assert main(["verify", out.uri]) == 0
 
 
 @pytest.mark.parametrize("verb", ["status", "verify", "report"])
