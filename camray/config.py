@@ -243,7 +243,10 @@ class AuditConfig:
     confirm: float = setting(
         0.0, "share that may get a second look", "--confirm F", 0, 1, verbs=RUNS, own={"audit": 0.15},
         result=True)
-    drop: float = setting(0.3, "confidence lost without the hot border that confirms a shortcut", "", 0, 1)
+    looks: float = setting(
+        0.0, "forwards of second looks, as a share of the new images", "--looks F", 0,
+        100, own={"audit": 0.25})
+    drop: float = setting(0.3, "confidence lost in a second look that confirms a shortcut", "", 0, 1)
     lift: float = setting(0.1, "nats: how much more the class looks there than the others do", "", 0, 10)
     margin: float = setting(0.1, "below this the two best classes are too close", "", 0, 1)
     dark: float = setting(25.0, "mean luminance, 0..255, below which an image is dark")

@@ -99,8 +99,7 @@ class ClassCounts:
 
     @property
     def _suspected(self) -> NDArray[np.int64]:
-        flags = self.flags
-        return flags["border_heat"] - flags["shortcut_refuted"] - flags["shortcut_confirmed"]
+        return self.flags["shortcut_suspected"]
 
     @property
     def known_labels(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from camray.audit.gate import parse_gate
+from camray.audit.looks import look_again
 from camray.audit.night import audit_night
 from camray.audit.report import write_report
 from camray.audit.reviewed import check_reviews
@@ -41,7 +42,7 @@ def audit(config: Config, reporter: Reporter, reviewed: Sequence[str] = ()) -> A
     parse_gate(config.audit.fail_on)
     check_reviews(reviewed)
     with told(config, reporter) as ending:
-        ran = explain_new(config, reporter, ending)
+        ran = explain_new(config, reporter, ending, look_again if config.audit.looks else None)
         if ran.code not in COMPLETE:
             ending.code = ran.code
             return AuditOutcome(ran.code, ran.run_id, ran.out, ran.explainer, {}, "")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any
@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 
 from camray.audit import verdicts
 from camray.audit.archive_view import ArchiveView
+from camray.audit.causes import Card, CauseBook
 from camray.audit.columns import NUMBERS, WORDS, as_arrays
 from camray.audit.counts import ClassCounts, NightState
+from camray.audit.looks import SEEN, read_looks
 from camray.audit.properties import Properties
 from camray.audit.reviewed import Key
 from camray.audit.slices import Slices
@@ -51,6 +53,8 @@ AUDIT_SCHEMA = pa.schema(
         ("heat_lift", pa.float32()),
         ("suggested_class", pa.int32()),
         ("reviewed", pa.string()),  # what a person said of this image and verdict
+        ("cause", pa.string()),  # of a confirmed shortcut, one of causes.CAUSES
+        ("others", pa.int32()),  # confirmed images of the same answer and cause, beside this one
     ]
 )
 _COPIED = ("shard", "member", "index", "content_sha256")
@@ -91,6 +95,7 @@ class Tally:
         self.state = NightState()
         self.properties = Properties()
         self.archive_slices, self.night_slices = Slices(), Slices()
+        self.causes: list[Card] = []
         self.covered: set[str] = set()  # the runs that have a new row
 
     def add(self, judged: Judged, covered: frozenset[str]) -> None:
@@ -139,44 +144,58 @@ def judge(
     settings: AuditConfig,
     decisions: Mapping[Key, str],
     explainer: str,
+    book: CauseBook,
 ) -> Judged:
-    """Find flags, verdict and score of each row of a batch; `view` has seen the whole archive."""
-    columns, whole = as_arrays(batch), view.of(batch)
+    """Find flags, verdict and score of each row of a batch; `view` and `book` have seen the whole archive."""
+    known = book.of(batch)
+    columns, whole = as_arrays(batch), view.of(batch) | known
     flags = verdicts.find_flags(columns, whole, settings)
     verdict = verdicts.decide(flags)
     reviewed: list[str | None] = [None] * len(batch)
     if decisions:
         images = (batch.column(name).to_pylist() for name in ("shard", "index", "content_sha256"))
         reviewed = [decisions.get(key) for key in zip(*images, verdict.tolist(), strict=True)]
+    scores = verdicts.audit_scores(verdict, columns, flags, known["cause_drop"])
+    scores = np.where(flags["shortcut_confirmed"] & known["represents"], 1.0, scores)  # before its copies
     accepted = np.array([decision == "accepted" for decision in reviewed], bool)
     rows: dict[str, Any] = {name: batch.column(name) for name in _COPIED} | {
         PARTITION: [explainer] * len(batch),
         "night": batch.column("run_id"),
         "verdict": verdict.tolist(),
         "flags": verdicts.as_lists(flags),
-        "audit_score": np.where(accepted, 0.0, verdicts.audit_scores(verdict, columns, flags)),
+        "audit_score": np.where(accepted, 0.0, scores),
         "heat_lift": pa.array(whole["lift"], pa.float32(), from_pandas=True),
         "suggested_class": pa.array(whole["suggested_class"], pa.int32(), mask=~whole["label_suspect"]),
         "reviewed": reviewed,
+        "cause": _causes(flags, known),
+        "others": pa.array(known["others"], mask=~flags["shortcut_confirmed"]),
     }
     return Judged(batch, flags, pa.RecordBatch.from_pydict(rows, AUDIT_SCHEMA))
 
 
+def _causes(flags: verdicts.Marks, known: Mapping[str, NDArray[Any]]) -> pa.Array:
+    """Name the cause of each confirmed shortcut; the border where no look at something else says more."""
+    confirmed = flags["shortcut_confirmed"]
+    return pa.array(np.where(known["has_cause"], known["cause"], "border"), pa.string(), mask=~confirmed)
+
+
 def judge_archive(
     out: Folder, table: Table, explainer: str, num_classes: int, settings: AuditConfig, past: Past,
-    run_id: str, open_nights: Mapping[str, frozenset[str]],
+    run_id: str, open_nights: Mapping[str, frozenset[str]], names: Sequence[str] = (),
 ) -> Tally:  # fmt: skip
     """Judge every record of an explainer, write the audit table, and give the counts.
 
     `open_nights` names earlier nights to be counted again, with the runs that each covers.
     """
     view, tally = ArchiveView(num_classes), Tally(num_classes, open_nights)
+    book = CauseBook(read_looks(out, explainer, SEEN).to_pylist(), settings.drop)
     for batch in batches(table, explainer):
         view.add(batch)
+        book.add(batch)
 
     def rows() -> Iterator[pa.RecordBatch]:
         for batch in batches(table, explainer):
-            judged = judge(batch, view, settings, past.decisions, explainer)
+            judged = judge(batch, view, settings, past.decisions, explainer, book)
             tally.add(judged, past.covered)
             yield judged.rows
 
@@ -189,8 +208,9 @@ def judge_archive(
     note = CommitProperties(custom_metadata={"camray": json.dumps({"run_id": run_id})})
     write_deltalake(
         uri, pa.RecordBatchReader.from_batches(AUDIT_SCHEMA, rows()), mode="overwrite",
-        predicate=f"{PARTITION} = '{explainer}'", commit_properties=note,
+        predicate=f"{PARTITION} = '{explainer}'", commit_properties=note, schema_mode="merge",
     )  # fmt: skip
+    tally.causes = book.cards(names)
     return tally
 
 

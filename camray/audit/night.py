@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, get_type_hints
 
+from camray.audit.causes import Card
 from camray.audit.counts import ClassCounts, ClassRow, NightState
 from camray.audit.drift import Finding, compare_nights, level_of, worst_first
 from camray.audit.gate import DRIFT_LEVELS, Condition, parse_gate
@@ -107,6 +108,7 @@ class Night:
     decisions_taken_in: int
     model_update: ModelUpdate | None
     gate: Gate
+    causes: Sequence[Card] = ()  # of the archive; none in the audit of an earlier camray
 
     @property
     def exit_code(self) -> ExitCode:
@@ -134,9 +136,9 @@ class Night:
         images, rates, verdicts = self.images, self.rates, self.verdicts
         if not images.rows:
             return f"camray: nothing new; {images.archive:,} images in the archive.{self._gate_said}"
-        hanging, of_all = "Answers that hang on the border", ""
+        hanging, of_all = "Answers that hang on a shortcut", ""
         if self.has_labels:
-            hanging, of_all = "Right for the wrong reason", ", right or wrong, hang on the border"
+            hanging, of_all = "Right for the wrong reason", ", right or wrong, hang on a shortcut"
         said = (
             f"camray: {images.night:,} new images explained, {images.failed:,} failed."
             f" {hanging}: {verdicts.get('right_wrong_reason', 0):,} confirmed"
@@ -145,7 +147,7 @@ class Night:
         )
         if self.classes and (first := self.classes[0]).confirmed:
             name = printable(first.label or f"class {first.class_id}", 60)
-            said += f" Most of all in {name}: {first.confirmed:,} of {first.images:,}."
+            said += f" Most of all in {name}: {first.confirmed:,} of {first.images:,}{self._cause_of(first)}."
         said += self._said_of_labels()
         if worse := [row for row in self.slices if row.is_worse]:
             said += f" Worse than the rest: {printable(_slice_said(worse[0]), 120)}"
@@ -170,6 +172,10 @@ class Night:
         for run, texts in self.gate.standing.items():
             said += f" Still so of run {run}: {', '.join(texts)} (mend it, or camray accept OUT {run})."
         return said
+
+    def _cause_of(self, row: ClassRow) -> str:
+        found = [card.cause for card in self.causes if card.class_id == row.class_id]
+        return f" (cause: {', '.join(found)})" if found else ""
 
     def _said_of_labels(self) -> str:
         wrong, suspects = (self.verdicts.get(name, 0) for name in ("wrong", "label_suspect"))
@@ -201,7 +207,7 @@ class Night:
         types = get_type_hints(Night)
         needed = {"run_id", "explainer", "settings", "images", "rates", "classes", "archive_classes", "drift"}
         needed |= {"gate", "covers", "verdicts"}
-        known |= {name: known[name] or [] for name in ("slices", "archive_slices", "properties")}
+        known |= {name: known[name] or [] for name in ("slices", "archive_slices", "properties", "causes")}
         for name in needed | {name for name, value in known.items() if value is not None}:
             known[name] = TypeAdapter(types[name]).validate_python(known[name])
         if missing := ClassCounts(0).rates().keys() - known["rates"].keys():
@@ -232,7 +238,7 @@ def audit_night(
     open_nights = _open_nights(out, before)
     tally = judge_archive(
         out, table, explainer, what.num_classes, settings, past, run_id,
-        {night.run_id: frozenset(night.covers) for night in open_nights},
+        {night.run_id: frozenset(night.covers) for night in open_nights}, names,
     )  # fmt: skip
     rates, drift = tally.night.rates(), _drift(out, tally.state, before, settings.baseline)
     update = None
@@ -267,6 +273,7 @@ def audit_night(
         decisions_taken_in=taken,
         model_update=update,
         gate=Gate([c.text for c in conditions], fired, standing),
+        causes=tally.causes[:LISTED],
     )
     _write(out, night, tally.state)
     return night

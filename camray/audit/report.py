@@ -7,6 +7,7 @@ text of the archive is.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,17 @@ from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
+import cv2
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from camray.audit.causes import CAUSES, CHANGES
 from camray.audit.clusters import Cluster, clusters_of_classes
 from camray.audit.counts import NightState
+from camray.audit.looks import SEEN, read_looks
 from camray.audit.night import Night, latest_nights, read_state
 from camray.audit.report_rows import (
     QUEUE_FLAGS,
@@ -40,10 +46,13 @@ from camray.ledger.committed import checksum
 from camray.ledger.out import REPORT, open_out, read_explainer
 from camray.ledger.runs import installed_versions
 from camray.ledger.side import write_side
+from camray.storage import Folder
 
 LARGEST = 100_000  # rows of the queue that are kept
 CLUSTERED = 24  # classes whose heatmaps are grouped
 NIGHTS = 60  # in the history
+CARDS, WALL = 24, 12  # causes that are shown, and hot spots on the wall of each
+_LOCAL = ("repeated thing", "place", "border")
 FIRST = 6  # pictures on the first page
 _RATES = ("confirmed_rate", "suspected_rate", "wrong_rate", "failed_rate")  # drawn in it
 WIDTH, HEIGHT = 640, 160
@@ -71,6 +80,7 @@ def write_report(place: str, limit: int = LARGEST) -> str:
         "rows": len(judged),
         "lost": Counter(fact.lost for fact in facts if fact.lost),
         "bare": sum(1 for fact in facts if not (fact.has_picture or fact.lost or fact.error)),
+        "causes": cause_cards(out, night),
         "first": first_pictures(night, judged, texts, facts),
         "properties": property_rows(night, judged),
     }
@@ -152,6 +162,47 @@ def property_rows(night: Night, judged: pa.Table) -> list[dict[str, Any]]:
         {"finding": found, "places": [places[key] for key in map(tuple, found.extreme) if key in places]}
         for found in night.properties
     ]
+
+
+def cause_cards(out: Folder, night: Night) -> list[dict[str, Any]]:
+    """Give each cause with what shows it: a wall of hot spots, the image that falls most with and without."""
+    looks = read_looks(out, night.explainer, [*SEEN, "crop", "before", "after"])
+    found = []
+    for card in night.causes[:CARDS]:
+        mine = looks.filter(pc.equal(looks.column("predicted_class"), card.class_id))
+        alike = pc.subtract(mine.column("same"), mine.column("other"))
+        wall = mine.append_column("alike", alike).filter(pc.is_valid(mine.column("crop")))
+        wall = (
+            wall.sort_by([("alike", "descending")]).slice(0, WALL)
+            if card.cause in _LOCAL
+            else wall.slice(0, 0)
+        )
+        pairs = mine.filter(pc.equal(mine.column("intervention"), card.intervention))
+        pairs = pairs.filter(pc.is_valid(pairs.column("before"))).sort_by([("drop", "descending")])
+        found.append(
+            {"card": card, "wall": [_crop_uri(crop) for crop in wall.column("crop").to_pylist()],
+             "pair": [_shown_pair(row) for row in pairs.slice(0, 1).to_pylist()],
+             "what": CAUSES[card.cause], "change": CHANGES[card.intervention]}
+        )  # fmt: skip
+    return found
+
+
+def _shown_pair(row: Mapping[str, Any]) -> dict[str, Any]:
+    confidence = row["confidence"]
+    return {
+        "before": _data_uri(row["before"]), "after": _data_uri(row["after"]), "with": confidence,
+        "without": max(confidence - row["drop"], 0.0),
+    }  # fmt: skip
+
+
+def _crop_uri(crop: bytes) -> str:
+    side = round((len(crop) / 3) ** 0.5)
+    pixels = np.frombuffer(crop, np.uint8).reshape(side, side, 3)
+    return _data_uri(bytes(cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1]))
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def bars(night: Night) -> list[dict[str, Any]]:

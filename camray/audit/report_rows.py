@@ -29,7 +29,8 @@ from camray.storage import Folder
 
 ROWS_A_FILE = 100
 SHOWN = {column.name: column.shown for column in COLUMNS if column.shown is not None}  # name -> decimals
-QUEUE_FLAGS = (*FLAGS, "shortcut_suspected", "picture")  # two more to filter by
+QUEUE_FLAGS = (*FLAGS, "picture")  # one more to filter by
+_LATER = ("cause", "others")  # columns that the audits of an earlier camray lack
 _JUDGED = [
     "night",
     "shard",
@@ -40,6 +41,7 @@ _JUDGED = [
     "heat_lift",
     "suggested_class",
     "reviewed",
+    *_LATER,
 ]
 _RECORD = sorted({
     "run_id", "shard", "member", "index", "content_sha256", "error_code", "error_stage", "error_message",
@@ -65,7 +67,10 @@ def audit_rows(out: Folder, explainer: str, limit: int, new_runs: Collection[str
     `new`: whether a row is of `new_runs`. Where not all rows find room, these come before older ones.
     """
     table = log.dataset(out, AUDIT, log.opened(out, AUDIT))
-    rows = table.to_table(columns=_JUDGED, filter=ds.field(PARTITION) == explainer)
+    there = [name for name in _JUDGED if name in table.schema.names]
+    rows = table.to_table(columns=there, filter=ds.field(PARTITION) == explainer)
+    for name in _LATER:
+        rows = rows if name in there else rows.append_column(name, pa.nulls(len(rows), pa.string()))
     order = [("audit_score", "descending"), ("shard", "ascending"), ("index", "ascending")]
     new = pc.is_in(rows.column("night"), value_set=pa.array(sorted(new_runs), pa.string()))
     rows = rows.append_column("new", new.cast(pa.int8()))
@@ -134,10 +139,8 @@ def index_file(judged: pa.Table, facts: Sequence[Facts]) -> bytes:
 
 
 def _bits(flags: Sequence[str], facts: Facts) -> int:
-    """Give one bit a flag of `QUEUE_FLAGS`; suspected as the table of classes counts it."""
+    """Give one bit a flag of `QUEUE_FLAGS`."""
     held = set(flags)
-    if "border_heat" in held and not held & {"shortcut_confirmed", "shortcut_refuted"}:
-        held.add("shortcut_suspected")
     if facts.has_picture:
         held.add("picture")
     return sum(1 << QUEUE_FLAGS.index(flag) for flag in held)
@@ -172,6 +175,8 @@ def reasons(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequenc
         "suggested": class_name(judged["suggested_class"], names),
         "lift": judged["heat_lift"],
         "second_look": _second_look(record),
+        "cause": judged["cause"] or "",
+        "others": judged["others"] or 0,
     }
     flags = set(judged["flags"])
     return [text.format(**values).strip() for flag, text in _REASONS if flag in flags]
@@ -186,6 +191,7 @@ def _second_look(record: Mapping[str, Any]) -> str:
 
 
 _REASONS = (  # flag, sentence; in this order
+    ("shortcut_confirmed", "Cause: {cause}. {others} more answers of this class have it."),
     ("failed", "{error_stage}: {error_code}. {error_message}"),
     (
         "border_heat",

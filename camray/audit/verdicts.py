@@ -21,31 +21,36 @@ Marks = dict[str, NDArray[np.bool_]]
 
 TITLES = {
     "right_wrong_reason": "right for the wrong reason",
+    "wrong_by_shortcut": "wrong, by a shortcut",
     "right_wrong_reason_suspected": "suspected: right for the wrong reason",
 }
 TITLES_WITHOUT_LABELS = {
-    "right_wrong_reason": "hangs on the border",
-    "right_wrong_reason_suspected": "suspected: hangs on the border",
+    "right_wrong_reason": "hangs on a shortcut",
+    "right_wrong_reason_suspected": "suspected: hangs on a shortcut",
 }  # nobody knows what is right
 VERDICTS = {  # in this order: the first that holds is the verdict
     "broken_input": "the image could not be read or explained",
     "broken_explanation": "the heatmap is dead or not finite, or there was no class to explain",
-    "label_suspect": "of all answers the label is among those the model believes least, and it looks inside",
+    "wrong_by_shortcut": "the prediction is not the label, and hangs on a shortcut",
+    "right_wrong_reason": "the answer hangs on a shortcut: without it the confidence falls",
+    "label_suspect": "the label is among those the model believes least, and no shortcut is known",
     "wrong": "the prediction is not the label",
-    "right_wrong_reason": "the answer hangs on the border: without it the confidence falls",
-    "right_wrong_reason_suspected": "the heat lies on the border, and no second look cleared it",
+    "right_wrong_reason_suspected": "the confidence falls without the border; so it does in other classes",
     "low_margin": "the two best classes are too close",
     "ok": "nothing to see",
 }
 _BASE = {  # audit score = base + severity / 10: what a person should see first
-    "right_wrong_reason": 0.9, "label_suspect": 0.8, "wrong": 0.7, "right_wrong_reason_suspected": 0.6,
-    "broken_explanation": 0.5, "broken_input": 0.4, "low_margin": 0.2, "ok": 0.0,
+    "right_wrong_reason": 0.9, "wrong_by_shortcut": 0.9, "label_suspect": 0.8, "wrong": 0.7,
+    "right_wrong_reason_suspected": 0.6, "broken_explanation": 0.5, "broken_input": 0.4,
+    "low_margin": 0.2, "ok": 0.0,
 }  # fmt: skip
 FLAGS = (
     "failed", "dead_map", "nonfinite_map", "no_target", "label_suspect", "wrong", "border_heat",
-    "shortcut_confirmed", "shortcut_refuted", "unusual_place", "off_object", "padding_heat", "low_margin",
+    "shortcut_confirmed", "shortcut_suspected", "shortcut_refuted", "not_looked_at",
+    "unusual_place", "off_object", "padding_heat", "low_margin",
     "dark", "bright", "flat", "blurry", "odd_shape", "exact_duplicate", "near_duplicate",
 )  # fmt: skip
+RING_AREA = 1 - 0.75**2  # share of the image that is border: a second look takes away no more
 _ODD_SHAPE = 0.35  # of the longer side: a shorter side below it is unusual in photographs
 _MOSTLY = 0.5  # of the heat: from here on it lies outside the object, or on padding
 
@@ -59,8 +64,11 @@ def title(verdict: str, has_labels: bool = True) -> str:
 def find_flags(rows: Columns, whole: Columns, settings: AuditConfig) -> Marks:
     """Tell which flags hold for which rows.
 
-    `whole` has what only the whole archive tells: `lift` (nats), `label_suspect`, `exact_duplicate` and
-    `near_duplicate`. Comparisons with a missing number (NaN) are false.
+    `whole` has what only the whole archive tells: `lift` (nats), `label_suspect`, `exact_duplicate`,
+    `near_duplicate`, `has_cause` (of a look), `border_class` (whose answers fall without the border more
+    often than others') and `place_drop`, the confidence lost without the hottest place. Comparisons with a
+    missing number (NaN) are false. Heat in a corner reaches further in than the border that a second look
+    takes away, so only the look at the hottest place clears it.
     """
     ok = rows["status"] == Status.OK
     heat = rows["heat_status"]
@@ -68,17 +76,22 @@ def find_flags(rows: Columns, whole: Columns, settings: AuditConfig) -> Marks:
     inside = np.where(np.isnan(rows["heat_in_mask"]), rows["heat_in_box"], rows["heat_in_mask"])
     unusual = ok & (whole["lift"] > settings.lift)
     fell = screened & (drop > settings.drop)
+    confirmed = ok & (whole["has_cause"] | (fell & whole["border_class"]))
+    in_ring = rows["heat_ring_mass"] > RING_AREA
+    cleared = (screened & (drop <= settings.drop)) & (in_ring | (whole["place_drop"] <= settings.drop))
     sides = np.stack([rows["width"], rows["height"]])
     return {
         "failed": rows["status"] == Status.FAILED,
         "dead_map": ok & (heat == "dead"),
         "nonfinite_map": ok & (heat == "nonfinite"),
         "no_target": ok & (heat == "no_target"),
-        "label_suspect": ok & whole["label_suspect"] & ~screened,
+        "label_suspect": ok & whole["label_suspect"] & ~screened & ~confirmed,
         "wrong": ok & (rows["correct"] == 0),
         "border_heat": screened,
-        "shortcut_confirmed": fell & unusual,
-        "shortcut_refuted": screened & (drop <= settings.drop),
+        "shortcut_confirmed": confirmed,
+        "shortcut_suspected": fell & ~confirmed,
+        "shortcut_refuted": cleared & ~confirmed,
+        "not_looked_at": screened & ~confirmed & ~fell & ~cleared,
         "unusual_place": unusual,
         "off_object": ok & (inside < 1 - _MOSTLY),
         "padding_heat": ok & (rows["heat_in_padding"] > _MOSTLY),
@@ -99,22 +112,25 @@ def decide(flags: Marks) -> NDArray[np.str_]:
     holds = {
         "broken_input": flags["failed"],
         "broken_explanation": broken_map,
+        "wrong_by_shortcut": flags["shortcut_confirmed"] & flags["wrong"],
+        "right_wrong_reason": flags["shortcut_confirmed"],
         "label_suspect": flags["label_suspect"],
         "wrong": flags["wrong"],
-        "right_wrong_reason": flags["shortcut_confirmed"],
-        "right_wrong_reason_suspected": flags["border_heat"] & ~flags["shortcut_refuted"],
+        "right_wrong_reason_suspected": flags["shortcut_suspected"],
         "low_margin": flags["low_margin"],
     }
     return np.select(list(holds.values()), list(holds), default="ok")
 
 
-def audit_scores(verdicts: NDArray[np.str_], rows: Columns, flags: Marks) -> NDArray[np.float64]:
+def audit_scores(
+    verdicts: NDArray[np.str_], rows: Columns, flags: Marks, drops: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Rank the queue, 0..1: the verdict decides, severity sorts within it.
 
-    Severity is the confidence lost without the border where a shortcut is confirmed (a wrong answer too),
-    how little the model believes the label of a mistake, the narrowness of a margin.
+    Severity is the confidence lost in a look where a shortcut is confirmed (`drops`: by the look that shows
+    the cause), how little the model believes the label of a mistake, the narrowness of a margin.
     """
-    drop = np.nan_to_num(rows["confirm_drop"]).clip(0, 1)
+    drop = np.fmax(np.nan_to_num(rows["confirm_drop"]), np.nan_to_num(drops)).clip(0, 1)
     unbelieved = 1 - rows["label_score"]
     sure = np.where(np.isnan(unbelieved), np.nan_to_num(rows["confidence"]), unbelieved).clip(0, 1)
     near = 1 - np.nan_to_num(rows["margin"], nan=1.0).clip(0, 1)

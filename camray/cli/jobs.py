@@ -58,13 +58,16 @@ def _whole(args: argparse.Namespace) -> Config:
 def plan(args: argparse.Namespace) -> ExitCode:
     """Show what explain, or an audit, would do, how much, and why the rest is skipped."""
     from camray.audit.gate import parse_gate
-    from camray.job.prepare import describe_plan, prepare
+    from camray.audit.looks import describe_looks
+    from camray.job.prepare import describe_plan, known_members, prepare
 
     config, command = _whole(args), planned(args)
     if command == "audit":
         parse_gate(config.audit.fail_on)
     ready = prepare(config)
     facts: dict[str, Any] = {"command": command, **describe_plan(ready)}
+    if config.audit.looks:
+        facts["looks"] = describe_looks(known_members(ready.plan.tasks), config.audit.looks)
     if hasattr(args, "pilot") and ready.plan.tasks:
         from camray.job.pilot import pilot
 

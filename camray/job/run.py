@@ -38,6 +38,9 @@ HERE_IMAGES = 128
 HERE_BYTES = 16 * 2**20  # where nobody has counted the images
 
 
+Afterwards = Callable[[Prepared, Engine, str, Reporter], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """One pass of the pipeline over a plan, whichever job it is of; `owner` names its rows in the table."""
@@ -113,8 +116,12 @@ def explain(config: Config, reporter: Reporter) -> Outcome:
 
 
 @one_line_errors()
-def explain_new(config: Config, reporter: Reporter, ending: Ending) -> Outcome:
+def explain_new(
+    config: Config, reporter: Reporter, ending: Ending, afterwards: Afterwards | None = None
+) -> Outcome:
     """Explain what is left of the archive and commit it; judge this run, and what is left of those before.
+
+    `afterwards` is done with the engine that is up, once something new is committed.
 
     Raises:
         CamrayError: with the exit code of its class.
@@ -123,7 +130,7 @@ def explain_new(config: Config, reporter: Reporter, ending: Ending) -> Outcome:
     _announce(ready, reporter)
     before = working_reports(ready.out, ready.explainer.id)
     _tell_kept_pictures(ready, before, reporter)
-    work = _explain_tasks if ready.plan.tasks else _quiet
+    work = partial(_explain_tasks, afterwards) if ready.plan.tasks else _quiet
     outcome = work(ready, ending.run_id, reporter)
     if (killed := unjudged(before)) and outcome.code in COMPLETE:
         outcome = _judged_with(ready, outcome, killed, reporter)
@@ -162,7 +169,9 @@ def _quiet(ready: Prepared, run_id: str, reporter: Reporter) -> Outcome:
     return Outcome(ExitCode.DONE, run_id, Accounting(), ready.out.uri, ready.explainer.id, ended)
 
 
-def _explain_tasks(ready: Prepared, run_id: str, reporter: Reporter) -> Outcome:
+def _explain_tasks(
+    afterwards: Afterwards | None, ready: Prepared, run_id: str, reporter: Reporter
+) -> Outcome:
     config = ready.config
     images, size = known_members(ready.plan.tasks), ready.plan.size_bytes
     small = size <= HERE_BYTES if images is None else images <= HERE_IMAGES
@@ -175,6 +184,8 @@ def _explain_tasks(ready: Prepared, run_id: str, reporter: Reporter) -> Outcome:
         reporter.say(_said_of_pictures(outcome, config), pictures=outcome.pictures)
         if config.audit.canary and outcome.code in COMPLETE:
             look(ready, engine, run_id, config.audit.canary)
+        if afterwards and outcome.code in COMPLETE:
+            afterwards(ready, engine, run_id, reporter)
     return outcome
 
 

@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from camray.errors import UsageError, printable, said_by
-from camray.ledger.out import AUDIT, INTAKE, QA, SCORES, TABLE, log_folder
+from camray.ledger.out import AUDIT, INTAKE, LOOKS, QA, SCORES, TABLE, log_folder
 from camray.storage import Folder
 
 _T = TypeVar("_T")
@@ -22,7 +22,7 @@ NO_STATISTICS: dict[str, str | None] = {"delta.dataSkippingNumIndexedCols": "0"}
 """Of a table whose log must not name members: the statistics of a column are its first and last value."""
 KEPT: dict[str, str | None] = {"delta.logRetentionDuration": "interval 3650 days"}
 """What tells Delta Lake to keep a log as long as its table: its versions are the order of the nights."""
-TABLES = (TABLE, INTAKE, AUDIT, QA, SCORES)
+TABLES = (TABLE, INTAKE, AUDIT, QA, LOOKS, SCORES)
 # How Delta Lake begins what a store did, or the way to it. A full disk, an error of the local file system,
 # does not pass by itself.
 _ENTRY = re.compile(r"[0-9]{20}[.]json")

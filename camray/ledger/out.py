@@ -7,6 +7,7 @@ OUT/hold/                who may write                         ledger.hold
 OUT/runs/<run>/          run.json, what the audit of that night found
 OUT/intake/              which loose files make up which shard
 OUT/audit/, qa/, qa-inbox/, report/                            verdicts, people's decisions, pages
+OUT/looks/               the Delta table of second looks       audit.looks
 OUT/gallery/             the page of `explain`
 OUT/canary/<explainer>.json                                    the first answers of the canary images
 OUT/scores/, panels/, costs/, comparisons/                     what `compare` measured
@@ -29,7 +30,9 @@ from camray.storage import Folder, open_folder
 if TYPE_CHECKING:
     from camray.ledger.table import Table
 
-TABLE, INTAKE, AUDIT, QA, SCORES = "records", "intake", "audit", "qa", "scores"  # Delta tables
+TABLE, INTAKE, AUDIT, QA, SCORES, LOOKS = (
+    "records", "intake", "audit", "qa", "scores", "looks",
+)  # fmt: skip  # Delta tables
 LOG = "_delta_log"  # in each of them
 EXPLAINERS, PANELS, RUNS, OVERLAYS, REPORT, GALLERY, INBOX, HOLD = (
     "explainers", "panels", "runs", "overlays", "report", "gallery", "qa-inbox", "hold",

@@ -27,6 +27,7 @@ from camray.ledger.out import (
     HOLD,
     INBOX,
     INTAKE,
+    LOOKS,
     OVERLAYS,
     PANELS,
     PRUNED,
@@ -61,7 +62,7 @@ _SIDE: dict[str, Callable[[str], Read]] = {  # a folder of side files, and how o
     "costs": lambda _: as_object,
     "comparisons": lambda _: as_object,
 }
-_TABLES = (INTAKE, AUDIT, QA)  # beside records and scores
+_TABLES = (INTAKE, AUDIT, QA, LOOKS)  # beside records and scores
 
 
 def find_beside(out: Folder, table: Table) -> Iterator[str]:

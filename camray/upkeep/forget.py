@@ -2,7 +2,7 @@
 
 * its rows in the records and in the scores of comparisons: their files are written again without them, and
   the commit says that the shards have fewer members: the accounting holds, nothing is explained again
-* its overlays, the canary's copy of its answers, its rows in `audit` and `qa`, decisions in the inbox
+* its overlays, the canary's copy of its answers, its rows in `audit`, `looks` and `qa`, decisions
 * the pages of the report and of comparisons, which are written anew on request
 * every old version of these tables, and with them all travel back in time
 
@@ -29,7 +29,7 @@ from camray.errors import ExitCode, UsageError, printable
 from camray.ledger import log
 from camray.ledger.committed import parse_name
 from camray.ledger.hold import hold
-from camray.ledger.out import AUDIT, INBOX, INTAKE, OVERLAYS, QA, REPORT, open_out
+from camray.ledger.out import AUDIT, INBOX, INTAKE, LOOKS, OVERLAYS, QA, REPORT, open_out
 from camray.ledger.runs import new_run_id
 from camray.ledger.side import as_side
 from camray.ledger.sink import FOOTER_KEY, counts, write_records
@@ -106,7 +106,7 @@ def remove(out: Folder, image: Image, found: Found, run_id: str) -> None:
     for path in sorted(found.overlays):
         if path.startswith(f"{OVERLAYS}/") and out.exists(path):
             out.delete(path)
-    for folder in (AUDIT, QA):
+    for folder in (AUDIT, QA, LOOKS):
         if log.exists(out, folder):
             judged = log.opened(out, folder)
             kept = log.dataset(out, folder, judged).scanner(filter=image.others).to_reader()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from camray.audit.looks import look_again
 from camray.audit.night import audit_night
 from camray.config import Config
 from camray.flow.actor import network_of
-from camray.flow.flow import Pool, explain_flow
+from camray.flow.flow import Engine, Pool, explain_flow
+from camray.flow.here import _at_once as at_once
 from camray.flow.here import run_here
+from camray.flow.progress import Reporter
 from camray.job.prepare import prepare
 from camray.ledger.commit import CommitDesk
 from camray.ledger.intake import remember
@@ -43,10 +47,17 @@ def explain(settings: Config, run_id: str, die_after: int | None = None) -> int:
     network = network_of(ready.model)
     flow = explain_flow(settings, ready.explainer, lambda: network, run_id)
     commits: list[ShardCommit] = []
+    done_all = True
     for chunks in run_here(ready.plan.tasks, flow, POOL):
         if len(commits) == die_after and any(isinstance(chunk.note, ShardEnd) for chunk in chunks):
+            done_all = False
             break
         commits += desk.take(chunks) + desk.flush()
+    if settings.audit.looks and done_all:
+        engine = Engine(
+            "here", POOL, run_here, lambda network: lambda: network, at_once, lambda *_: nullcontext()
+        )
+        look_again(ready, engine, run_id, Reporter())
     return sum(receipt.rows for commit in commits for receipt in commit.receipts if not receipt.reused)
 
 

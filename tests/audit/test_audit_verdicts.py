@@ -22,7 +22,8 @@ GOOD = {
     "status": "ok", "heat_status": "ok", "confirm_region": "", "correct": 1.0, "confidence": 0.9,
     "margin": 0.8, "image_mean": 120.0, "image_std": 50.0, "image_sharpness": 500.0,
 }  # fmt: skip
-SCREENED = {"confirm_region": "border", "confirm_drop": 0.8, "lift": 0.5}
+SCREENED = {"confirm_region": "border", "confirm_drop": 0.8, "heat_ring_mass": 0.6, "border_class": True}
+UNCLEAR = SCREENED | {"confirm_drop": 0.1, "heat_ring_mass": 0.2}  # the corner reaches further in
 
 
 def judged(**changes: Any) -> tuple[str, set[str], float]:
@@ -33,12 +34,14 @@ def judged(**changes: Any) -> tuple[str, set[str], float]:
         "lift": np.array([changes.get("lift", 0.0)]),
         **{
             n: np.array([bool(changes.get(n))])
-            for n in ("label_suspect", "exact_duplicate", "near_duplicate")
+            for n in ("label_suspect", "exact_duplicate", "near_duplicate", "has_cause", "border_class")
         },
+        "place_drop": np.array([changes.get("place_drop", math.nan)]),
     }
     flags = find_flags(columns, whole, AuditConfig())
     verdict = decide(flags)
-    return str(verdict[0]), set(as_lists(flags)[0]), float(audit_scores(verdict, columns, flags)[0])
+    scores = audit_scores(verdict, columns, flags, np.zeros(1))
+    return str(verdict[0]), set(as_lists(flags)[0]), float(scores[0])
 
 
 def test_a_good_row() -> None:
@@ -53,11 +56,17 @@ def test_a_good_row() -> None:
         ({"label_suspect": True, "correct": 0.0}, "label_suspect", "label_suspect"),
         ({"correct": 0.0}, "wrong", "wrong"),
         (SCREENED, "right_wrong_reason", "shortcut_confirmed"),
-        (SCREENED | {"correct": 0.0}, "wrong", "shortcut_confirmed"),
-        (SCREENED | {"confirm_drop": math.nan}, "right_wrong_reason_suspected", "border_heat"),
-        (SCREENED | {"lift": 0.0}, "right_wrong_reason_suspected", "border_heat"),
+        (SCREENED | {"correct": 0.0}, "wrong_by_shortcut", "shortcut_confirmed"),
+        ({"has_cause": True}, "right_wrong_reason", "shortcut_confirmed"),
+        ({"has_cause": True, "correct": 0.0, "label_suspect": True}, "wrong_by_shortcut", "wrong"),
+        (SCREENED | {"confirm_drop": math.nan}, "ok", "not_looked_at"),  # nobody looked: no suspicion
+        (SCREENED | {"border_class": False}, "right_wrong_reason_suspected", "shortcut_suspected"),
+        (SCREENED | {"lift": -1.0}, "right_wrong_reason", "shortcut_confirmed"),  # lift is no veto
         (SCREENED | {"confirm_drop": 0.1}, "ok", "shortcut_refuted"),
-        (SCREENED | {"label_suspect": True, "correct": 0.0}, "wrong", "border_heat"),  # the heat explains it
+        (UNCLEAR, "ok", "not_looked_at"),
+        (UNCLEAR | {"place_drop": 0.1}, "ok", "shortcut_refuted"),
+        (UNCLEAR | {"place_drop": 0.9}, "ok", "not_looked_at"),
+        (SCREENED | {"border_class": False, "label_suspect": True, "correct": 0.0}, "wrong", "border_heat"),
         ({"margin": 0.01}, "low_margin", "low_margin"),
         ({"image_mean": 3.0}, "ok", "dark"),
         ({"image_std": 1.0, "image_sharpness": 0.0}, "ok", "flat"),
@@ -78,7 +87,7 @@ def test_verdicts(changes: dict[str, Any], verdict: str, flag: str | None) -> No
 def test_the_queue_shows_the_confirmed_first_and_the_larger_drop_before() -> None:
     scores = [judged(**c)[2] for c in (
         SCREENED | {"confirm_drop": 0.9}, SCREENED | {"confirm_drop": 0.4}, {"correct": 0.0},
-        SCREENED | {"confirm_drop": math.nan}, {"margin": 0.05}, {},
+        SCREENED | {"border_class": False}, {"margin": 0.05}, {},
     )]  # fmt: skip
     assert scores == sorted(scores, reverse=True)
     assert len(set(scores)) == len(scores)

@@ -69,15 +69,12 @@ def records_of(out: Path, run_id: str | None) -> list[dict]:
 
 def holds(row: dict, query: dict[str, list[str]]) -> bool:
     """Whether a link's query means this row, said a second time in Python."""
-    suspected = "border_heat" in row["flags"] and not {"shortcut_confirmed", "shortcut_refuted"} & {
-        *row["flags"]
-    }
     checks = {
         "verdict": lambda v: row["verdict"] == v,
         "class": lambda v: row["predicted_class"] == int(v),
         "error": lambda v: row["error_code"] == v,
         "night": lambda v: (row["night"] == TONIGHT) == (v == "new"),
-        "flag": lambda v: suspected if v == "shortcut_suspected" else v in row["flags"],
+        "flag": lambda v: v in row["flags"],
     }
     return all(checks[field](values[0]) for field, values in query.items())
 
@@ -144,7 +141,6 @@ def test_the_index_says_what_the_audit_says(two_nights: Path) -> None:
     errors = Counter(index["errors"][e - 1] for e in told["error"].tolist() if e)
     assert errors == Counter(r["error_code"] for r in rows if r["error_code"])
     flags = Counter(f for bits in told["flags"].tolist() for i, f in enumerate(QUEUE_FLAGS) if bits >> i & 1)
-    del flags["shortcut_suspected"]
     assert flags == Counter(f for r in rows for f in r["flags"])
     assert len(text) / len(rows) < 20  # bytes a row
 

@@ -76,7 +76,7 @@ def test_what_help_says_of_a_comparison_is_so() -> None:
 
 
 def test_a_verb_has_its_own_defaults_and_whatever_is_written_wins() -> None:
-    assert load(None, {}, "audit").audit == AuditConfig(confirm=0.15, canary=16)
+    assert load(None, {}, "audit").audit == AuditConfig(confirm=0.15, looks=0.25, canary=16)
     assert load(None, {}).audit == load(None, {}, "compare").audit == AuditConfig()
     assert load(None, {"audit.confirm": 0}, "audit").audit.confirm == 0
 

@@ -1,0 +1,168 @@
+"""What is changed in an image to see whether the answer hangs on it: pure functions of tensors.
+
+Images are x (B, 3, H, W) in 0..1; masks (B, 1, H, W) or (1, 1, H, W), true where something is taken away.
+`INTERVENTIONS` names them. A forward of the changed image is a *look*: `carry` asks whether the hot pixels
+are enough for the answer (of another image), the others whether it can do without what they take away.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, interpolate, pad
+
+HOT = 0.05  # share of the pixels
+RING = 1 / 16  # of each side: where frames are
+NOISE = 0.03  # standard deviation
+BINS = 16  # of the radial spectrum
+LUMINANCE = (0.299, 0.587, 0.114)
+
+INTERVENTIONS = {  # name -> what an answer hangs on that falls with it
+    "fill": "a place", "carry": "a place", "border": "the border", "frame": "a frame",
+    "grey": "colour", "cast": "colour", "detail": "texture", "noise": "texture",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Typical:
+    """How images of the archive are on average: colour ratios (3,), log amplitudes by frequency (BINS,)."""
+
+    colours: Tensor
+    spectrum: Tensor
+
+    @staticmethod
+    def of(x: Tensor) -> Typical:
+        """Take the mean of images (B, 3, H, W)."""
+        return Typical(colour_ratios(x).mean(0), spectrum(x).mean(0))
+
+
+def hottest(maps: Tensor, size: tuple[int, int], share: float = HOT) -> Tensor:
+    """Mark the hottest share of the pixels of maps (B, h, w), at an input's size: (B, 1, H, W).
+
+    A share, not a threshold: of a spread and of a narrow map as much is taken away, if there is heat at all.
+    """
+    heat = interpolate(maps[:, None].float(), size, mode="bilinear", align_corners=False).flatten(1)
+    count = max(1, round(share * heat.shape[1]))
+    chosen = torch.zeros_like(heat, dtype=torch.bool)
+    chosen.scatter_(1, heat.topk(count, dim=1).indices, torch.ones_like(heat, dtype=torch.bool))
+    return (chosen & (heat > 0)).view(len(maps), 1, *size)
+
+
+def hot_border(maps: Tensor, size: tuple[int, int], share: float = 1 / 8) -> Tensor:
+    """Mark the outer eighth of the sides where a map is hotter than its mean: (B, 1, H, W)."""
+    heat = interpolate(maps[:, None].float().clamp(min=0), size, mode="bilinear", align_corners=False)
+    return (heat > heat.mean(dim=(2, 3), keepdim=True)) & ring(size, share).to(heat.device)
+
+
+def ring(size: tuple[int, int], share: float = RING) -> Tensor:
+    """Mark a share of each side, at least one pixel, along all edges: (1, 1, H, W)."""
+    marked = torch.ones(1, 1, *size, dtype=torch.bool)
+    down, across = (max(1, round(share * n)) for n in size)
+    marked[:, :, down : size[0] - down, across : size[1] - across] = False
+    return marked
+
+
+def filled(x: Tensor, hole: Tensor) -> Tensor:
+    """Fill a hole from around by normalised convolution (Knutsson and Westin 1993).
+
+    A blur keeps the blob of colour that a sticker is, and the answer with it; this removes it. The Gaussian
+    has a tenth of the shorter side; in the middle of holes where that finds nothing a quarter.
+    """
+    known = (~hole).to(x.dtype).expand(len(x), 1, *x.shape[2:])
+    found = x * known
+    level = found.sum(dim=(2, 3), keepdim=True) / known.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    guess = level.expand_as(x)
+    for sigma in (min(x.shape[2:]) / 4, min(x.shape[2:]) / 10):
+        weight = smoothed(known, sigma)
+        guess = torch.where(weight > 1e-3, smoothed(found, sigma) / weight.clamp(min=1e-6), guess)
+    return torch.where(hole, guess, x)
+
+
+def carried(x: Tensor, mask: Tensor, hosts: Tensor) -> Tensor:
+    """Paste what is under a mask at the same place into other images.
+
+    A feature is spurious only if its presence alone triggers the class (Neuhaus et al. 2022).
+    """
+    return torch.where(mask, x, hosts)
+
+
+def grey(x: Tensor) -> Tensor:
+    """Keep the luminance alone: without colour, edges and shapes are as before."""
+    weights = x.new_tensor(LUMINANCE).view(1, 3, 1, 1)
+    return (x * weights).sum(1, keepdim=True).expand_as(x)
+
+
+def neutral_cast(x: Tensor, colours: Tensor) -> Tensor:
+    """Set the ratios of the mean colours (3,) to the archive's: takes a tint away, keeps all contrast."""
+    return (x * (colours / colour_ratios(x))[:, :, None, None]).clamp(0, 1)
+
+
+def restyled(x: Tensor, target: Tensor) -> Tensor:
+    """Set the radial log amplitudes (BINS,) of the spectrum to the archive's; mean and phase stay.
+
+    Amplitude is style, phase is content (Yang and Soatto 2020): takes away blur, low resolution, grain.
+    """
+    bins = _frequency_bins(x.shape[2], x.shape[3], x.device)
+    gain = (target - spectrum(x)).exp()[:, bins]  # (B, H, W)
+    gain[:, 0, 0] = 1.0
+    styled: Tensor = torch.fft.ifft2(torch.fft.fft2(x) * gain[:, None]).real.clamp(0, 1)
+    return styled
+
+
+def noisy(x: Tensor) -> Tensor:
+    """Add Gaussian noise, the same to every image: drowns block edges and fine traces of compression."""
+    chance = torch.Generator().manual_seed(0)
+    return (x + NOISE * torch.randn(x.shape[1:], generator=chance).to(x.device)).clamp(0, 1)
+
+
+def colour_ratios(x: Tensor) -> Tensor:
+    """Give each channel's mean over the mean of all channels: (B, 3)."""
+    means = x.mean(dim=(2, 3)).clamp(min=1e-3)
+    return means / means.mean(1, keepdim=True)
+
+
+def spectrum(x: Tensor) -> Tensor:
+    """Give the mean log amplitude in rings of equal frequency, over the channels: (B, BINS)."""
+    log: Tensor = torch.fft.fft2(x).abs().clamp(min=1e-3).log().mean(1).flatten(1)  # (B, H W)
+    bins = _frequency_bins(x.shape[2], x.shape[3], x.device).flatten()
+    sums = torch.zeros(len(x), BINS, device=x.device).index_add_(1, bins, log)
+    mean: Tensor = sums / torch.bincount(bins, minlength=BINS).clamp(min=1)
+    return mean
+
+
+def _frequency_bins(height: int, width: int, device: torch.device) -> Tensor:
+    """Give the ring of each frequency, 0 the lowest: (H, W)."""
+    y, x = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
+    radius = (y[:, None] ** 2 + x[None, :] ** 2).sqrt() / math.sqrt(0.5)
+    rings: Tensor = (radius * BINS).long().clamp(max=BINS - 1).to(device)
+    return rings
+
+
+def smoothed(x: Tensor, sigma: float) -> Tensor:
+    """Blur (B, C, H, W) with a Gaussian; beyond the edges is nothing."""
+    radius = min(math.ceil(3 * sigma), max(x.shape[2:]) - 1)
+    taps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    weights = torch.exp(-(taps**2) / (2 * sigma**2))
+    channels = x.shape[1]
+    weights = (weights / weights.sum()).expand(channels, 1, 1, -1)
+    x = conv2d(pad(x, (radius, radius, 0, 0)), weights, groups=channels)
+    return conv2d(pad(x, (0, 0, radius, radius)), weights.mT, groups=channels)
+
+
+def changed(name: str, x: Tensor, maps: Tensor, typical: Typical, hosts: Tensor | None = None) -> Tensor:
+    """Apply the intervention of this name to x (B, 3, H, W), explained by maps (B, h, w)."""
+    size = (x.shape[2], x.shape[3])
+    if name == "carry":
+        assert hosts is not None
+        return carried(x, hottest(maps, size), hosts)
+    if name in ("fill", "border", "frame"):
+        hole = {"fill": hottest, "border": hot_border}.get(name)
+        return filled(x, hole(maps, size) if hole else ring(size).to(x.device))
+    if name == "cast":
+        return neutral_cast(x, typical.colours)
+    if name == "detail":
+        return restyled(x, typical.spectrum)
+    return {"grey": grey, "noise": noisy}[name](x)

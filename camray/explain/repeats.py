@@ -1,0 +1,92 @@
+"""The same thing again: crops around the hottest places, compared within an answer and with other answers.
+
+A label, a sticker, a watermark is the *same* pixels in many images; objects are not. Flows in: views
+(H, W, 3) and their maps. Flows out: crops of at most 24 x 24 pixels, and for each how much it is like the
+most alike of its answer, and of other answers. No forward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+WINDOW = 3 / 8  # of the shorter side: three cells of a map of eight
+CROP = 24  # pixels a side of a crop, at most; larger windows are averaged
+INNER = 3 / 4  # of its side: the part that is looked for in others, at every shift
+BEST = 3  # others that are as alike
+FLAT = 8.0  # grey values: standard deviation below which nothing is the same thing
+MOST = 256  # crops compared within an answer, and with as many of others
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+def crop_side(height: int, width: int) -> int:
+    """Give the pixels a side of the crops of views of this size."""
+    return min(CROP, max(4, round(WINDOW * min(height, width))))
+
+
+def hot_crop(view: Bytes, heat: NDArray[Any]) -> Bytes:
+    """Cut (n, n, 3) around the hottest cell of a map (h, w), wholly inside a view (H, W, 3)."""
+    height, width = view.shape[:2]
+    side, kept = max(4, round(WINDOW * min(height, width))), crop_side(height, width)
+    row, column = np.unravel_index(int(np.argmax(heat)), heat.shape)
+    top = _start((row + 0.5) / heat.shape[0] * height, side, height)
+    left = _start((column + 0.5) / heat.shape[1] * width, side, width)
+    cut = np.ascontiguousarray(view[top : top + side, left : left + side])
+    if side != kept:
+        cut = np.asarray(cv2.resize(cut, (kept, kept), interpolation=cv2.INTER_AREA), np.uint8)
+    return cut
+
+
+def _start(centre: float, side: int, length: int) -> int:
+    return int(min(max(round(centre - side / 2), 0), length - side))
+
+
+def likeness(crops: Bytes, answers: NDArray[np.integer]) -> tuple[Floats, Floats]:
+    """Say how alike each crop (n, k, k, 3) is to the best three of its answer, and of the others.
+
+    Normalised correlation at the best shift, -1..1; 0 where there are fewer than three to compare with, or
+    nothing but one colour. Compared are at most 256 of an answer, the first, with as many of the others.
+    """
+    same, other = np.zeros(len(crops), np.float32), np.zeros(len(crops), np.float32)
+    chance = np.random.default_rng(0)
+    for answer in np.unique(answers):
+        own, rest = np.flatnonzero(answers == answer)[:MOST], np.flatnonzero(answers != answer)
+        rest = chance.permutation(rest)[: len(own)]
+        same[own], other[own] = _best(crops[own], crops[own], True), _best(crops[own], crops[rest], False)
+    return same, other
+
+
+def _inner_side(crops: Bytes) -> tuple[int, int]:
+    """Give the side of the inner part, and the number of its places along a crop."""
+    inner = max(2, round(INNER * crops.shape[1]))
+    return inner, crops.shape[1] - inner + 1
+
+
+def _normalised(parts: NDArray[Any]) -> Floats:
+    """Give parts (n, k, k, 3) without mean and of length one, (n, 3 k k); zeros where they are flat."""
+    flat = parts.reshape(len(parts), -1).astype(np.float32)
+    flat -= flat.mean(1, keepdims=True)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    return np.where(length > FLAT * np.sqrt(flat.shape[1]), flat / np.maximum(length, 1e-6), 0)
+
+
+def _best(own: Bytes, crops: Bytes, is_own: bool) -> Floats:
+    """Give the mean correlation of the middle of each of `own` with the three crops that fit best."""
+    if len(crops) < BEST + is_own:
+        return np.zeros(len(own), np.float32)
+    side, places = _inner_side(crops)
+    edge = places // 2
+    inner = _normalised(own[:, edge : edge + side, edge : edge + side])
+    found = np.full((len(own), len(crops)), -1, np.float32)
+    for y in range(places):
+        for x in range(places):
+            parts = _normalised(crops[:, y : y + side, x : x + side])
+            np.maximum(found, inner @ parts.T, out=found)
+    if is_own:
+        np.fill_diagonal(found, -1)
+    return np.asarray(np.sort(found, axis=1)[:, -BEST:].mean(1))

@@ -1,0 +1,78 @@
+"""Looks of a real night: a budget that holds, rows that stay, causes that follow from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deltalake import DeltaTable
+
+from camray.audit.causes import CAUSES
+from camray.audit.looks import BATTERY, allowed, describe_looks
+from camray.audit.night import read_nights
+from camray.storage import open_folder
+from camray.upkeep.forget import Image, find, remove
+from demo import hans64
+from tests.audit.night_world import night, write_archive
+
+COUNT = 48
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("looks")
+    write_archive(place / "archive", [hans64.render(0, "audit", i, None) for i in range(COUNT)])
+    night(place / "archive", place / "out", "20261122T000000Z-0", audit__looks=0.25)
+    return place
+
+
+def looks(place: Path) -> list[dict[str, Any]]:
+    return DeltaTable(str(place / "out" / "looks")).to_pyarrow_table().to_pylist()
+
+
+def test_a_night_looks_at_a_sample_of_each_answer_within_its_budget(place: Path) -> None:
+    rows = looks(place)
+    forwards = [row for row in rows if row["intervention"] != "repeat"]
+    assert 0 < len(forwards) <= allowed(COUNT, 0.25)
+    assert {row["intervention"] for row in rows if row["sampled"]} >= set(BATTERY)
+    keys = {(row["shard"], row["index"], row["intervention"]) for row in rows}
+    assert len(keys) == len(rows)  # nothing twice
+    assert sum(row["intervention"] == "repeat" for row in rows) == COUNT
+    assert all(-1 <= row["drop"] <= 1 for row in forwards)
+    drawn = [row for row in forwards if row["before"]]
+    assert all(row["before"].startswith(b"\x89PNG") and row["drop"] > 0.3 for row in drawn)
+
+
+def test_the_next_night_looks_at_new_images_alone(place: Path) -> None:
+    before = looks(place)
+    hans64.write_tar_shards(
+        [hans64.render(1, "audit", i, None) for i in range(12)], place / "archive" / "second", 12
+    )
+    night(place / "archive", place / "out", "20261123T000000Z-0", audit__looks=0.25)
+    new = [row for row in looks(place) if row["run_id"] == "20261123T000000Z-0"]
+    assert sum(row["intervention"] == "repeat" for row in new) == 12
+    assert not {row["shard"] for row in new} & {row["shard"] for row in before}
+    assert all(
+        card.cause in CAUSES for n in read_nights(open_folder(str(place / "out"), "OUT")) for card in n.causes
+    )
+
+
+def test_a_forgotten_image_has_no_looks(place: Path) -> None:
+    member = looks(place)[0]["member"]
+    out, image = open_folder(str(place / "out"), "OUT"), Image(member, None)
+    remove(out, image, find(out, image), "20261124T000000Z-0")
+    assert member not in {row["member"] for row in looks(place)}
+    assert looks(place)
+
+
+def test_looks_can_be_turned_off(tmp_path: Path) -> None:
+    write_archive(tmp_path / "archive", [hans64.render(0, "audit", i, None) for i in range(6)])
+    summary = night(tmp_path / "archive", tmp_path / "out", "20261122T000000Z-0", audit__looks=0.0)
+    assert not (tmp_path / "out" / "looks").exists()
+    assert summary["causes"] == []
+
+
+def test_plan_says_what_looks_may_cost() -> None:
+    assert describe_looks(100_000, 0.25).startswith("at most 25,000 forwards")
+    assert "25%" in describe_looks(None, 0.25)

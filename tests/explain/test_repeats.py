@@ -1,0 +1,58 @@
+"""The same thing again: what is cut, and how alike, against NumPy's correlation coefficients."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from camray.explain.repeats import CROP, crop_side, hot_crop, likeness
+
+INNER = 18  # three quarters of a crop
+
+
+def test_the_crop_lies_around_the_hottest_cell_and_wholly_inside() -> None:
+    view = np.arange(64 * 64 * 3, dtype=np.uint32).reshape(64, 64, 3).astype(np.uint8)
+    heat = np.zeros((8, 8), np.float32)
+    heat[3, 4] = 1
+    assert np.array_equal(hot_crop(view, heat), view[16:40, 24:48])
+    heat[7, 0] = 2
+    assert np.array_equal(hot_crop(view, heat), view[40:64, 0:24])
+    assert crop_side(32, 40) == 12
+    large = np.full((224, 300, 3), 7, np.uint8)  # 84 pixels, averaged to 24
+    large[:, 150:] = 200
+    crop = hot_crop(large, np.array([[0.0, 1.0, 0.0]]))
+    assert crop.shape == (CROP, CROP, 3)
+    assert crop[:, :11].tolist() == np.full((CROP, 11, 3), 7).tolist()
+    assert crop[:, 13:].tolist() == np.full((CROP, 11, 3), 200).tolist()
+
+
+def test_a_sticker_repeats_within_its_answer_and_nothing_else_does() -> None:
+    rng = np.random.default_rng(0)
+    crops = rng.integers(0, 256, (60, CROP, CROP, 3)).astype(np.uint8)
+    sticker = rng.integers(0, 256, (20, 20, 3)).astype(np.uint8)
+    for i in range(8):  # of answer 0, moved by a pixel or two
+        y, x = rng.integers(1, 4, 2)
+        crops[i, y : y + 20, x : x + 20] = sticker
+    crops[8] = 90  # one colour
+    same, other = likeness(crops, np.repeat([0, 1], 30))
+    assert (same[:8] > 0.8).all()
+    assert (same[9:] < 0.6).all()
+    assert same[8] == 0
+    assert ((same - other)[:8] > 0.3).all()
+
+
+def test_likeness_is_the_normalised_correlation_at_the_best_shift() -> None:
+    rng = np.random.default_rng(1)
+    crops = cv2.blur(rng.integers(0, 256, (CROP, CROP, 12)).astype(np.uint8), (3, 3))
+    crops = np.ascontiguousarray(crops.reshape(CROP, CROP, 4, 3).transpose(2, 0, 1, 3))
+    same, other = likeness(crops, np.zeros(4, int))
+    inner = crops[0, 3 : 3 + INNER, 3 : 3 + INNER]
+    best = []
+    for crop in crops[1:]:
+        places = [(y, x) for y in range(7) for x in range(7)]
+        parts = [crop[y : y + INNER, x : x + INNER].ravel() for y, x in places]
+        best.append(max(np.corrcoef(part, inner.ravel())[0, 1] for part in parts))
+    assert same[0] == pytest.approx(np.mean(best), abs=1e-4)
+    assert other.tolist() == [0] * 4  # there is no other answer
+    assert likeness(crops[:3], np.zeros(3, int))[0].tolist() == [0] * 3  # two others are too few
