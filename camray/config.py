@@ -141,8 +141,7 @@ class ModelConfig:
     num_classes: int | None = setting(
         None, "size of the head; default: as weights", "--num-classes N", 1, common="layers")
     prompts: str | None = setting(
-        None, "a CLIP or SigLIP folder's classes: one prompt a line, or name: prompt", "--prompts FILE",
-        common=EVERY)
+        None, "a CLIP or SigLIP folder's classes: one prompt a line, or name: prompt", "--prompts FILE")
     head: str | None = setting(
         None, "a linear head for embeddings: safetensors with weight (classes x width), maybe bias",
         "--head FILE")

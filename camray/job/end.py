@@ -14,7 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ from camray.config import Config, RunConfig
 from camray.errors import CamrayError, ExitCode, UsageError, printable, redacted
 from camray.flow.progress import Reporter
 from camray.flow.stopping import SIGNALS, Stopped
+from camray.ledger.hold import last_hold
 from camray.ledger.out import RUNS, run_file
 from camray.ledger.runs import RunReport, first_report, new_run_id
 from camray.ledger.watch import check_metrics_file, gauges, kept_from, write_gauges
@@ -116,6 +117,7 @@ def _write_report(config: Config, ending: Ending) -> None:
             ending.report.write(out)
     elif out.exists(RUNS) and not out.exists(run_file(ending.run_id, "run.json")):
         report = first_report(ending.run_id, "", config, {}, [printable(ending.said)])
+        report = replace(report, number=last_hold(out))
         report.ended(ending.code, Accounting(), 0.0, {}).write(out)
 
 

@@ -7,7 +7,7 @@ import json
 import platform
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -94,7 +94,7 @@ def first_report(
         run_id=run_id,
         explainer=owner,
         config=said,
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         versions={"python": platform.python_version(), **installed_versions()},
         shards=shards,
         notes=tuple(notes),
@@ -122,7 +122,12 @@ def read_reports(out: Folder) -> list[dict[str, Any]]:
             continue
         except DamagedError as damage:
             tell(damage, "left out")
-    return sorted(reports, key=lambda report: (report.get("number", 0), report["run_id"]))
+    return sorted(reports, key=_order)
+
+
+def _order(report: Mapping[str, Any]) -> tuple[int, bool, str, str]:
+    """Sort runs by the hold; those that held nothing come behind the last one that did, by their starts."""
+    return report.get("number", 0), not report["shards"].get("todo"), report["started_at"], report["run_id"]
 
 
 def report_of(path: str, tree: Any) -> dict[str, Any]:
