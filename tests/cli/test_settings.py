@@ -162,7 +162,7 @@ DECIDES: dict[str, Any] = {  # another value of each, for the demonstration's mo
     "method.layer": "layer3", "audit.confirm": 0.1, "run.top_k": 2,
 }  # fmt: skip
 WITH_ANOTHER_HEAD = {"model.num_classes", "model.partial"}  # both need a checkpoint of another size
-ELSEWHERE = {  # of models that the demonstration has not: tests/models, tests/explain/test_explain_readings.py
+ELSEWHERE = {  # of models that the demonstration has not: tests/models, test_explain_readings.py
     "model.prompts", "model.head", "model.task", "model.output", "method.grid", "method.prefix",
 }  # fmt: skip
 NEITHER = {"archive.path", "out"}
