@@ -126,8 +126,14 @@ def read_reports(out: Folder) -> list[dict[str, Any]]:
 
 
 def _order(report: Mapping[str, Any]) -> tuple[int, bool, str, str]:
-    """Sort runs by the hold; those that held nothing come behind the last one that did, by their starts."""
-    return report.get("number", 0), not report["shards"].get("todo"), report["started_at"], report["run_id"]
+    """Sort runs by the hold; those that held nothing come behind the last one that did, by their starts.
+
+    Reports of an earlier camray have no number: they come first, by their names.
+    """
+    run_id = report["run_id"]
+    if not (number := report.get("number", 0)):
+        return 0, False, "", run_id
+    return number, not report["shards"].get("todo"), report["started_at"], run_id
 
 
 def report_of(path: str, tree: Any) -> dict[str, Any]:

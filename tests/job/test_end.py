@@ -18,8 +18,10 @@ import pytest
 from camray.cli.main import main
 from camray.errors import ExitCode, UsageError
 from camray.ledger import watch
+from camray.ledger.runs import read_reports
 from camray.ledger.watch import check_metrics_file
 from camray.records import Accounting
+from camray.storage import open_folder
 from demo import hans64
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +48,7 @@ def go(archive: Path, tmp_path: Path) -> Callable[..., int]:
 
 
 def reports(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(out.glob("runs/*/run.json"))]
+    return read_reports(open_folder(str(out), "OUT"))
 
 
 def gauge(file: Path, name: str) -> float | None:
