@@ -120,6 +120,11 @@ FOLDERS = (
     ),
     Folder(*_vit("Dinov2WithRegisters", 64, 8), "BitImageProcessor", {"size": _SHORT, "crop_size": _SQUARE}),
     Folder(
+        *_vit("Dinov2WithRegisters", 56, 14),
+        "BitImageProcessor",
+        {"size": {"shortest_edge": 63}, "crop_size": {"height": 56, "width": 56}},
+    ),
+    Folder(
         *_vit("Dinov2WithRegisters", 96, 8, num_register_tokens=2),
         "BitImageProcessor",
         {"size": {"shortest_edge": 109}, "crop_size": {"height": 96, "width": 96}},
@@ -180,6 +185,7 @@ FOLDERS = (
         {"size": _SHORT, "crop_size": _SQUARE},
     ),
     Folder(_c("Swin"), _SWIN, "ViTImageProcessor", {"size": _SQUARE}),
+    Folder(_c("Swin"), {**_SWIN, "embed_dim": 16}, "ViTImageProcessor", {"size": _SQUARE}),
     Folder(_c("Swin"), {**_SWIN, "window_size": 2}, "ViTImageProcessor", {"size": _SQUARE, **_OWN}),
     Folder(_c("Swinv2"), _SWIN, "ViTImageProcessor", {"size": _SQUARE}),
     Folder(
