@@ -83,15 +83,9 @@ def _members(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterat
     with place.open() as file:
         try:
             for member in readers()[shard.format].read(file, size, config, is_needed):
-                named = member.file is not None or member.mask_file is not None
-                yield (
-                    read_named(base_of(shard.place or shard.uri), member, config.max_member_bytes)
-                    if named
-                    else member
-                )
-        except (
-            UsageError
-        ) as error:  # of this file alone: `check_shards` found another that is as it should be
+                is_named = member.file is not None or member.mask_file is not None
+                yield read_named(base_of(uri), member, config.max_member_bytes) if is_named else member
+        except UsageError as error:  # of this file alone: `check_shards` found one that is as it should be
             raise ShardError(ErrorCode.SHARD_UNREADABLE, printable(error.problem)) from None
 
 

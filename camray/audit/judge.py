@@ -203,7 +203,7 @@ def judge_archive(
     if not log.exists(out, AUDIT):
         DeltaTable.create(
             uri, AUDIT_SCHEMA, mode="ignore", partition_by=[PARTITION], name="camray audit",
-            configuration=log.NO_STATISTICS | log.KEPT,
+            configuration=log.BESIDE,
         )  # fmt: skip
     note = CommitProperties(custom_metadata={"camray": json.dumps({"run_id": run_id})})
     write_deltalake(

@@ -274,7 +274,7 @@ def write_looks(out: Folder, explainer: str, run_id: str, found: Sequence[Row]) 
     rows = pa.Table.from_pydict(columns, LOOKS_SCHEMA)
     write_deltalake(
         out.child_uri(LOOKS), rows, mode="append", partition_by=[PARTITION], name="camray looks",
-        configuration=log.NO_STATISTICS | log.KEPT,
+        configuration=log.BESIDE,
     )  # fmt: skip
 
 

@@ -44,8 +44,8 @@ def take_in(out: Folder, files: Sequence[str] = ()) -> int:
     fresh = [row for key, row in rows.items() if key not in known]
     if fresh:
         table = pa.Table.from_pylist(fresh, QA_SCHEMA)
-        kept = log.NO_STATISTICS | log.KEPT
-        write_deltalake(out.child_uri(QA), table, mode="append", name="camray qa", configuration=kept)
+        place = out.child_uri(QA)
+        write_deltalake(place, table, mode="append", name="camray qa", configuration=log.BESIDE)
     return len(fresh)
 
 

@@ -133,15 +133,8 @@ def _chunk_of(task: ShardTask, index: int, members: list[Member], seconds: float
     return Chunk(task.shard.id, index, Data()).worked(Stage.READ, seconds, member_array(members))
 
 
-_AS_READ = (
-    "index",
-    "member",
-    "label",
-    "label_class",
-    "frame",
-    "content_of",
-    "attributes",
-)  # columns that decoding leaves alone
+_AS_READ = ("index", "member", "label", "label_class", "frame", "content_of", "attributes")
+"""Columns that decoding leaves alone."""
 _OUTCOME = ("status", "error_code", "error_stage", "error_message")
 
 

@@ -18,10 +18,10 @@ from camray.ledger.out import AUDIT, INTAKE, LOOKS, QA, SCORES, TABLE, log_folde
 from camray.storage import Folder
 
 _T = TypeVar("_T")
-NO_STATISTICS: dict[str, str | None] = {"delta.dataSkippingNumIndexedCols": "0"}
-"""Of a table whose log must not name members: the statistics of a column are its first and last value."""
 KEPT: dict[str, str | None] = {"delta.logRetentionDuration": "interval 3650 days"}
 """What tells Delta Lake to keep a log as long as its table: its versions are the order of the nights."""
+BESIDE = KEPT | {"delta.dataSkippingNumIndexedCols": "0"}
+"""Of a table beside the records: its log names no member, as statistics (first and last values) would."""
 TABLES = (TABLE, INTAKE, AUDIT, QA, LOOKS, SCORES)
 # How Delta Lake begins what a store did, or the way to it. A full disk, an error of the local file system,
 # does not pass by itself.
