@@ -67,6 +67,9 @@ def prepare(config: Config) -> Comparison:
         archive=replace(config.archive, frames=FIRST),  # a place of the sample is a file
         run=replace(config.run, chunk_size=CHUNK, batch_size=config.run.batch_size or BATCH),
     )
+    table = Table(out, SCORES)
+    table.check_columns()
+    table.update()
     listing = listed_for(out, config.archive)
     if not listing.shards and not listing.files:
         raise _nothing(config)
@@ -90,8 +93,6 @@ def prepare(config: Config) -> Comparison:
             raise _nothing(config)
         sample = freeze(request, (), 0, places, shards)
     cut = sample.shards(shards)
-    table = Table(out, SCORES)
-    table.check_columns()
     settings = {"baseline": config.compare.baseline, "activation": explainer.activation}
     base = Panel(explainer, (), settings, sample.id, sample.pictured)
     panels = _panels(out, base, methods)

@@ -60,6 +60,9 @@ def prepare(config: Config) -> Prepared:
         EmptyArchiveError: nothing to explain.
     """
     out = check_out(config)
+    table = Table(out)  # before the listing, which is then newer than all that the plan may replace
+    table.check_columns()
+    table.update()
     listing = listed_for(out, config.archive)
     is_empty = not listing.shards and not any(file_kind(file.path) == "image" for file in listing.files)
     if is_empty and not config.run.allow_empty:
@@ -77,8 +80,6 @@ def prepare(config: Config) -> Prepared:
         ) from None
 
     explainer, model = resolve(config, top_folders(listing))
-    table = Table(out)
-    table.check_columns()
     committed = table.shards(explainer.id)
     chosen = select(listing, config.archive)
     groupings = grouped(out, listing, committed.holds)

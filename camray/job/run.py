@@ -26,7 +26,7 @@ from camray.job.verdict import judge, left_of, over_budget, standing_failures, u
 from camray.ledger.commit import CommitDesk
 from camray.ledger.hold import hold, last_hold
 from camray.ledger.intake import remember
-from camray.ledger.plan import Plan
+from camray.ledger.plan import Plan, plan_again
 from camray.ledger.runs import RunReport, crashed_last, first_report, working_reports, write_explainer
 from camray.ledger.table import STORE_ERRORS, ShardCommit
 from camray.records import Accounting, Receipt
@@ -234,6 +234,7 @@ def _report_of(inputs: Inputs, owner: str, plan: Plan, run_id: str) -> RunReport
 
 def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine: Engine) -> Outcome:
     """Drive the pipeline over the plan, commit, account; write the run's report before and after."""
+    work = replace(work, plan=_still_to_do(inputs, work))
     plan, out, max_failed = work.plan, inputs.out, inputs.config.run.max_failed
     report = _report_of(inputs, work.owner, plan, run_id)
     report = replace(report, number=inputs.table.held.number if inputs.table.held else 0)
@@ -268,6 +269,18 @@ def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine:
     return Outcome(code, run_id, total, out.uri, work.owner, ended, pictures, undrawn)
 
 
+def _still_to_do(inputs: Inputs, work: Work) -> Plan:
+    """Plan again now that OUT is held, where another run wrote meanwhile or files of one are built upon."""
+    table, planned_at = inputs.table, inputs.table.version
+    table.update()
+    if table.version == planned_at and not any(task.finished for task in work.plan.tasks):
+        return work.plan
+    committed = table.shards(work.owner)
+    return plan_again(
+        work.plan, inputs.out, work.owner, committed, inputs.config.run.chunk_size, table.kind
+    )  # fmt: skip
+
+
 def _write_last(report: RunReport, out: Folder, reporter: Reporter) -> None:
     """Write the last report; where that fails too, it must not hide why the run ended."""
     try:
@@ -284,7 +297,7 @@ def _commits(
     progress.actors = engine.pool.actors if engine.name == "ray" else 0
     flow = work.flow(engine.share(network_of(inputs.model)), run_id)
     with stoppable(), progress, engine.metrics(work.owner, progress):
-        for chunks in engine.run(work.plan.tasks, flow, engine.pool):
+        for chunks in engine.run(work.plan.tasks, flow, engine.pool) if work.plan.tasks else ():
             commits = desk.take(chunks)
             progress.take(chunks, len(commits))
             yield from commits

@@ -20,6 +20,7 @@ class _Open:
     """A shard under way."""
 
     shard: Shard
+    before: frozenset[str] | None = None
     receipts: dict[int, Receipt] = field(default_factory=dict)
     end: ShardEnd | None = None
 
@@ -38,7 +39,7 @@ class _Open:
             )
         if self.end.error_code is not None:
             total += Accounting(shard_errors={self.end.error_code: 1})
-        return ShardCommit(self.shard, receipts, total)
+        return ShardCommit(self.shard, receipts, total, self.before)
 
 
 class CommitDesk:
@@ -46,8 +47,8 @@ class CommitDesk:
 
     def __init__(self, table: Table, explainer: str, run_id: str, tasks: Iterable[ShardTask]) -> None:
         self._table, self._explainer, self._run_id = table, explainer, run_id
-        self._shards = tuple(t.shard for t in tasks)
-        self._open = {shard.id: _Open(shard) for shard in self._shards}
+        self._open = {t.shard.id: _Open(t.shard, t.before) for t in tasks}
+        self._shards = tuple(entry.shard for entry in self._open.values())
         self._ready: dict[str, ShardCommit] = {}
         self._last_commit_s = -COMMIT_EVERY_S  # the first finished shard is committed at once
 

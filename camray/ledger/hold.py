@@ -63,16 +63,18 @@ class Held:
 
 
 @contextmanager
-def hold(out: Folder, run_id: str, force: bool = False) -> Iterator[Held]:
+def hold(out: Folder, run_id: str, force: bool = False, alone: bool = False) -> Iterator[Held]:
     """Hold OUT for one run, as long as the body lasts; `force` does not wait for a run that is there.
+
+    `alone`: it deletes, so that nobody takes OUT from it while it lives, not even by force.
 
     Raises:
         OutputLockedError: another run holds it.
-        UsageError: no permission to write there.
+        UsageError: no permission to write there, or a store without conditional writes.
     """
     owner: dict[str, Any] = {
         "run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), **_here(),
-        "process_started": process_start(os.getpid()),
+        "process_started": process_start(os.getpid()), "alone": alone,
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     held, beats = Held(out, _take(out, owner, force), run_id), count(1)
@@ -123,7 +125,7 @@ def _take(out: Folder, owner: dict[str, Any], force: bool) -> int:
     """Make the next number and give it."""
     while True:
         last = last_hold(out)
-        if last and not force:
+        if last and not (force and not _tree(_read(out, hold_file(last))).get("alone")):
             _wait_for_end(out, last)
         try:
             made = out.create(hold_file(last + 1), as_side(owner))
@@ -135,8 +137,16 @@ def _take(out: Folder, owner: dict[str, Any], force: bool) -> int:
         if not made:  # of a store that lost its answer, it may be our own after all
             made = _tree(_read(out, hold_file(last + 1))).get("run_id") == owner["run_id"]
         if made and last_hold(out) == last + 1:
+            _check_conditional(out, last + 1, owner)
             _forget(out, last)
             return last + 1
+
+
+def _check_conditional(out: Folder, number: int, owner: dict[str, Any]) -> None:
+    """Ask for the own file once more: a store that makes it lets runs write over each other's commits."""
+    if out.create(hold_file(number), as_side(owner)):
+        problem = f"{out.uri}: this store makes an object that is there already (it ignores If-None-Match)"
+        raise UsageError("OUT", problem, "choose a store that knows conditional writes, or a disk")
 
 
 def _forget(out: Folder, last: int) -> None:
@@ -167,7 +177,7 @@ def _wait_for_end(out: Folder, number: int) -> None:
             who, host, pid, when = (printable(str(owner.get(name, "?")), 80) for name in _TOLD)
             raise OutputLockedError(
                 f"OUT: run {who} on {host} (process {pid}, started {when}) holds {out.uri}. "
-                "Fix: wait for its end, or --force"
+                f"Fix: wait for its end{'' if owner.get('alone') else ', or --force'}"
             )
         time.sleep(min(LOOK_S, HEARTBEAT_S))
         said, beat = look()

@@ -6,7 +6,7 @@ The plan is frozen before anything runs: a read task that is replayed must yield
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ class ShardTask:
 
     shard: Shard
     finished: Mapping[int, Receipt] = field(default_factory=dict)
+    before: frozenset[str] | None = None  # its committed files as planned: what a commit may replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def make_plan(
     read now, the shard is done again.
     """
     left: list[Shard] = []
-    known: set[str] = set()  # committed files of shards that changed
+    known: dict[str, frozenset[str]] = {}  # committed files of what is left, by shard
     done = changed = 0
     for shard in shards:
         if committed.holds(shard) and not _has_passed(out, shard, committed, kind, is_readable):
@@ -71,17 +72,32 @@ def make_plan(
         else:
             files = committed.get(shard.key, [])
             left.append(shard)
-            known |= {f.path for f in files}
+            known[shard.id] = frozenset(f.path for f in files)
             changed += bool(files)
     ids = {s.id for s in left}
-    finished = _finished_chunks(out, explainer, ids, known, chunk_size, kind) if left else {}
+    old = frozenset[str]().union(*known.values())
+    finished = _finished_chunks(out, explainer, ids, old, chunk_size, kind) if left else {}
     return Plan(
-        tasks=tuple(ShardTask(s, finished.get(s.id, {})) for s in left),
+        tasks=tuple(ShardTask(s, finished.get(s.id, {}), known[s.id]) for s in left),
         committed=done,
         changed=changed,
         resumed=sum(s.id in finished for s in left),
         gone=len(committed) - done - changed,
     )
+
+
+def plan_again(
+    plan: Plan, out: Folder, explainer: str, committed: CommittedFiles, chunk_size: int, kind: Kind = RECORDS
+) -> Plan:
+    """Plan anew, under the hold, what was planned before it: others may have committed or pruned since.
+
+    What a commit may replace stays what the first plan saw, which is older than its listing.
+    """
+    before = {t.shard.id: t.before for t in plan.tasks}
+    shards = [t.shard for t in plan.tasks]
+    now = make_plan(out, explainer, shards, committed, chunk_size, kind, lambda _: True)
+    tasks = tuple(replace(t, before=before[t.shard.id]) for t in now.tasks)
+    return replace(plan, tasks=tasks, resumed=now.resumed)
 
 
 def _has_passed(
@@ -104,7 +120,7 @@ def _has_passed(
 
 
 def _finished_chunks(
-    out: Folder, explainer: str, shard_ids: set[str], known: set[str], chunk_size: int, kind: Kind
+    out: Folder, explainer: str, shard_ids: set[str], known: Set[str], chunk_size: int, kind: Kind
 ) -> dict[str, dict[int, Receipt]]:
     """Find uncommitted record files of these shards that hold a whole chunk of the same size.
 

@@ -73,6 +73,7 @@ class ShardCommit:
     shard: Shard
     receipts: tuple[Receipt, ...]
     accounting: Accounting
+    before: frozenset[str] | None = None  # the files that it replaces, as planned; None: whatever is there
 
 
 class Table:
@@ -156,6 +157,33 @@ class Table:
         """The table for readers, or None before the first run."""
         return self._delta
 
+    @property
+    def kind(self) -> Kind:
+        """Which table of OUT it is."""
+        return self._kind
+
+    @property
+    def version(self) -> int | None:
+        """The number of the last entry that was read; None where there is no table."""
+        return None if self._delta is None else self._delta.version()
+
+    def update(self) -> None:
+        """Read what was committed since, and make it durable before anything stands on it.
+
+        Who was killed between its entry and the flush left one that a power loss would empty.
+        """
+        if self._delta is not None:
+            log.patiently(self._out, self._delta.update_incremental)
+            log.flush(self._out, self._kind.folder, self._delta.version())
+
+    def fence(self) -> None:
+        """Put an empty entry: whoever read the log before has to read it, and look at the hold, again."""
+        assert self._delta is not None
+        self._delta.create_write_transaction(
+            [], "append", self._kind.whole, partition_by=[self._kind.partition]
+        )  # fmt: skip
+        self.update()
+
     def reopened(self) -> Table:
         """Open the same table as it is now."""
         return Table(self._out, self._kind)
@@ -213,17 +241,18 @@ class Table:
         Raises:
             IncompleteError: other writers kept winning, or another run holds OUT; nothing became visible.
         """
-        if self.held is not None:
-            self.held.confirm()
         if self._delta is None:
             raise IncompleteError(f"the {self._kind.folder} table is gone")
         for attempt in range(COMMIT_ATTEMPTS):
             if self._seen is None or attempt:  # a refused commit means that somebody else wrote
-                log.patiently(self._out, self._delta.update_incremental)
+                self.update()
                 self._seen, self._own = self.shards(explainer), {}
+            if self.held is not None:
+                self.held.confirm()  # behind the read: what a later holder puts is an entry that refuses ours
             mine = [f for f in finished if not self._has(f)]
             if not mine:
                 return []
+            self._check_planned(mine)
             try:
                 self._write(explainer, run_id, mine)
             except STORE_ERRORS as error:
@@ -235,6 +264,16 @@ class Table:
             self._follow({f.shard.key: [_file_of(r) for r in f.receipts] for f in mine})
             return mine
         raise IncompleteError(f"{COMMIT_ATTEMPTS} commits were refused: another run writes, or OUT fails")
+
+    def _check_planned(self, mine: Sequence[ShardCommit]) -> None:
+        """Replace what the plan saw, and nothing else: the other listing may be the newer one."""
+        for done in mine:
+            current = {f.path for f in self._current(done.shard.key)}
+            if done.before is not None and done.before != current:
+                raise IncompleteError(
+                    f"{done.shard.uri}: another run committed other content of it since this one planned; "
+                    "what is committed stays, the same command resumes"
+                )
 
     def _follow(self, mine: dict[str, list[RecordFile]]) -> None:
         """Step over the own commit; where another run's came along with it, forget what was known."""

@@ -236,7 +236,7 @@ def print_forget(place: str, member: str, shard: str | None, do_it: bool, as_jso
         for _, table in _tables(out):
             table.check_columns()
         run_id = new_run_id()
-        with hold(out, run_id):
+        with hold(out, run_id, alone=True):
             for _, table in _tables(out):
                 table.create()  # of an earlier camray: with the columns that the rewritten files have
             remove(out, image, found, run_id)

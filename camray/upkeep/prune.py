@@ -111,9 +111,14 @@ def print_prune(
 ) -> ExitCode:  # fmt: skip
     """Say what can go, and take it away where that was asked for."""
     out, table = open_out(place)
-    now, runs = time.time(), table.runs()
-    kept = choose_runs(runs, keep_last, keep_within_days, pinned, now)
-    with hold(out, new_run_id()) if do_it else nullcontext():
+    now = time.time()
+    choose_runs(table.runs(), keep_last, keep_within_days, pinned, now)  # a wrong pin: nothing is written
+    with hold(out, new_run_id(), alone=True) if do_it else nullcontext():
+        if do_it:
+            table.fence()  # a run that stood still since before the hold cannot commit what is deleted now
+            table = table.reopened()  # and what it committed before that is seen
+        runs = table.runs()
+        kept = choose_runs(runs, keep_last, keep_within_days, pinned, now)
         found = find_removals(out, table, kept, now)
         if do_it:
             remove(out, table, found, kept, now)

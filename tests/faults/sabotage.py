@@ -208,6 +208,16 @@ def _without_a_second_look() -> None:
     commit.CommitDesk.confirm = _nothing  # type: ignore[assignment,method-assign]
 
 
+def _without_a_second_create() -> None:
+    """The store is not asked whether it makes what is there already."""
+    hold._check_conditional = _nothing  # type: ignore[assignment]
+
+
+def _without_either() -> None:
+    _without_a_second_create()
+    _without_a_second_look()
+
+
 def _clock(by_s: float) -> Callable[[], None]:
     def skew() -> None:
         real = time.time
@@ -229,7 +239,8 @@ SMALL_JOB: dict[str, Callable[[], None]] = {
     "no flush": _without_flush,
     "no flush of the log": _without_flush_of_the_log,
     "a full disk goes unnoticed": _full_disk_unnoticed,
-    "no second look at the table": _without_a_second_look,
+    "no second create": _without_a_second_create,
+    "no second create, no second look at the table": _without_either,
     "clock a day ahead": _clock(90_000),
     "clock a day behind": _clock(-90_000),
 }

@@ -282,3 +282,13 @@ def test_a_file_is_not_made_through_a_link(out: Folder, tmp_path: Path) -> None:
     assert not out.create("hold/000001.json", b"x")
     assert not (tmp_path / "elsewhere").exists()
     assert storage.PATIENCE_S  # the seam that stores share
+
+
+def test_a_store_that_makes_what_is_there_is_refused(out: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overwrite(self: Folder, relative: str, data: bytes) -> bool:
+        self.write(relative, data)
+        return True
+
+    monkeypatch.setattr(Folder, "create", overwrite)
+    with pytest.raises(UsageError, match="ignores If-None-Match"), hold(out, "run"):
+        pass

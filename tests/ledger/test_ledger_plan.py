@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from camray.ledger.plan import Plan, make_plan
+from camray.ledger.plan import Plan, make_plan, plan_again
 from camray.ledger.table import Table
 from camray.records import Shard
 from camray.storage import Folder
@@ -140,3 +140,17 @@ def test_a_file_whose_rows_are_not_those_it_promises_is_ignored(out: Folder) -> 
     assert json.loads(footer)["rows"] == 4
     pq.write_table(rows(0, 3).replace_schema_metadata({b"camray": footer}), path)
     assert planned(out, [shard()]).resumed == 0
+
+
+def test_planned_again_it_leaves_out_what_was_committed_and_builds_on_no_file_that_was_pruned(
+    out: Folder,
+) -> None:
+    a, b = shard("a"), shard("b")
+    kept, gone = write_chunk(out, a, 0), write_chunk(out, b, 0)
+    first = make_plan(out, E1, [a, b], Table(out).shards(E1), 4)
+    assert [set(t.finished) for t in first.tasks] == [{0}, {0}]
+    out.delete(f"records/{gone.path}")
+    committed(out, a)
+    again = plan_again(first, out, E1, Table(out).shards(E1), 4)
+    assert [(t.shard, dict(t.finished), t.before) for t in again.tasks] == [(b, {}, frozenset())]
+    assert kept.path.startswith("explainer=")

@@ -272,3 +272,42 @@ def test_a_folder_that_delta_lake_cannot_use_is_refused_in_one_line(tmp_path: Pa
         Table(open_folder(str(tmp_path / name), "OUT"))
     assert str(caught.value).isprintable()
     assert not (tmp_path / name).exists()
+
+
+def test_an_older_listing_replaces_no_newer_rows(out: Folder) -> None:
+    """Two runs planned on an empty table; the one whose listing is newer was first."""
+    committed(out, shard(version="v2"))
+    stale = replace(finished(out, shard(version="v1")), before=frozenset())
+    with pytest.raises(IncompleteError, match="another run committed other content"):
+        Table(out).commit(E1, "r9", [stale])
+    assert set(Table(out).shards(E1)[shard().key][0].path.split("-")[1:2]) == {
+        shard(version="v2").content_key
+    }
+
+
+def test_the_hold_is_seen_after_the_log(out: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stood still between the two would stand on an entry of who took over."""
+    table, order = Table(out), list[str]()
+    table.create()
+    update = Table.update
+    monkeypatch.setattr(Table, "update", lambda self: (order.append("log"), update(self))[1])
+
+    class Watching:
+        def confirm(self) -> None:
+            order.append("hold")
+
+    table.held = Watching()  # type: ignore[assignment]
+    table.commit(E1, "r1", [finished(out, shard())])
+    assert order == ["log", "hold"]
+
+
+def test_what_is_read_is_durable_before_anything_stands_on_it(
+    out: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed(out, shard())
+    table, flushed = Table(out), list[int]()
+    monkeypatch.setattr(
+        "camray.ledger.table.log.flush", lambda _out, _folder, version: flushed.append(version)
+    )
+    table.update()
+    assert flushed == [1]
