@@ -192,6 +192,9 @@ class MethodConfig:
         None, "tokens: rows and columns of patches, HxW; default: proved", "--grid HxW", 1, 8192, verbs=EVERY)
     prefix: int | None = setting(
         None, "tokens in front of the patches; default: proved", "--prefix N", 0, 8192, verbs=EVERY)
+    heat_boxes: float = setting(
+        0.5, "boxes around the heat: where it reaches this share of its peak", "--heat-boxes SHARE", 0.01, 1,
+        verbs=RUNS)
 
     @property
     def pair(self) -> tuple[int, int] | None:
@@ -217,6 +220,9 @@ class OverlayConfig:
         "turbo", "turbo, jet, viridis, inferno, ...", "--colormap NAME")
     alpha: float = setting(0.5, "strength of the colours, 0..1", "--overlay-alpha A", 0, 1)
     gamma: float = setting(0.5, "colours grow as heat ** G", "--overlay-gamma G", 0.01, 10)
+    heat_mask: bool = setting(
+        False, "beside each picture a PNG of the image's size, white where the heat reaches --heat-boxes",
+        "--heat-mask")
     caption: bool = setting(False, "write label and score under the picture", "--caption")
     quality: int = setting(90, "quality of the JPEG", "", 1, 100)
 
@@ -346,6 +352,7 @@ class Explainer:
     schema_version: int
     activation: str = "softmax"  # how logits become scores
     confirm: float = 0.0  # share of a chunk's images that may get a second look
+    heat_boxes: float = 0.5  # share of a map's peak from which on its boxes are drawn
 
     @property
     def id(self) -> str:
@@ -359,6 +366,8 @@ class Explainer:
                             (fields["input"], "crop_floor")):  # fmt: skip
             if not owner[name]:
                 del owner[name]  # as before there was such a setting: ids of older tables stay
+        if self.heat_boxes == Explainer.__dataclass_fields__["heat_boxes"].default:
+            del fields["heat_boxes"]
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     def label_of(self, class_id: int) -> str | None:

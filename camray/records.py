@@ -324,6 +324,12 @@ _SIGNALS = (
     ),
     Column("heat_in_mask", _FLOAT, "share of the heat inside the mask; null without one", "0..1"),
     Column("heat_in_padding", _FLOAT, "share of the heat on padding, no part of the image; else 0", "0..1"),
+    Column(
+        "heat_boxes", _BOX,
+        "around each connected part where the map, enlarged to the input as overlays show it, reaches "
+        "`--heat-boxes` of its peak, largest first; cut at the image's edges; null where the map is not `ok`",
+        "pixels of the upright image", is_later=True,
+    ),
     Column("heat_peaks", _INT, "cells hotter than neighbours and than half of the hottest", signal="signals"),
     Column(
         "heat_top2_cosine", _FLOAT,
@@ -356,10 +362,6 @@ COLUMNS = (
     _ATTRIBUTES, *_MODEL, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION, *_OVERLAY,
 )  # fmt: skip
 """Every column of a record file, in its order."""
-
-LATER = frozenset(column.name for column in COLUMNS if column.is_later)
-"""Columns that a table of 0.1.0 gains with the next run; its older files stay without them."""
-
 
 LATER = frozenset(column.name for column in COLUMNS if column.is_later)
 """Columns that a table of 0.1.0 gains with the next run; its older files stay without them."""

@@ -24,7 +24,7 @@ SEEN = 0.1  # correlation along either axis from which on positions are places; 
 FOUND = 0.5  # what a reading found among many must reach; those that are right: .51 to .99
 STILL = 1e-3  # of the mean way: tokens that move less stand still
 SAME = 0.02  # readings whose correlations differ by less fit alike
-CLEAR = 0.1  # by which a grid of fewer cells must be better
+NEAR = 0.05  # of these, the one behind all other tokens
 SPARE = 128  # tokens at most that belong to no patch
 
 
@@ -49,16 +49,17 @@ class Moves:
     def best(self, name: str, size: Size) -> list[TargetLayer]:
         """Give the readings of a sequence that the moves bear out: one, none, or those that fit alike.
 
-        A part of the rows fits, too: the widest grid counts. Where the neighbourhood of a patch moves with
-        it, a shift by one is hardly seen: then what stands outside the grid stands in front of it.
+        A part of the rows fits, too, and so may a row too many: the reading counts that explains most of
+        how all tokens moved. Where the neighbourhood of a patch moves with it, a shift by one is hardly seen:
+        then what stands outside the grid stands in front of it.
         """
         tokens = self.moved["tokens"].shape[1]
-        found = [f for f in self._fits(tokens, size) if f.agreement >= FOUND]
-        top = max((f.agreement for f in found), default=0.0)
-        widest = max((f.cells for f in found if f.agreement >= top - CLEAR), default=0)
-        found = sorted((f for f in found if f.cells == widest), key=lambda f: -f.agreement)
+        found = sorted(
+            (f for f in self._fits(tokens, size) if f.agreement >= FOUND), key=lambda f: -f.explained
+        )
+        found = [f for f in found if f.cells == found[0].cells]
         in_front = [f for f in found if f.start + f.cells == tokens]
-        if in_front and in_front[0].agreement > found[0].agreement - CLEAR / 2:
+        if in_front and in_front[0].agreement > found[0].agreement - NEAR:
             found = [in_front[0], *found]
         alike = [
             f for f in found[1:]
@@ -78,8 +79,10 @@ class Moves:
             for start in range(tokens - cells + 1):
                 outside = int(still[:start].sum() + still[start + cells :].sum())
                 if cells >= tokens / 2 or outside == tokens - cells:  # else a few of many fit by chance
-                    r = _worse_axis(logarithm[:, start : start + cells], wanted, grid)
-                    yield _Fit(r, cells, start, grid)
+                    there = logarithm[:, start : start + cells]
+                    yield _Fit(
+                        _worse_axis(there, wanted, grid), _explained(there, wanted), cells, start, grid
+                    )
 
     def _wanted(self, size: Size) -> Tensor:
         return F.adaptive_avg_pool2d(self.masks[:, None], size).flatten(1)  # (K, cells)
@@ -88,6 +91,7 @@ class Moves:
 @dataclass(frozen=True)
 class _Fit:
     agreement: float
+    explained: float  # how much of the moves of all tokens: those outside should move alike, whatever changes
     cells: int
     start: int
     grid: Size
@@ -176,8 +180,19 @@ def _worse_axis(found: Tensor, wanted: Tensor, size: Size) -> float:
     return min((_correlation(found[k], wanted[k]) for k, length in axes if length > 1), default=0.0)
 
 
+def _explained(found: Tensor, wanted: Tensor) -> float:
+    """Project the moves (K, cells) on those wanted: the length of what these explain."""
+    parts = [(found[k] * _centred(wanted[k])).sum() / _centred(wanted[k]).norm().clamp_min(1e-12)
+             for k in (slice(0, STRIPES), slice(STRIPES, None))]  # fmt: skip
+    return float(torch.stack(parts).norm())
+
+
+def _centred(table: Tensor) -> Tensor:
+    return table - table.mean(0, keepdim=True) - table.mean(1, keepdim=True) + table.mean()
+
+
 def _correlation(one: Tensor, other: Tensor) -> float:
     """Pearson's, of two tables (K, cells) whose rows and columns are centred."""
-    one, other = (t - t.mean(0, keepdim=True) - t.mean(1, keepdim=True) + t.mean() for t in (one, other))
+    one, other = _centred(one), _centred(other)
     scale = float(one.norm() * other.norm())
     return float((one * other).sum()) / scale if scale > 0 else 0.0

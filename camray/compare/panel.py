@@ -78,6 +78,7 @@ class Panel:
         fields = asdict(self)
         if not fields["explainer"]["input"]["crop_floor"]:
             del fields["explainer"]["input"]["crop_floor"]  # ids of older panels stay
+        del fields["explainer"]["heat_boxes"]  # it has no part in scores
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @staticmethod

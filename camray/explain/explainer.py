@@ -25,7 +25,7 @@ from camray.cam.targets import ranked
 from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ModelError, Stage, printable
 from camray.explain import confirm
-from camray.explain.regions import region_signals
+from camray.explain.regions import boxes_of_heat, region_signals
 from camray.explain.signals import heat_signals, heat_status, top2_cosine
 from camray.models.folding import Pairs, find_pairs, fold, largest_change, reshape
 from camray.models.labels import classes_named, label_lookup, target_by_index
@@ -88,6 +88,7 @@ def resolve(
         schema_version=SCHEMA_VERSION,
         activation=loaded.activation,
         confirm=config.audit.confirm,
+        heat_boxes=config.method.heat_boxes,
     )
     loaded = replace(loaded, notes=(*loaded.notes, *doubts))
     whole_network = method.entry.biases or method.name == "captum"  # these look at every batch norm
@@ -247,6 +248,10 @@ class BatchExplainer:
         flat = maps.flatten(0, 1)  # B * K maps
         regions = region_signals(flat, [row for row in rows for _ in range(count)], input_size)
         heat = [one | other for one, other in zip(_heat(flat), regions, strict=True)]
+        share = self.explainer.heat_boxes
+        for i, row in enumerate(heat):
+            if row["heat_status"] == "ok":
+                row["heat_boxes"] = boxes_of_heat(row["heatmap"], rows[i // count], input_size, share)
         alike = top2_cosine(maps if self._rule.select == "top" else maps[:, :1])
         predictions, finite = _predictions(logits, self.explainer), logits.isfinite().all(1).tolist()
         scores = class_scores(logits, self.explainer.activation).tolist()

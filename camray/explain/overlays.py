@@ -55,6 +55,21 @@ def overlay_on_original(image: Image, heat: Map, geometry: Geometry, style: Over
     return _drawn(image, np.where(seen, unit, 0).astype(np.float32), style)
 
 
+def heat_mask(heat: Map, geometry: Geometry, input_size: tuple[int, int], share: float) -> bytes:
+    """Give a PNG of the upright image's size, 255 where the map reaches `share` of its peak in the input."""
+    unit = cv2.resize(np.maximum(heat, 0), input_size[::-1], interpolation=cv2.INTER_LINEAR)
+    hot = ((unit >= share * unit.max()) & (unit > 0)).astype(np.uint8) * 255
+    to_x = _axis(geometry.width, geometry.width, geometry.crop_x0, geometry.crop_x1, input_size[1])
+    to_y = _axis(geometry.height, geometry.height, geometry.crop_y0, geometry.crop_y1, input_size[0])
+    rows, columns = (np.rint(to).astype(int) for to in (to_y, to_x))
+    seen = np.outer((rows >= 0) & (rows < input_size[0]), (columns >= 0) & (columns < input_size[1]))
+    mask = hot[rows.clip(0, input_size[0] - 1)][:, columns.clip(0, input_size[1] - 1)] * seen
+    done, data = cv2.imencode(".png", mask.astype(np.uint8))
+    if not done:
+        raise ValueError("OpenCV could not encode the mask")
+    return bytes(data)
+
+
 def with_caption(image: Image, text: str) -> Image:
     """Write one line under the picture, on a white strip, shortened to its width."""
     text = in_one_line(text[:_CAPTION_CHARACTERS])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -52,6 +53,31 @@ def is_padded(row: Mapping[str, Any]) -> bool:
         return False
     beyond = (-row["crop_x0"], -row["crop_y0"], row["crop_x1"] - row["width"], row["crop_y1"] - row["height"])
     return bool(max(beyond) > 0.5)
+
+
+def boxes_of_heat(
+    heat: NDArray[np.float32], where: Mapping[str, Any], input_size: tuple[int, int], share: float
+) -> list[dict[str, float]]:
+    """Box each connected part (diagonals count) of a map (h, w) from `share` of its peak on, largest first.
+
+    In pixels of the upright image, whose size and crop `where` holds; what lies on padding is left out.
+    """
+    unit = cv2.resize(np.maximum(heat, 0), input_size[::-1], interpolation=cv2.INTER_LINEAR)
+    hot = (unit >= share * unit.max()).astype(np.uint8)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
+    found = []
+    for left, top, width, height, _ in sorted(stats[1:].tolist(), key=lambda part: -part[4]):
+        x0, x1 = (_pixel(edge / input_size[1], where, "x") for edge in (left, left + width))
+        y0, y1 = (_pixel(edge / input_size[0], where, "y") for edge in (top, top + height))
+        if x1 > x0 and y1 > y0:
+            found.append({"x0": x0, "y0": y0, "x1": x1, "y1": y1})
+    return found
+
+
+def _pixel(share: float, where: Mapping[str, Any], axis: str) -> float:
+    """Turn a share of the input's side into a pixel of the image, cut at its edges."""
+    low, high = where[f"crop_{axis}0"], where[f"crop_{axis}1"]
+    return float(min(max(low + share * (high - low), 0.0), where["width" if axis == "x" else "height"]))
 
 
 def box_cover(boxes: Sequence[Mapping[str, float]], where: Mapping[str, Any], shape: tuple[int, ...]) -> Grid:

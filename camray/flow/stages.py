@@ -25,7 +25,7 @@ from camray.explain import overlays
 from camray.flow.guard import Guard
 from camray.image.guarded import decoder_of
 from camray.image.health import image_health
-from camray.ledger.out import overlay_folder
+from camray.ledger.out import mask_beside, overlay_folder
 from camray.ledger.plan import ShardTask
 from camray.ledger.sink import write_records
 from camray.ledger.table import RECORDS, Kind
@@ -261,13 +261,17 @@ class Sink(ChunkSink):
         constants = {"run_id": run_id, "model": explainer.model, "weights_sha256": explainer.weights_sha256}
         super().__init__(config, explainer.id, constants, uris, RECORDS)
         self._max_pixels, self._spec, self._overlay = explainer.max_pixels, explainer.input, config.overlay
+        self._share = explainer.heat_boxes
 
     def _columns(self, chunk: Chunk) -> Row:
         images = chunk.images
         due = ((i, self._draw(image)) for i, image in enumerate(images) if image["overlay"].as_py())
         drawn = {i: picture for i, picture in due if picture is not None}
         paths = {i: self._overlay_path(chunk, images[i]) for i in drawn}
-        self._out.write_all({paths[i]: jpeg for i, jpeg in drawn.items()})
+        masks = (
+            {mask_beside(paths[i]): self._mask(images[i]) for i in drawn} if self._overlay.heat_mask else {}
+        )
+        self._out.write_all({paths[i]: jpeg for i, jpeg in drawn.items()} | masks)
         columns = super()._columns(chunk)
         columns["key"] = [key_of(name) for name in columns["member"].to_pylist()]
         sizes = [len(drawn[i]) if i in drawn else None for i in range(len(images))]
@@ -275,18 +279,15 @@ class Sink(ChunkSink):
 
     def _draw(self, image: pa.StructScalar) -> bytes | None:
         """Draw and encode one overlay; None where the original cannot be decoded a second time."""
-        shape = (image["heat_h"].as_py(), image["heat_w"].as_py())
-        heat = np.array(image["heatmap"].as_py(), np.float32).reshape(shape)
+        heat = _heat(image)
         if self._overlay.on == "original":
-            names = ("width", "height", "crop_x0", "crop_y0", "crop_x1", "crop_y1")
-            where = Geometry(*(image[name].as_py() for name in names))
             try:
                 source = decoder_of(self._max_pixels).upright(
                     image["content"].as_py(), image["frame"].as_py()
                 )
             except ImageError:  # its decoder was killed, as the machine's memory was short: the record counts
                 return None
-            picture = overlays.overlay_on_original(source, heat, where, self._overlay)
+            picture = overlays.overlay_on_original(source, heat, _where(image), self._overlay)
         else:
             view = np.frombuffer(image["pixels"].as_buffer(), np.uint8)
             view = view.reshape(self._spec.height, self._spec.width, 3)
@@ -295,12 +296,26 @@ class Sink(ChunkSink):
             picture = overlays.with_caption(picture, _caption(image))
         return overlays.encode_jpeg(picture, self._overlay.quality)
 
+    def _mask(self, image: pa.StructScalar) -> bytes:
+        size = (self._spec.height, self._spec.width)
+        return overlays.heat_mask(_heat(image), _where(image), size, self._share)
+
     def _overlay_path(self, chunk: Chunk, image: pa.StructScalar) -> str:
         key = key_of(image["member"].as_py())
         class_id, label = image["target_class"].as_py(), image["target_label"].as_py()
         target = f"{class_id} {label}" if label else f"class {class_id}"
         name = overlays.overlay_name(chunk.shard_id, image["index"].as_py(), key, target)
         return f"{overlay_folder(self._owner)}/{name}"
+
+
+def _heat(image: pa.StructScalar) -> np.ndarray[Any, np.dtype[np.float32]]:
+    shape = (image["heat_h"].as_py(), image["heat_w"].as_py())
+    return np.array(image["heatmap"].as_py(), np.float32).reshape(shape)
+
+
+def _where(image: pa.StructScalar) -> Geometry:
+    names = ("width", "height", "crop_x0", "crop_y0", "crop_x1", "crop_y1")
+    return Geometry(*(image[name].as_py() for name in names))
 
 
 def _caption(image: pa.StructScalar) -> str:

@@ -87,6 +87,11 @@ def canary_file(explainer: str) -> str:
     return f"canary/{explainer}.json"
 
 
+def mask_beside(overlay: str) -> str:
+    """Where the mask of an overlay's heat lies: `--heat-mask`."""
+    return overlay.removesuffix(".jpg") + ".png"
+
+
 def overlay_folder(explainer: str) -> str:
     """Give the folder of an explainer's pictures."""
     return f"{OVERLAYS}/{explainer}"

@@ -29,7 +29,7 @@ from camray.errors import ExitCode, UsageError, printable
 from camray.ledger import log
 from camray.ledger.committed import parse_name
 from camray.ledger.hold import hold
-from camray.ledger.out import AUDIT, INBOX, INTAKE, LOOKS, OVERLAYS, QA, REPORT, open_out
+from camray.ledger.out import AUDIT, INBOX, INTAKE, LOOKS, OVERLAYS, QA, REPORT, mask_beside, open_out
 from camray.ledger.runs import new_run_id
 from camray.ledger.side import as_side
 from camray.ledger.sink import FOOTER_KEY, counts, write_records
@@ -104,8 +104,9 @@ def find(out: Folder, image: Image) -> Found:
 def remove(out: Folder, image: Image, found: Found, run_id: str) -> None:
     """Take it out. The records go last: where this is cut short, the same command finds the rest by them."""
     for path in sorted(found.overlays):
-        if path.startswith(f"{OVERLAYS}/") and out.exists(path):
-            out.delete(path)
+        for picture in (path, mask_beside(path)):
+            if path.startswith(f"{OVERLAYS}/") and out.exists(picture):
+                out.delete(picture)
     for folder in (AUDIT, QA, LOOKS):
         if log.exists(out, folder):
             judged = log.opened(out, folder)

@@ -23,7 +23,7 @@ from deltalake import DeltaTable
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger import log
 from camray.ledger.hold import hold
-from camray.ledger.out import AUDIT, OVERLAYS, PRUNED, REPORT, open_out, pruned_of
+from camray.ledger.out import AUDIT, OVERLAYS, PRUNED, REPORT, mask_beside, open_out, pruned_of
 from camray.ledger.runs import new_run_id
 from camray.ledger.side import DAMAGED, recovered, write_side
 from camray.ledger.table import Table
@@ -78,6 +78,7 @@ def started(run: str) -> float:
 def find_removals(out: Folder, table: Table, kept: frozenset[str], now: float) -> Removal:
     """Find what can go. Reads the overlay paths of the records, and lists OUT."""
     named = dict(_named_overlays(table))
+    named |= {mask_beside(path): run for path, run in named.items()}
 
     def is_gone(entry: Entry) -> bool:
         run = named.get(_path(entry))

@@ -152,7 +152,7 @@ def test_what_toml_has_no_form_for_is_refused(value: Any) -> None:
 # ── what decides a result ────────────────────────────────────────────────────────────────────────
 
 DECIDES: dict[str, Any] = {  # another value of each, for the demonstration's model
-    "archive.max_pixels": 10**6, "model.name": str(MODELS / "hans64-poisoned"),
+    "archive.max_pixels": 10**6, "method.heat_boxes": 0.25, "model.name": str(MODELS / "hans64-poisoned"),
     "model.args": {"drop_rate": 0.1}, "model.trust_pickle": True,
     "model.checkpoint": str(MODELS / "hans64-poisoned" / "model.safetensors"),
     "model.class_names": "names.txt", "model.activation": "sigmoid", "preprocess.input_size": 96,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from torch.nn.functional import interpolate
 
-from camray.explain.regions import box_cover, mask_cover, region_signals
+from camray.explain.overlays import heat_mask
+from camray.explain.regions import box_cover, boxes_of_heat, mask_cover, region_signals
+from camray.records import Geometry
 
 WHERE = {"width": 100, "height": 80, "crop_x0": 10.0, "crop_x1": 90.0, "crop_y0": -10.0, "crop_y1": 90.0}
 FINE = 700  # pixels a side of the raster; a multiple of the grids
@@ -86,3 +93,40 @@ def test_heat_on_padding() -> None:
     }
     (found,) = region_signals(maps, [padded], (5, 5))
     assert found == {"heat_in_box": None, "heat_in_mask": None, "heat_in_padding": pytest.approx(0.5)}
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize(("width", "height"), [(100, 80), (640, 360)])
+def test_boxes_and_mask_of_the_heat_are_those_of_torch_and_scipy(
+    share: float, width: int, height: int
+) -> None:
+    """Boxes around the heat, in pixels of the upright image, against another library's resize and labels."""
+    heat = np.random.default_rng(3).normal(size=(7, 9)).astype(np.float32)
+    edges = (
+        0.1 * width,
+        -0.125 * height,
+        0.9 * width,
+        1.125 * height,
+    )  # cropped; padded above
+    where = Geometry(width, height, *edges)
+    row = {name: getattr(where, name) for name in where.__slots__}
+    tensor = torch.from_numpy(heat).clamp(min=0)[None, None]
+    unit = interpolate(tensor, (70, 90), mode="bilinear", align_corners=False)[0, 0].numpy()
+    labels, count = ndimage.label(unit >= share * unit.max(), np.ones((3, 3)))
+    x = np.clip(edges[0] + np.arange(91) / 90 * (edges[2] - edges[0]), 0, width)
+    y = np.clip(edges[1] + np.arange(71) / 70 * (edges[3] - edges[1]), 0, height)
+    wanted = [
+        (x[s[1].start], y[s[0].start], x[s[1].stop], y[s[0].stop]) for s in ndimage.find_objects(labels)
+    ]
+    wanted = [w for w in wanted if w[2] > w[0] and w[3] > w[1]]
+    found = [tuple(b.values()) for b in boxes_of_heat(heat, row, (70, 90), share)]
+    assert count
+    assert np.allclose(sorted(found), sorted(wanted), atol=1e-3)
+    mask = np.asarray(Image.open(io.BytesIO(heat_mask(heat, where, (70, 90), share))))
+    column = np.floor((np.arange(width) + 0.5 - edges[0]) / (edges[2] - edges[0]) * 90).astype(int)
+    line = np.floor((np.arange(height) + 0.5 - edges[1]) / (edges[3] - edges[1]) * 70).astype(int)
+    inside = ((line >= 0) & (line < 70))[:, None] & ((column >= 0) & (column < 90))[None]
+    truth = (labels > 0)[line.clip(0, 69)][:, column.clip(0, 89)] & inside
+    assert mask.shape == (height, width)
+    assert (mask > 0).any()
+    assert ((mask > 0) != truth).mean() < 0.01  # a pixel whose centre lies on an edge may be either's
