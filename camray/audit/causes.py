@@ -13,9 +13,9 @@ Below four answers with 16 sampled images there is no class to compare with: no 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from scipy.stats import false_discovery_control, norm
 
 from camray.audit.columns import number
 from camray.audit.counts import wilson
+from camray.audit.history import Key, NightRate, Nights, Span, cause_names
 
 DROP = 0.3  # of confidence
 SAME, CONTRAST = 0.8, 0.12  # likeness within the answer, and how much less to others
@@ -55,8 +56,6 @@ CHANGES = {  # intervention -> the image without it
 }  # fmt: skip
 _CAUSE_OF = {"frame": "frame", "grey": "colour", "cast": "colour", "detail": "texture", "noise": "texture"}
 
-Key = tuple[str, int, str]  # shard, index, content
-
 
 @dataclass(frozen=True, slots=True)
 class Excess:
@@ -83,6 +82,7 @@ class Seen:
 
     answer: int
     is_sampled: bool = False
+    night: int = 0
     same: float = 0.0
     other: float = 0.0
     drops: dict[str, float] = field(default_factory=dict)
@@ -93,12 +93,13 @@ class Seen:
         return self.same > SAME and self.same - self.other > CONTRAST
 
 
-def seen(rows: Iterable[Mapping[str, Any]]) -> dict[Key, Seen]:
+def seen(rows: Iterable[Mapping[str, Any]], nights: Nights = Nights()) -> dict[Key, Seen]:  # noqa: B008
     """Gather the rows of `looks` by image."""
     found: dict[Key, Seen] = {}
     for row in rows:
         key = row["shard"], row["index"], row["content_sha256"]
-        image = found.setdefault(key, Seen(row["predicted_class"]))
+        if (image := found.get(key)) is None:
+            image = found[key] = Seen(row["predicted_class"], night=nights.of(row.get("run_id")))
         image.is_sampled |= bool(row["sampled"])
         if row["same"] is not None:
             image.same, image.other = row["same"], row["other"]
@@ -190,9 +191,23 @@ def causes(
     return given
 
 
+class Given(NamedTuple):
+    """Why one image's answer hangs on the wrong thing."""
+
+    answer: int
+    cause: str
+    intervention: str
+    drop: float
+    night: int
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One cause of one answer: how many images hang on it of those that were looked at, and what shows it."""
+    """One cause of one answer: how many images hang on it of those that were looked at, and what shows it.
+
+    `id` stays from night to night. `first` and `last`: the nights of the first and last images that hang on
+    it; `named`: the night that named it first.
+    """
 
     class_id: int
     label: str | None
@@ -204,95 +219,172 @@ class Card:
     high: float
     median: float | None  # rate of the median class; None: too few classes to compare
     z: float | None
+    id: str = ""  # "": of an earlier camray, as are no nights
+    first: str = ""
+    last: str = ""
+    named: str = ""
+    nights: Sequence[NightRate] = ()
+    decision: str | None = None  # of a person, on the whole cause
 
     @property
     def rate(self) -> float:
         """Share of the images looked at."""
         return self.images / max(self.looked, 1)
 
+    @property
+    def looked_since(self) -> int:
+        """Images of the answer looked at since the last that hangs on it."""
+        runs = [night.run_id for night in self.nights]
+        return sum(n.looked for n in self.nights[runs.index(self.last) + 1 :]) if self.last in runs else 0
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether images of its answer were looked at since, and none hangs on it."""
+        return self.looked_since > 0 or not self.images
+
 
 class CauseBook:
-    """What looks and border falls tell of the images of an archive. `add` every batch, then ask `of` any."""
+    """What looks and border falls tell of the images of an archive. `add` every batch, then ask `of` any.
 
-    def __init__(self, looks: Iterable[Mapping[str, Any]], drop: float) -> None:
-        self._images, self._drop = seen(looks), drop
-        self._excesses = excesses(self._images.values(), drop)
-        self._given = causes(self._images, self._excesses, drop)
-        self._border: dict[int, Counter[bool]] = defaultdict(Counter)
-        self._farthest: dict[int, tuple[float, Key]] = {}  # the largest drop without the border, by class
-        self._closed = False
+    `crops` reads the hot spots of images.
+    """
+
+    def __init__(
+        self,
+        looks: Iterable[Mapping[str, Any]],
+        drop: float,
+        nights: Nights = Nights(),  # noqa: B008
+        crops: Callable[[Collection[Key]], Mapping[Key, bytes]] = lambda _: {},
+    ) -> None:
+        self._images, self._drop, self._nights, self._crops = seen(looks, nights), drop, nights, crops
+        self._there: set[Key] = set()  # of the images looked at: those that are in the archive
+        self._border: dict[int, dict[int, Counter[bool]]] = defaultdict(lambda: defaultdict(Counter))
+        self._fell: dict[Key, Given] = {}  # without the hot border
+        self._given: dict[Key, Given] = {}
+        self._names: dict[Key, str] | None = None
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Count how often each class falls without the hot border."""
         classes, drops = number(batch, "predicted_class"), number(batch, "confirm_drop")
-        keys = _keys(batch)
+        keys, runs = _keys(batch), batch.column("run_id").to_pylist()
+        self._there.update(key for key in keys if key in self._images)
         for i in np.flatnonzero(~np.isnan(classes)).tolist():
-            known, drop = int(classes[i]), float(np.nan_to_num(drops[i]))
-            self._border[known][drop > self._drop] += 1
-            if drop > self._drop and drop > self._farthest.get(known, (0.0, None))[0]:
-                self._farthest[known] = drop, keys[i]
+            known, drop, night = int(classes[i]), float(np.nan_to_num(drops[i])), self._nights.of(runs[i])
+            self._border[night][known][drop > self._drop] += 1
+            if drop > self._drop:
+                self._fell[keys[i]] = Given(known, "border", "border", drop, night)
 
     def of(self, batch: pa.RecordBatch) -> dict[str, NDArray[Any]]:
-        """Tell of each row: `cause` (empty: none), `cause_drop`, `has_cause`, `border_class`, `place_drop`.
+        """Tell of each row: `cause` (empty: none), `cause_id`, `cause_drop`, `has_cause`, `place_drop`.
 
-        `represents`: the image of its answer and cause that falls furthest; `others` have the same cause.
+        `rank`: its place among all with the same cause, the image that falls furthest first; `others`: how many
         """
-        self._close()
-        keys, classes = _keys(batch), number(batch, "predicted_class")
-        given = [self._given.get(key, ("", "")) for key in keys]
+        names = self._close()
+        keys = _keys(batch)
+        given = [self._given.get(key) for key in keys]
         looked = [self._images.get(key) for key in keys]
-        drops = [s.drops.get(by, np.nan) if s else np.nan for s, (_, by) in zip(looked, given, strict=True)]
-        groups = [
-            (int(np.nan_to_num(c, nan=-1)), cause or "border")
-            for c, (cause, _) in zip(classes, given, strict=True)
-        ]
+        sizes = [self._sizes.get(names.get(key, ""), 1) for key in keys]
         return {
-            "cause": np.array([cause for cause, _ in given], object),
-            "cause_drop": np.array(drops, float),
-            "has_cause": np.array([cause != "" for cause, _ in given], bool),
-            "border_class": np.isin(classes, sorted(self._border_named)),
+            "cause": np.array([g.cause if g else "" for g in given], object),
+            "cause_id": np.array([names.get(key, "") for key in keys], object),
+            "cause_drop": np.array([g.drop if g else np.nan for g in given], float),
+            "has_cause": np.array([g is not None for g in given], bool),
             "place_drop": np.array([s.drops.get("fill", np.nan) if s else np.nan for s in looked], float),
-            "represents": np.array(
-                [self._first.get(g) == k for g, k in zip(groups, keys, strict=True)], bool
-            ),
-            "others": np.array([max(self._sizes.get(g, 1) - 1, 0) for g in groups], np.int32),
+            "rank": np.array([self._ranks.get(key, 0) for key in keys], np.int64),
+            "others": np.array([size - 1 for size in sizes], np.int32),
         }
 
-    def cards(self, names: Sequence[str]) -> list[Card]:
-        """Give the causes, those with the most certain rate first."""
+    def cards(self, names: Sequence[str], decisions: Mapping[str, str] | None = None) -> list[Card]:
+        """Give the causes, those with the most certain rate first; then those that are gone."""
         self._close()
-        by = {(one.class_id, one.intervention): one for one in self._excesses}
-        found = []
-        for (answer, cause), images in self._sizes.items():
-            shown = self._shown[answer, cause]
-            test = by.get((answer, {"repeated thing": "repeat", "place": "carry"}.get(cause, shown)))
-            mine = [s for s in self._images.values() if s.answer == answer]
-            looked = sum(shown in s.drops for s in mine) if cause in _CAUSE_OF.values() else len(mine)
-            looked = sum(self._border[answer].values()) if cause == "border" else looked
-            low, high = wilson(images, max(looked, images))
-            label = names[answer] if answer < len(names) else None
-            compared_with = (test.median, test.z) if test else (None, None)
-            found.append(
-                Card(answer, label, cause, shown, images, max(looked, images), low, high, *compared_with)
-            )
-        return sorted(found, key=lambda card: (-card.low, -card.images))
+        looked: dict[tuple[int, str], Counter[int]] = defaultdict(Counter)
+        for image in self._images.values():
+            for look in ("", *image.drops):
+                looked[image.answer, look][image.night] += 1
+        for night, classes in self._border.items():
+            for answer, counts in classes.items():
+                looked[answer, "border"][night] = sum(counts.values())
+        found = [self._card(cause, looked, names) for cause in self._sizes]
+        there = {card.id for card in found}
+        left = [replace(c, images=0) for c in self._nights.cards if c.id and c.id not in there]
+        found = [replace(c, decision=(decisions or {}).get(c.id)) for c in (*found, *left)]
+        return sorted(found, key=lambda card: (card.is_gone, -card.low, -card.images))
 
-    def _close(self) -> None:
-        """Decide on the border, and count the groups, once all batches are known."""
-        if self._closed:
-            return
-        self._closed = True
-        self._excesses += decided(compared("border", self._border))
-        self._border_named = {c for c, by in named_of(self._excesses).items() if "border" in by}
-        self._sizes = Counter((self._images[k].answer, cause) for k, (cause, _) in self._given.items())
-        self._shown = {(self._images[k].answer, cause): by for k, (cause, by) in self._given.items()}
-        self._first: dict[tuple[int, str], Key] = {}
-        for key in sorted(self._given, key=lambda k: -self._images[k].drops[self._given[k][1]]):
-            self._first.setdefault((self._images[key].answer, self._given[key][0]), key)
-        for answer in self._border_named:
-            self._sizes[answer, "border"] = self._border[answer][True]
-            self._shown[answer, "border"] = "border"
-            self._first[answer, "border"] = self._farthest[answer][1]
+    def _card(self, cause: str, looked: Mapping[tuple[int, str], Counter[int]], names: Sequence[str]) -> Card:
+        given, hits, before = self._firsts[cause], self._by_night[cause], self._nights.names
+        look = given.intervention if given.cause in (*_CAUSE_OF.values(), "border") else ""
+        all_looked = looked[given.answer, look]
+        rates = [NightRate(run, hits[i], max(all_looked[i], hits[i])) for i, run in enumerate(before)]
+        test = self._tests.get(
+            (
+                given.answer,
+                {"repeated thing": "repeat", "place": "carry"}.get(given.cause, given.intervention),
+            )
+        )
+        images, whole = self._sizes[cause], sum(rate.looked for rate in rates)
+        known = [card.named for card in self._nights.cards if card.id == cause]
+        label = names[given.answer] if given.answer < len(names) else None
+        return Card(
+            given.answer, label, given.cause, given.intervention, images, whole, *wilson(images, whole),
+            *((test.median, test.z) if test else (None, None)), cause, before[min(hits)], before[max(hits)],
+            known[0] if known else before[-1], [rate for rate in rates if rate.looked],
+        )  # fmt: skip
+
+    def _close(self) -> dict[Key, str]:
+        """Decide, and count the groups, once all batches are known; give the cause of each image."""
+        if self._names is not None:
+            return self._names
+        self._images = {key: image for key, image in self._images.items() if key in self._there}
+        self._tests: dict[tuple[int, str], Excess] = {}  # the most surprising
+        latest = max([i.night for i in self._images.values()] + [*self._border, 0])
+        spans = self._nights.spans(latest)
+        border = [self._decide(span, sum(s.known is None for s in spans)) for span in spans]
+        for span, named in zip(spans, border, strict=True):
+            for key, fell in self._fell.items() if named else ():
+                if fell.answer in named and span.holds(fell.night):
+                    self._given.setdefault(key, fell)
+        given = {key: (g.answer, g.cause) for key, g in self._given.items()}
+        order = {key: g.night for key, g in self._given.items()}
+        self._names = cause_names(given, self._crops, self._nights, order)
+        self._count(self._names)
+        return self._names
+
+    def _decide(self, span: Span, many: int) -> set[int]:
+        """Give images of a span of nights causes where its classes differ; name those of the border."""
+        images = {key: image for key, image in self._images.items() if span.holds(image.night)}
+        if span.first > 0 and len({image.answer for image in images.values()}) < FEWEST_CLASSES:
+            return set()  # too few to compare: that is the rule of an archive of two or three classes alone
+        border: dict[int, Counter[bool]] = defaultdict(Counter)
+        for night in filter(span.holds, self._border):
+            for answer, counts in self._border[night].items():
+                border[answer] += counts
+        found = excesses(images.values(), self._drop) + decided(compared("border", border))
+        if span.known is not None:
+            found = [one for one in found if (one.class_id, one.intervention) in span.known]
+        elif span.first > 0:
+            found = [replace(o, named=o.named and o.q < FALSE_DISCOVERIES / many) for o in found]
+        for one in found:
+            known = self._tests.get((one.class_id, one.intervention))
+            if known is None or (one.named, one.z) > (known.named, known.z):
+                self._tests[one.class_id, one.intervention] = one
+        for key, (cause, by) in causes(images, found, self._drop).items():
+            image = images[key]
+            self._given.setdefault(key, Given(image.answer, cause, by, image.drops[by], image.night))
+        return {c for c, by in named_of(found).items() if "border" in by}
+
+    def _count(self, names: Mapping[Key, str]) -> None:
+        """Count each cause, over all and by night, and rank its images."""
+        self._sizes = Counter(names.values())
+        self._by_night: dict[str, Counter[int]] = defaultdict(Counter)
+        self._firsts: dict[str, Given] = {}
+        self._ranks: dict[Key, int] = {}
+        ranked: Counter[str] = Counter()
+        for key in sorted(names, key=lambda k: (-self._given[k].drop, k)):
+            cause, given = names[key], self._given[key]
+            self._ranks[key] = ranked[cause]
+            ranked[cause] += 1
+            self._firsts.setdefault(cause, given)
+            self._by_night[cause][given.night] += 1
 
 
 def _keys(batch: pa.RecordBatch) -> list[Key]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -27,9 +28,11 @@ from camray.audit.archive_view import ArchiveView
 from camray.audit.causes import Card, CauseBook
 from camray.audit.columns import NUMBERS, WORDS, as_arrays
 from camray.audit.counts import ClassCounts, NightState
-from camray.audit.looks import SEEN, read_looks
+from camray.audit.history import Key as ImageKey
+from camray.audit.history import Nights
+from camray.audit.looks import read_looks
 from camray.audit.properties import Properties
-from camray.audit.reviewed import Key
+from camray.audit.reviewed import Decisions
 from camray.audit.slices import Slices
 from camray.config import AuditConfig
 from camray.ledger import log
@@ -54,7 +57,8 @@ AUDIT_SCHEMA = pa.schema(
         ("suggested_class", pa.int32()),
         ("reviewed", pa.string()),  # what a person said of this image and verdict
         ("cause", pa.string()),  # of a confirmed shortcut, one of causes.CAUSES
-        ("others", pa.int32()),  # confirmed images of the same answer and cause, beside this one
+        ("others", pa.int32()),  # confirmed images with the same cause, beside this one
+        ("cause_id", pa.string()),  # the same from night to night
     ]
 )
 _COPIED = ("shard", "member", "index", "content_sha256")
@@ -62,6 +66,8 @@ _READ = [
     *_COPIED, "run_id", "predicted_class", "label_class", "error_code", *WORDS, *NUMBERS, "heatmap", "heat_h",
     "heat_w", "topk", "image_hash", "format", "attributes",
 ]  # fmt: skip
+_LOOKED = ("run_id", "shard", "index", "content_sha256", "predicted_class", "intervention", "sampled", "drop",
+           "same", "other")  # fmt: skip
 BATCH_ROWS = 16384
 
 
@@ -70,7 +76,8 @@ class Past:
     """What is known before an audit: the runs that earlier ones covered, and what people decided."""
 
     covered: frozenset[str]
-    decisions: Mapping[Key, str]
+    decisions: Decisions
+    nights: Nights = field(default_factory=Nights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,8 @@ class Tally:
         self.open_nights = {night: ClassCounts(num_classes) for night in open_nights}
         self._runs_of = open_nights
         self.archive, self.night = ClassCounts(num_classes), ClassCounts(num_classes)
+        self.asked = ClassCounts(num_classes)  # of the gate: the night without what a person accepted
+        self.accepted = 0  # new images whose cause a person accepted
         self.archive_verdicts: Counter[str] = Counter()
         self.verdicts: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
@@ -110,6 +119,11 @@ class Tally:
         new = np.array([run not in covered for run in runs], bool)
         if new.any():
             self.covered |= set(runs) - covered
+            self._add_open(self.asked, judged, new)
+            said = judged.rows.column("reviewed").to_pylist()
+            self.accepted += sum(
+                s == "accepted" for s, is_new in zip(said, new.tolist(), strict=True) if is_new
+            )
             rows = judged.batch.filter(pa.array(new))
             flags = {name: mark[new] for name, mark in judged.flags.items()}
             self.night.add(rows, flags)
@@ -142,7 +156,7 @@ def judge(
     batch: pa.RecordBatch,
     view: ArchiveView,
     settings: AuditConfig,
-    decisions: Mapping[Key, str],
+    decisions: Decisions,
     explainer: str,
     book: CauseBook,
 ) -> Judged:
@@ -151,12 +165,14 @@ def judge(
     columns, whole = as_arrays(batch), view.of(batch) | known
     flags = verdicts.find_flags(columns, whole, settings)
     verdict = verdicts.decide(flags)
-    reviewed: list[str | None] = [None] * len(batch)
-    if decisions:
+    names = np.where(flags["shortcut_confirmed"], known["cause_id"], "").tolist()
+    reviewed = [decisions.causes.get(name) for name in names]
+    if decisions.images:
         images = (batch.column(name).to_pylist() for name in ("shard", "index", "content_sha256"))
-        reviewed = [decisions.get(key) for key in zip(*images, verdict.tolist(), strict=True)]
+        keys = zip(*images, verdict.tolist(), strict=True)
+        reviewed = [decisions.images.get(key, said) for key, said in zip(keys, reviewed, strict=True)]
     scores = verdicts.audit_scores(verdict, columns, flags, known["cause_drop"])
-    scores = np.where(flags["shortcut_confirmed"] & known["represents"], 1.0, scores)  # before its copies
+    scores = np.where(flags["shortcut_confirmed"], 0.9 + 0.1 / (1 + known["rank"]), scores)  # causes in turn
     accepted = np.array([decision == "accepted" for decision in reviewed], bool)
     rows: dict[str, Any] = {name: batch.column(name) for name in _COPIED} | {
         PARTITION: [explainer] * len(batch),
@@ -167,16 +183,11 @@ def judge(
         "heat_lift": pa.array(whole["lift"], pa.float32(), from_pandas=True),
         "suggested_class": pa.array(whole["suggested_class"], pa.int32(), mask=~whole["label_suspect"]),
         "reviewed": reviewed,
-        "cause": _causes(flags, known),
+        "cause": pa.array(known["cause"], pa.string(), mask=~flags["shortcut_confirmed"]),
         "others": pa.array(known["others"], mask=~flags["shortcut_confirmed"]),
+        "cause_id": [name or None for name in names],
     }
     return Judged(batch, flags, pa.RecordBatch.from_pydict(rows, AUDIT_SCHEMA))
-
-
-def _causes(flags: verdicts.Marks, known: Mapping[str, NDArray[Any]]) -> pa.Array:
-    """Name the cause of each confirmed shortcut; the border where no look at something else says more."""
-    confirmed = flags["shortcut_confirmed"]
-    return pa.array(np.where(known["has_cause"], known["cause"], "border"), pa.string(), mask=~confirmed)
 
 
 def judge_archive(
@@ -188,7 +199,7 @@ def judge_archive(
     `open_nights` names earlier nights to be counted again, with the runs that each covers.
     """
     view, tally = ArchiveView(num_classes), Tally(num_classes, open_nights)
-    book = CauseBook(read_looks(out, explainer, SEEN).to_pylist(), settings.drop)
+    book = CauseBook(_looks(out, explainer), settings.drop, past.nights, partial(_crops, out, explainer))
     for batch in batches(table, explainer):
         view.add(batch)
         book.add(batch)
@@ -210,8 +221,35 @@ def judge_archive(
         uri, pa.RecordBatchReader.from_batches(AUDIT_SCHEMA, rows()), mode="overwrite",
         predicate=f"{PARTITION} = '{explainer}'", commit_properties=note, schema_mode="merge",
     )  # fmt: skip
-    tally.causes = book.cards(names)
+    tally.causes = book.cards(names, past.decisions.causes)
     return tally
+
+
+def _looks(out: Folder, explainer: str) -> Iterator[dict[str, Any]]:
+    """Read the looks, as many at once as memory bears."""
+    for batch in read_looks(out, explainer, _LOOKED).to_batches(max_chunksize=BATCH_ROWS):
+        yield from batch.to_pylist()
+
+
+def _crops(out: Folder, explainer: str, keys: Collection[ImageKey]) -> dict[ImageKey, bytes]:
+    """Read the hot spots of these images."""
+    contents = pa.array(sorted({content for _, _, content in keys}), pa.string())
+    where = ds.field("content_sha256").isin(contents) & ds.field("crop").is_valid()
+    rows = read_looks(out, explainer, [*_COPIED, "crop"], where).to_pylist()
+    found = {(row["shard"], row["index"], row["content_sha256"]): row["crop"] for row in rows}
+    return {key: found[key] for key in keys if key in found}
+
+
+def named_before(out: Folder, explainer: str) -> dict[ImageKey, str]:
+    """Read which cause each image had in the table of the audit before."""
+    if not log.exists(out, AUDIT):
+        return {}
+    table = log.dataset(out, AUDIT, log.opened(out, AUDIT))
+    if "cause_id" not in table.schema.names:  # of an earlier camray
+        return {}
+    where = (ds.field(PARTITION) == explainer) & ds.field("cause_id").is_valid()
+    rows = table.to_table(columns=[*_COPIED, "cause_id"], filter=where).to_pylist()
+    return {(row["shard"], row["index"], row["content_sha256"]): row["cause_id"] for row in rows}
 
 
 def _first_of_each_image(batch: pa.RecordBatch) -> NDArray[np.bool_]:

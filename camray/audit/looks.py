@@ -90,7 +90,7 @@ def describe_looks(images: int | None, share: float) -> str:
     return f"at most {allowed(images, share):,} forwards, beside {images:,} of explaining (--looks)"
 
 
-def look_again(ready: Prepared, engine: Engine, run_id: str, reporter: Reporter) -> None:
+def look_again(ready: Prepared, engine: Engine, _run_id: str, reporter: Reporter) -> None:
     """Look again at images of the runs that nobody looked at, and commit what was found."""
     explainer, config = ready.explainer, ready.config
     table = Table(ready.out)
@@ -116,7 +116,7 @@ def look_again(ready: Prepared, engine: Engine, run_id: str, reporter: Reporter)
         budget,
         earlier_crops(ready.out, explainer.id),
     )
-    write_looks(ready.out, explainer.id, run_id, found)
+    write_looks(ready.out, explainer.id, found)
     reporter.say(f"looked again: {forwards:,} forwards for {images:,} images", forwards=forwards)
 
 
@@ -262,15 +262,15 @@ class _Plan:
                 row["before"], row["after"] = self._looker.pair(row["intervention"], row["place"])
 
     def _row(self, i: int, name: str) -> Row:
-        same = ("shard", "member", "index", "content_sha256", "predicted_class", "confidence")
+        same = ("run_id", "shard", "member", "index", "content_sha256", "predicted_class", "confidence")
         row = {field: self._rows[i][field] for field in same}
         return row | {"intervention": name, "sampled": self._seen[i].is_sampled}
 
 
-def write_looks(out: Folder, explainer: str, run_id: str, found: Sequence[Row]) -> None:
-    """Commit the rows of a night."""
+def write_looks(out: Folder, explainer: str, found: Sequence[Row]) -> None:
+    """Commit the rows of a night; `run_id` is that of the record, which may be of a run that was killed."""
     columns = {f.name: [row.get(f.name) for row in found] for f in LOOKS_SCHEMA}
-    columns |= {PARTITION: [explainer] * len(found), "run_id": [run_id] * len(found)}
+    columns |= {PARTITION: [explainer] * len(found)}
     rows = pa.Table.from_pydict(columns, LOOKS_SCHEMA)
     write_deltalake(
         out.child_uri(LOOKS), rows, mode="append", partition_by=[PARTITION], name="camray looks",
@@ -278,12 +278,14 @@ def write_looks(out: Folder, explainer: str, run_id: str, found: Sequence[Row]) 
     )  # fmt: skip
 
 
-def read_looks(out: Folder, explainer: str, columns: Sequence[str]) -> pa.Table:
-    """Read columns of all looks of an explainer; no rows where nobody looked."""
+def read_looks(
+    out: Folder, explainer: str, columns: Sequence[str], where: ds.Expression | None = None
+) -> pa.Table:
+    """Read columns of all looks of an explainer, or of some; no rows where nobody looked."""
     if not log.exists(out, LOOKS):
         return LOOKS_SCHEMA.empty_table().select(list(columns))
-    table = log.dataset(out, LOOKS, log.opened(out, LOOKS))
-    return table.to_table(columns=list(columns), filter=ds.field(PARTITION) == explainer)
+    table, mine = log.dataset(out, LOOKS, log.opened(out, LOOKS)), ds.field(PARTITION) == explainer
+    return table.to_table(columns=list(columns), filter=mine if where is None else mine & where)
 
 
 def earlier_crops(out: Folder, explainer: str) -> list[tuple[int, bytes]]:

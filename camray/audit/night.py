@@ -18,7 +18,8 @@ from camray.audit.causes import Card
 from camray.audit.counts import ClassCounts, ClassRow, NightState
 from camray.audit.drift import Finding, compare_nights, level_of, worst_first
 from camray.audit.gate import DRIFT_LEVELS, Condition, parse_gate
-from camray.audit.judge import Past, Tally, judge_archive
+from camray.audit.history import Nights
+from camray.audit.judge import Past, Tally, judge_archive, named_before
 from camray.audit.properties import PropertyFinding
 from camray.audit.reviewed import decisions, take_in
 from camray.audit.slices import SliceRow
@@ -109,6 +110,7 @@ class Night:
     model_update: ModelUpdate | None
     gate: Gate
     causes: Sequence[Card] = ()  # of the archive; none in the audit of an earlier camray
+    accepted: int = 0  # new images that a person's word on their cause covers
 
     @property
     def exit_code(self) -> ExitCode:
@@ -145,6 +147,8 @@ class Night:
             f" ({rates['confirmed_rate']:.2%} of all answers{of_all}),"
             f" {verdicts.get('right_wrong_reason_suspected', 0):,} suspected."
         )
+        if self.accepted:
+            said += f" A reviewer's word covers {self.accepted:,} of them."
         if self.classes and (first := self.classes[0]).confirmed:
             name = printable(first.label or f"class {first.class_id}", 60)
             said += f" Most of all in {name}: {first.confirmed:,} of {first.images:,}{self._cause_of(first)}."
@@ -174,8 +178,8 @@ class Night:
         return said
 
     def _cause_of(self, row: ClassRow) -> str:
-        found = [card.cause for card in self.causes if card.class_id == row.class_id]
-        return f" (cause: {', '.join(found)})" if found else ""
+        found = [c.cause for c in self.causes if c.class_id == row.class_id and not c.is_gone]
+        return f" (cause: {', '.join(dict.fromkeys(found))})" if found else ""
 
     def _said_of_labels(self) -> str:
         wrong, suspects = (self.verdicts.get(name, 0) for name in ("wrong", "label_suspect"))
@@ -208,6 +212,7 @@ class Night:
         needed = {"run_id", "explainer", "settings", "images", "rates", "classes", "archive_classes", "drift"}
         needed |= {"gate", "covers", "verdicts"}
         known |= {name: known[name] or [] for name in ("slices", "archive_slices", "properties", "causes")}
+        known["accepted"] = known["accepted"] or 0
         for name in needed | {name for name, value in known.items() if value is not None}:
             known[name] = TypeAdapter(types[name]).validate_python(known[name])
         if missing := ClassCounts(0).rates().keys() - known["rates"].keys():
@@ -232,7 +237,7 @@ def audit_night(
     before = [night for night in nights if night.explainer == explainer]
     taken = take_in(out, reviewed)
     covered = {run for n in before for run in n.covers} | _told_and_lost(out)
-    past = Past(frozenset(covered), decisions(out, explainer))
+    past = Past(frozenset(covered), decisions(out, explainer), _nights(out, explainer, before, run_id))
     what = read_explainer(out, explainer)
     names = what.class_names
     open_nights = _open_nights(out, before)
@@ -244,7 +249,8 @@ def audit_night(
     update = None
     if nights and not before:  # a new model or setting: what did it change?
         update = compare_models(table, nights[-1].explainer, explainer, names)
-    fired = [c.text for c in conditions if tally.night.rows and c.fires(rates, drift.level)]
+    asked = tally.asked.rates()
+    fired = [c.text for c in conditions if tally.night.rows and c.fires(asked, drift.level)]
     standing = _standing(open_nights, _stood(before), tally, conditions)
     night = Night(
         run_id=run_id,
@@ -274,9 +280,20 @@ def audit_night(
         model_update=update,
         gate=Gate([c.text for c in conditions], fired, standing),
         causes=tally.causes[:LISTED],
+        accepted=tally.accepted,
     )
     _write(out, night, tally.state)
     return night
+
+
+def _nights(out: Folder, explainer: str, before: Sequence[Night], run_id: str) -> Nights:
+    """Give the nights so far, tonight last, and what the last one said of causes."""
+    runs = {run: place for place, night in enumerate(before) for run in night.covers}
+    for lost in _told_and_lost(out):
+        runs.setdefault(lost, max(sum(night.run_id < lost for night in before) - 1, 0))
+    cards = before[-1].causes if before else ()
+    names = [*(night.run_id for night in before), run_id]
+    return Nights(names, runs, cards, named_before(out, explainer) if before else {})
 
 
 def _slice_said(row: SliceRow) -> str:

@@ -1,7 +1,8 @@
 """What people decided: files that the report saved, kept in the `qa` table, read back by the next audit.
 
-Flows in: OUT/qa-inbox/*.json, or files named by --reviewed. Flows out: OUT/qa, one row a decision, and for
-an image and verdict the latest decision. An image whose content changed, or another verdict, is asked anew.
+Flows in: OUT/qa-inbox/*.json, or files named by --reviewed. Flows out: OUT/qa, one row a decision, and
+the latest decision on an image and its verdict, or on a cause with all its images. An image whose content
+changed, or another verdict, is asked anew.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from deltalake import write_deltalake
@@ -22,10 +23,17 @@ from camray.storage import Folder
 
 DECISIONS = ("accepted", "problem")
 _COLUMNS = (
-    "explainer", "shard", "member", "index", "content_sha256", "verdict", "decision", "decided_at",
+    "explainer", "shard", "member", "index", "content_sha256", "verdict", "decision", "decided_at", "cause",
 )  # fmt: skip
 QA_SCHEMA = pa.schema([(name, pa.int32() if name == "index" else pa.string()) for name in _COLUMNS])
 Key = tuple[str, int, str | None, str]  # shard, index, content, verdict
+
+
+class Decisions(NamedTuple):
+    """The latest decisions: of images with a verdict, and of causes by their names."""
+
+    images: Mapping[Key, str]
+    causes: Mapping[str, str]
 
 
 def take_in(out: Folder, files: Sequence[str] = ()) -> int:
@@ -45,7 +53,9 @@ def take_in(out: Folder, files: Sequence[str] = ()) -> int:
     if fresh:
         table = pa.Table.from_pylist(fresh, QA_SCHEMA)
         place = out.child_uri(QA)
-        write_deltalake(place, table, mode="append", name="camray qa", configuration=log.BESIDE)
+        write_deltalake(
+            place, table, mode="append", name="camray qa", configuration=log.BESIDE, schema_mode="merge"
+        )
     return len(fresh)
 
 
@@ -59,17 +69,25 @@ def check_reviews(files: Sequence[str]) -> None:
         _rows_of(name, _read(name))
 
 
-def decisions(out: Folder, explainer: str) -> dict[Key, str]:
-    """Give the latest decision of each image and verdict."""
+def decisions(out: Folder, explainer: str) -> Decisions:
+    """Give the latest decision of each image and verdict, and of each cause."""
     mine = [row for row in _table_rows(out) if row["explainer"] == explainer]
     mine.sort(key=lambda row: row["decided_at"])
-    return {(r["shard"], r["index"], r["content_sha256"], r["verdict"]): r["decision"] for r in mine}
+    images = {
+        (r["shard"], r["index"], r["content_sha256"], r["verdict"]): r["decision"]
+        for r in mine
+        if not r["cause"]
+    }
+    return Decisions(images, {r["cause"]: r["decision"] for r in mine if r["cause"]})
 
 
 def _table_rows(out: Folder) -> list[dict[str, Any]]:
     if not log.exists(out, QA):
         return []
-    return list(log.dataset(out, QA, log.opened(out, QA)).to_table(columns=QA_SCHEMA.names).to_pylist())
+    table = log.dataset(out, QA, log.opened(out, QA))
+    there = [name for name in QA_SCHEMA.names if name in table.schema.names]  # once without causes
+    rows = table.to_table(columns=there).to_pylist()
+    return [{name: row.get(name) for name in QA_SCHEMA.names} for row in rows]
 
 
 def _read(name: str) -> bytes:
@@ -109,8 +127,10 @@ def decisions_in(review: Any) -> list[dict[str, Any]]:
 def _is_decision(row: Any) -> bool:
     if not isinstance(row, Mapping) or row.get("decision") not in DECISIONS:
         return False
+    if row.get("cause"):
+        return all(isinstance(row.get(name), str) for name in ("explainer", "cause", "decided_at"))
     texts = ("explainer", "shard", "verdict", "decided_at")
-    or_none = (row.get(name) for name in ("member", "content_sha256"))
+    or_none = (row.get(name) for name in ("member", "content_sha256", "cause"))
     return (
         type(row.get("index")) is int
         and all(isinstance(row.get(name), str) for name in texts)

@@ -65,10 +65,9 @@ def find_flags(rows: Columns, whole: Columns, settings: AuditConfig) -> Marks:
     """Tell which flags hold for which rows.
 
     `whole` has what only the whole archive tells: `lift` (nats), `label_suspect`, `exact_duplicate`,
-    `near_duplicate`, `has_cause` (of a look), `border_class` (whose answers fall without the border more
-    often than others') and `place_drop`, the confidence lost without the hottest place. Comparisons with a
-    missing number (NaN) are false. Heat in a corner reaches further in than the border that a second look
-    takes away, so only the look at the hottest place clears it.
+    `near_duplicate`, `has_cause` and `place_drop`, the confidence lost without the hottest place. Comparisons
+    with a missing number (NaN) are false. Heat in a corner reaches further in than the border that a second
+    look takes away, so only the look at the hottest place clears it.
     """
     ok = rows["status"] == Status.OK
     heat = rows["heat_status"]
@@ -76,7 +75,7 @@ def find_flags(rows: Columns, whole: Columns, settings: AuditConfig) -> Marks:
     inside = np.where(np.isnan(rows["heat_in_mask"]), rows["heat_in_box"], rows["heat_in_mask"])
     unusual = ok & (whole["lift"] > settings.lift)
     fell = screened & (drop > settings.drop)
-    confirmed = ok & (whole["has_cause"] | (fell & whole["border_class"]))
+    confirmed = ok & whole["has_cause"]
     in_ring = rows["heat_ring_mass"] > RING_AREA
     cleared = (screened & (drop <= settings.drop)) & (in_ring | (whole["place_drop"] <= settings.drop))
     sides = np.stack([rows["width"], rows["height"]])

@@ -79,6 +79,14 @@ def _best(own: Bytes, crops: Bytes, is_own: bool) -> Floats:
     """Give the mean correlation of the middle of each of `own` with the three crops that fit best."""
     if len(crops) < BEST + is_own:
         return np.zeros(len(own), np.float32)
+    found = correlations(own, crops)
+    if is_own:
+        np.fill_diagonal(found, -1)
+    return np.asarray(np.sort(found, axis=1)[:, -BEST:].mean(1))
+
+
+def correlations(own: Bytes, crops: Bytes) -> Floats:
+    """Give the correlation of the middle of each of `own` with each of `crops` at the best shift, -1..1."""
     side, places = _inner_side(crops)
     edge = places // 2
     inner = _normalised(own[:, edge : edge + side, edge : edge + side])
@@ -87,6 +95,4 @@ def _best(own: Bytes, crops: Bytes, is_own: bool) -> Floats:
         for x in range(places):
             parts = _normalised(crops[:, y : y + side, x : x + side])
             np.maximum(found, inner @ parts.T, out=found)
-    if is_own:
-        np.fill_diagonal(found, -1)
-    return np.asarray(np.sort(found, axis=1)[:, -BEST:].mean(1))
+    return found

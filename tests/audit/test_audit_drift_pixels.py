@@ -41,7 +41,7 @@ def night(measured: list[dict[str, float]], without: tuple[str, ...] = ()) -> Ni
     batch = table.combine_chunks().to_batches()[0]
     no = np.zeros(len(batch), bool)
     whole = dict.fromkeys(("lift", "place_drop"), np.full(len(batch), np.nan))
-    marks = ("label_suspect", "exact_duplicate", "near_duplicate", "has_cause", "border_class")
+    marks = ("label_suspect", "exact_duplicate", "near_duplicate", "has_cause")
     whole |= dict.fromkeys(marks, no)
     found = NightState()
     found.add(batch, find_flags(as_arrays(batch), whole, AuditConfig()))

@@ -41,7 +41,7 @@ def judged(batch: pa.RecordBatch, classes: int) -> tuple[NDArray[np.bool_], Scor
     for start in range(0, len(batch), 300):
         view.add(batch.slice(start, 300))
     no, unknown = np.zeros(len(batch), bool), np.full(len(batch), np.nan)
-    no_cause = {"has_cause": no, "border_class": no, "place_drop": unknown}
+    no_cause = {"has_cause": no, "place_drop": unknown}
     rows, whole = as_arrays(batch), view.of(batch) | no_cause
     flags = find_flags(rows, whole, AuditConfig())
     return flags["label_suspect"], audit_scores(decide(flags), rows, flags, unknown)

@@ -22,8 +22,9 @@ GOOD = {
     "status": "ok", "heat_status": "ok", "confirm_region": "", "correct": 1.0, "confidence": 0.9,
     "margin": 0.8, "image_mean": 120.0, "image_std": 50.0, "image_sharpness": 500.0,
 }  # fmt: skip
-SCREENED = {"confirm_region": "border", "confirm_drop": 0.8, "heat_ring_mass": 0.6, "border_class": True}
-UNCLEAR = SCREENED | {"confirm_drop": 0.1, "heat_ring_mass": 0.2}  # the corner reaches further in
+SCREENED = {"confirm_region": "border", "confirm_drop": 0.8, "heat_ring_mass": 0.6, "has_cause": True}
+REFUTED = SCREENED | {"confirm_drop": 0.1, "has_cause": False}
+UNCLEAR = REFUTED | {"heat_ring_mass": 0.2}  # the corner reaches further in
 
 
 def judged(**changes: Any) -> tuple[str, set[str], float]:
@@ -34,7 +35,7 @@ def judged(**changes: Any) -> tuple[str, set[str], float]:
         "lift": np.array([changes.get("lift", 0.0)]),
         **{
             n: np.array([bool(changes.get(n))])
-            for n in ("label_suspect", "exact_duplicate", "near_duplicate", "has_cause", "border_class")
+            for n in ("label_suspect", "exact_duplicate", "near_duplicate", "has_cause")
         },
         "place_drop": np.array([changes.get("place_drop", math.nan)]),
     }
@@ -59,14 +60,18 @@ def test_a_good_row() -> None:
         (SCREENED | {"correct": 0.0}, "wrong_by_shortcut", "shortcut_confirmed"),
         ({"has_cause": True}, "right_wrong_reason", "shortcut_confirmed"),
         ({"has_cause": True, "correct": 0.0, "label_suspect": True}, "wrong_by_shortcut", "wrong"),
-        (SCREENED | {"confirm_drop": math.nan}, "ok", "not_looked_at"),  # nobody looked: no suspicion
-        (SCREENED | {"border_class": False}, "right_wrong_reason_suspected", "shortcut_suspected"),
+        (
+            SCREENED | {"confirm_drop": math.nan, "has_cause": False},
+            "ok",
+            "not_looked_at",
+        ),  # nobody looked: no suspicion
+        (SCREENED | {"has_cause": False}, "right_wrong_reason_suspected", "shortcut_suspected"),
         (SCREENED | {"lift": -1.0}, "right_wrong_reason", "shortcut_confirmed"),  # lift is no veto
-        (SCREENED | {"confirm_drop": 0.1}, "ok", "shortcut_refuted"),
+        (REFUTED, "ok", "shortcut_refuted"),
         (UNCLEAR, "ok", "not_looked_at"),
         (UNCLEAR | {"place_drop": 0.1}, "ok", "shortcut_refuted"),
         (UNCLEAR | {"place_drop": 0.9}, "ok", "not_looked_at"),
-        (SCREENED | {"border_class": False, "label_suspect": True, "correct": 0.0}, "wrong", "border_heat"),
+        (SCREENED | {"has_cause": False, "label_suspect": True, "correct": 0.0}, "wrong", "border_heat"),
         ({"margin": 0.01}, "low_margin", "low_margin"),
         ({"image_mean": 3.0}, "ok", "dark"),
         ({"image_std": 1.0, "image_sharpness": 0.0}, "ok", "flat"),
@@ -87,7 +92,7 @@ def test_verdicts(changes: dict[str, Any], verdict: str, flag: str | None) -> No
 def test_the_queue_shows_the_confirmed_first_and_the_larger_drop_before() -> None:
     scores = [judged(**c)[2] for c in (
         SCREENED | {"confirm_drop": 0.9}, SCREENED | {"confirm_drop": 0.4}, {"correct": 0.0},
-        SCREENED | {"border_class": False}, {"margin": 0.05}, {},
+        SCREENED | {"has_cause": False}, {"margin": 0.05}, {},
     )]  # fmt: skip
     assert scores == sorted(scores, reverse=True)
     assert len(set(scores)) == len(scores)
