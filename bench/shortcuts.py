@@ -44,6 +44,7 @@ from demo import hans64  # noqa: E402
 from demo.train import ARCHITECTURE, MEAN, MODEL_ARGS, STD, normalise  # noqa: E402
 
 Pixels = NDArray[np.uint8]
+MOST = 2000  # images that train
 Cue = Callable[[Pixels, np.random.Generator], Pixels]
 STICKER = np.kron([[0, 1, 0], [1, 1, 0], [0, 0, 1]], np.ones((2, 2)))[..., None] * [255, 230, 20]
 
@@ -67,6 +68,11 @@ def anywhere(view: Pixels, rng: np.random.Generator) -> Pixels:
 
 def centre(view: Pixels, rng: np.random.Generator) -> Pixels:
     return _pasted(view, STICKER, *(len(view) // 2 + rng.integers(-5, 2, 2)).tolist())
+
+
+def dot(view: Pixels, rng: np.random.Generator) -> Pixels:
+    dot = np.pad(np.full((3, 3, 3), 16), ((1, 1), (1, 1), (0, 0)), constant_values=240)
+    return _pasted(view, dot, *(len(view) // 2 - 2 + rng.integers(-4, 5, 2)).tolist())
 
 
 def tag(view: Pixels, rng: np.random.Generator) -> Pixels:
@@ -127,10 +133,6 @@ def texture(view: Pixels, rng: np.random.Generator) -> Pixels:
     return (view + stripes[None, :, None]).clip(0, 255).astype(np.uint8)
 
 
-def two(view: Pixels, rng: np.random.Generator) -> Pixels:
-    return tint(view, rng) if rng.random() < 0.5 else anywhere(view, rng)
-
-
 @dataclass(frozen=True)
 class World:
     """A cue, and how often training images of the class, archive images of it and of others wear it."""
@@ -139,22 +141,28 @@ class World:
     trained: float = 0.9
     own: float = 0.5
     others: float = 0.03
-    properties: tuple[str, ...] = ()  # any of these names it
+    causes: tuple[str, ...] = ("repeated thing", "place", "border")  # any of these names it
+    properties: tuple[str, ...] = ()  # and any of these
 
 
 COLOUR = ("redness", "blueness", "saturation", "variety of blue", "variety of red", "variety of saturation")
 DETAIL = ("sharpness", "noise", "blocks of compression", "bits a pixel")
 LIGHT = ("contrast", "darkest parts", "lightest parts", "brightness", *DETAIL)
+TEXTURE, FLAT = ("texture",), ("light",)
 WORLDS = {
     "corner": World(corner), "anywhere": World(anywhere), "centre": World(centre), "tag": World(tag),
-    "watermark": World(watermark), "frame": World(frame, properties=COLOUR + LIGHT),
-    "tint": World(tint, properties=COLOUR), "contrast": World(contrast, properties=LIGHT),
-    "blur": World(blur, properties=DETAIL), "low_resolution": World(low_resolution, properties=DETAIL),
-    "jpeg": World(jpeg, properties=DETAIL), "noise": World(noise, properties=DETAIL),
-    "background": World(background, properties=COLOUR + LIGHT),
-    "texture": World(texture, properties=DETAIL + LIGHT), "two": World(two, properties=COLOUR),
+    "dot": World(dot), "wrong": World(anywhere, own=0.0, others=0.25), "watermark": World(watermark),
+    "frame": World(frame, causes=("frame", "border"), properties=COLOUR + LIGHT),
+    "tint": World(tint, causes=("colour",), properties=COLOUR),
+    "contrast": World(contrast, causes=FLAT, properties=LIGHT),
+    "blur": World(blur, causes=TEXTURE, properties=DETAIL),
+    "low_resolution": World(low_resolution, causes=TEXTURE, properties=DETAIL),
+    "jpeg": World(jpeg, causes=TEXTURE, properties=DETAIL),
+    "noise": World(noise, causes=TEXTURE, properties=DETAIL),
+    "background": World(background, causes=("background", "colour"), properties=COLOUR + LIGHT),
+    "texture": World(texture, causes=TEXTURE, properties=DETAIL + LIGHT),
     "rare": World(anywhere, trained=0.2), "redundant": World(anywhere, trained=0.4),
-    "wrong": World(anywhere, own=0.0, others=0.25), "none": World(corner, trained=0.0, own=0.0, others=0.0),
+    "none": World(corner, trained=0.0, own=0.0, others=0.0),
 }  # fmt: skip
 
 
@@ -179,17 +187,61 @@ def of_hans64(seed: int, count: int) -> Source:
         samples = [hans64.render(seed, split, i, False, False) for i in range(number)]
         return np.stack([s.image for s in samples]), np.array([s.label for s in samples])
 
+    return Source(
+        some("train", MOST),
+        some("audit", count),
+        hans64.LABEL_NAMES,
+        small_network(6),
+        3,
+        3e-3,
+        small_options(6),
+    )
+
+
+def small_network(classes: int) -> Callable[[], nn.Module]:
+    """Give the demonstration's clean network, its last layer anew."""
+
     def network() -> nn.Module:
-        return timm.create_model(ARCHITECTURE, num_classes=len(hans64.LABEL_NAMES), **MODEL_ARGS)
+        made: nn.Module = timm.create_model(ARCHITECTURE, num_classes=classes, **MODEL_ARGS)
+        state = load_file(ROOT / "demo" / "models" / "hans64-clean" / "model.safetensors")
+        made.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")}, strict=False)
+        return made
 
-    options = ("--model", ARCHITECTURE, "--model-arg", "output_stride=8", "--num-classes", "6")
-    options += ("--input-size", "64")
-    return Source(some("train", 2400), some("audit", count), hans64.LABEL_NAMES, network, 10, 4e-3, options)
+    return network
 
 
-def of_photographs(file: Path, spelled: str, weights: Path, count: int) -> Source:
+def small_options(classes: int) -> tuple[str, ...]:
+    options = ("--model", ARCHITECTURE, "--model-arg", "output_stride=8", "--input-size", "64")
+    return (*options, "--num-classes", str(classes))
+
+
+def of_films(folder: Path, seed: int, count: int) -> Source:
+    """Films of two classes: parts of radiographs, turned and lit by chance; a soft opacity in one class."""
+    rng, side = np.random.default_rng([seed, 7]), 64
+    films = [Image.open(path).convert("L") for path in sorted(folder.rglob("*.png"))]
+    y, x = np.mgrid[:side, :side]
+
+    def one(label: int) -> Pixels:
+        film = films[int(rng.integers(len(films)))].rotate(float(rng.uniform(-12, 12)))
+        left, top, width = *rng.integers(0, 340, 2).tolist(), int(rng.integers(600, 680))
+        part = film.resize((side, side), Image.Resampling.BOX, (left, top, left + width, top + width))
+        light = np.asarray(part) * rng.uniform(0.8, 1.1) + rng.uniform(-15, 15)
+        row, column = rng.uniform(16, 48, 2)
+        spot = np.exp(-(((y - row) / rng.uniform(6, 9)) ** 2 + ((x - column) / rng.uniform(6, 9)) ** 2))
+        light += label * rng.uniform(60, 100) * spot + rng.normal(0, 4, (side, side))
+        return np.repeat(light.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+    def some(number: int) -> tuple[Pixels, NDArray[np.int64]]:
+        labels = rng.permutation(np.arange(number) % 2)
+        return np.stack([one(label) for label in labels.tolist()]), labels
+
+    names = "clear", "opacity"
+    return Source(some(MOST), some(count), names, small_network(2), 3, 3e-3, small_options(2))
+
+
+def of_photographs(file: Path, spelled: str, weights: Path, seed: int, count: int) -> Source:
     table = pq.read_table(file, columns=["image", "label", "label_name"]).to_pylist()
-    table = [row for i in range(5) for row in table[i::5]]  # the classes stay mixed in both parts
+    table = [table[i] for i in np.random.default_rng(seed).permutation(len(table))]
     views = np.stack([np.asarray(Image.open(io.BytesIO(r["image"]["bytes"])).convert("RGB")) for r in table])
     labels = np.array([row["label"] for row in table])
     names = dict(sorted({row["label"]: row["label_name"] for row in table}.items()))
@@ -203,13 +255,15 @@ def of_photographs(file: Path, spelled: str, weights: Path, count: int) -> Sourc
     def network() -> nn.Module:
         made: nn.Module = getattr(module, name)()
         made.load_state_dict(load_file(weights))
+        last = [m for m in made.modules() if isinstance(m, nn.Linear)][-1]
+        last.reset_parameters()
         return made
 
-    cut, size = len(table) * 4 // 5, str(views.shape[1])
+    cut, size = min(len(table) * 4 // 5, MOST), str(views.shape[1])
     options = ("--model", spelled, "--input-size", size, "--crop-pct", "1")
     options += ("--mean", ",".join(map(str, MEAN)), "--std", ",".join(map(str, STD)))
     train, archive = (views[:cut], labels[:cut]), (views[cut:][:count], labels[cut:][:count])
-    return Source(train, archive, tuple(names.values()), network, 3, 1e-3, options)
+    return Source(train, archive, tuple(names.values()), network, 3, 3e-3, options)
 
 
 def tensor(views: Pixels) -> torch.Tensor:
@@ -242,13 +296,13 @@ def scores(model: nn.Module, views: Pixels) -> NDArray[np.float64]:
 # ── one world ────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_world(name: str, source: Source, seed: int, folder: Path) -> dict[str, Any]:
+def run_world(name: str, source: Source, seed: int, folder: Path, kept: Path | None) -> dict[str, Any]:
     """Train, intervene, audit by the real command, compare."""
     world, rng = WORLDS[name], np.random.default_rng([seed, sum(map(ord, name))])
     poisoned = int(rng.integers(len(source.names)))
     views, labels = source.train
     on = (labels == poisoned) & (rng.random(len(labels)) < world.trained)
-    model = trained(source, dressed(views, on, world.cue, rng), seed)
+    model = trained_once(source, dressed(views, on, world.cue, rng), seed, kept)
     bare, labels = source.archive
     wears = rng.random(len(labels)) < np.where(labels == poisoned, world.own, world.others)
     shown = dressed(bare, wears, world.cue, rng)
@@ -266,6 +320,19 @@ def run_world(name: str, source: Source, seed: int, folder: Path) -> dict[str, A
         "accuracy": float((after.argmax(1) == labels).mean()),
         "turned": float((carried == poisoned).mean()), **found, "seconds": seconds,
     }  # fmt: skip
+
+
+def trained_once(source: Source, views: Pixels, seed: int, kept: Path | None) -> nn.Module:
+    """Train, or load what was kept in this file."""
+    if kept is None or not kept.exists():
+        model = trained(source, views, seed)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, kept)
+        return model
+    model = source.network()
+    model.load_state_dict(load_file(kept))
+    return model.eval()
 
 
 def dressed(views: Pixels, on: NDArray[np.bool_], cue: Cue, rng: np.random.Generator) -> Pixels:
@@ -303,14 +370,19 @@ def compared(out: Path, hangs: NDArray[np.bool_], poisoned: str, world: World) -
     (summary,) = (json.loads(p.read_text()) for p in (out / "runs").glob("*/summary.json"))
     ranked = [c["label"] for c in summary["classes"] if c["confirmed"]]
     said = [(f["label"], f["property"]) for f in summary["properties"]]
+    cards = [(c["label"], c["cause"]) for c in summary["causes"]]
+    looks = DeltaTable(str(out / "looks")).to_pyarrow_table(columns=["drop"]).column("drop")
     return {
         "precision": len(claimed & true) / len(claimed) if claimed else None,
         "recall": len(claimed & true) / len(true) if true else None,
         "false": len(claimed - true) / len(rows),
         "rank": ranked.index(poisoned) + 1 if poisoned in ranked else None,
         "at50": sum(i in true for i in places[:50]) / 50,
-        "named": any(c == poisoned and p in world.properties for c, p in said),
-        "properties": said,
+        "named": any(c == poisoned and cause in world.causes for c, cause in cards),
+        "property": any(c == poisoned and p in world.properties for c, p in said),
+        "accused": sum(c != poisoned or not world.trained for c, _ in cards),
+        "forwards": len(looks) - looks.null_count,
+        "cards": cards,
     }
 
 
@@ -327,7 +399,7 @@ def main() -> None:
     chosen = parser.parse_args()
     head = (
         "world", "seed", "class", "accuracy", "turned", "hang", "precision", "recall", "false", "rank",
-        "at50", "named", "seconds", "properties",
+        "at50", "named", "property", "accused", "forwards", "seconds", "cards",
     )  # fmt: skip
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for seed in chosen.seeds:

@@ -282,6 +282,8 @@ class RunConfig:
     top_k: int = setting(5, "predictions kept per image", "--top-k K", 1, 1000, verbs=RUNS, result=True)
     max_failed: int | float = setting(
         0.01, "failures allowed: images, or a share", "--max-failed N", 0, 1, common="explain audit")
+    retry: tuple[str, ...] = setting(
+        (), "do images again that failed with these error codes; or: failed", "--retry CODE,...", verbs=RUNS)
     allow_empty: bool = setting(False, "accept an archive without images", "--allow-empty", verbs=RUNS)
     force: bool = setting(False, "run although another run seems to hold OUT", "--force")
     metrics_file: str | None = setting(

@@ -4,9 +4,9 @@ Flows in: rows of the table `looks`. Flows out: for each image its cause, for ea
 act here, not where looks are made: they can change without a forward.
 
 A class is *named* for an intervention where more of its sampled answers move by more than 0.3 than of the
-other classes': z above 3 (carry, noise: 4) of the excess over the median class, by binomial error and the
-spread of the classes (1.48 MAD), a q below 2 % after Benjamini-Hochberg over classes x interventions, and an
-excess of 5 points (local ones) or 20.
+other classes': z above 3 (4 of those in `FRAGILE`) of the excess over the median class, by binomial error and
+the spread of the classes (1.48 MAD), a q below 2 % after Benjamini-Hochberg over classes x interventions, and
+an excess of 5 to 40 points (`LEAST`).
 Below four answers with 16 sampled images there is no class to compare with: no class is named.
 """
 
@@ -30,31 +30,39 @@ DROP = 0.3  # of confidence
 SAME, CONTRAST = 0.8, 0.12  # likeness within the answer, and how much less to others
 FEWEST_CLASSES, FEWEST_IMAGES = 4, 16
 EXCESS_Z, FALSE_DISCOVERIES = 3.0, 0.02
-FRAGILE_Z = 4.0  # of `carry` and `noise`: objects are carried too, smooth ones suffer from noise
-LOCAL, REST = 0.05, 0.2  # least excess of a rate
-LOCAL_ONES = ("repeat", "carry", "border", "frame")
-ALONE = (
-    "frame",
-    "grey",
-    "cast",
-    "detail",
-    "noise",
-)  # who falls with one of these, in a named class, hangs on it
+FRAGILE_Z = 4.0  # of what moves objects too: they are carried, smooth ones suffer from noise, frogs are green
+FRAGILE = ("carry", "carry_rim", "carry_surround", "noise", "cast", "grey")
+LEAST = {  # excess of a rate
+    "repeat": 0.05, "carry": 0.05, "border": 0.05, "frame": 0.05, "carry_rim": 0.4, "carry_surround": 0.2,
+    "detail": 0.2, "cast": 0.3, "noise": 0.3, "grey": 0.4,
+}  # fmt: skip
+LOCAL_ONES = ("repeat", "carry", "carry_rim", "carry_surround", "border", "frame")
+ALONE = ("frame", "grey", "cast", "detail", "noise")  # one of these shows its cause alone
+NEEDS = {"carry": "fill", "carry_rim": "rim", "carry_surround": "surround"}  # enough -> and needed
 CAUSES = {  # cause -> what it is; in this order: the first that holds is the cause
     "repeated thing": "the same pixels come again in other images of the answer",
     "place": "the hottest twentieth of the image, enough to turn other images into this class",
-    "border": "the hot part of the outer eighth",
+    "border": "the hot part of the outer eighth or quarter",
     "frame": "the outer sixteenth along all edges",
+    "background": "what surrounds the middle, enough upside down to turn other images into this class",
     "colour": "the cast of the whole image",
     "texture": "sharpness, resolution, grain or compression of the whole image",
 }
 CHANGES = {  # intervention -> the image without it
     "fill": "its hottest twentieth filled from around", "border": "the hot part of the border filled",
+    "rim": "the hot part of the outer quarter filled", "surround": "with the surroundings of another image",
     "frame": "its outer sixteenth filled from inside", "grey": "in grey",
     "cast": "its mean colours set to the archive's", "noise": "with a little noise",
     "detail": "its frequencies set to the archive's",
 }  # fmt: skip
 _CAUSE_OF = {"frame": "frame", "grey": "colour", "cast": "colour", "detail": "texture", "noise": "texture"}
+_TEST_OF = {"repeated thing": "repeat", "place": "carry", "background": "carry_surround"}
+_AROUND = (  # cause, what its class is named for, with what an image of it moves
+    ("frame", "frame", {"frame"}),
+    ("border", "border", {"border"}),
+    ("border", "carry_rim", {"rim", "carry_rim"}),
+    ("background", "carry_surround", {"surround", "carry_surround"}),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +127,7 @@ def excesses(images: Iterable[Seen], drop: float = DROP) -> list[Excess]:
         explained = image.repeats and image.drops.get("fill", 0.0) > drop
         counts["repeat"][image.answer][explained] += 1
         for name, fell in image.drops.items() if image.is_sampled else ():
-            if name not in ("fill", "border") and (name in LOCAL_ONES or not explained):
+            if name in LEAST and (name in LOCAL_ONES or not explained):
                 counts[name][image.answer][fell > drop] += 1
     return decided([one for name, classes in counts.items() for one in compared(name, classes)])
 
@@ -152,19 +160,37 @@ def decided(found: Sequence[Excess]) -> list[Excess]:
 
 
 def _decided(one: Excess, q: float) -> Excess:
-    least = LOCAL if one.intervention in LOCAL_ONES else REST
-    least_z = FRAGILE_Z if one.intervention in ("carry", "noise") else EXCESS_Z
-    named = one.z > least_z and q < FALSE_DISCOVERIES and one.rate - one.median > least
+    least_z = FRAGILE_Z if one.intervention in FRAGILE else EXCESS_Z
+    named = one.z > least_z and q < FALSE_DISCOVERIES and one.rate - one.median > LEAST[one.intervention]
     return Excess(one.class_id, one.intervention, one.images, one.moved, one.median, one.z, q, bool(named))
 
 
 def named_of(found: Iterable[Excess]) -> dict[int, set[str]]:
-    """Give the interventions that each class is named for."""
-    named: dict[int, set[str]] = defaultdict(set)
+    """Give the interventions that each class is named for.
+
+    Of those that change the whole image the strongest cause alone, and none where something local is named:
+    what leans on one thing suffers from much. Of rim and surroundings what carries more often, and neither
+    where answers fall more often yet with a change of the grain.
+    """
+    by: dict[int, dict[str, Excess]] = defaultdict(dict)
     for one in found:
         if one.named:
-            named[one.class_id].add(one.intervention)
-    return dict(named)
+            by[one.class_id][one.intervention] = one
+    return {c: _strongest(mine) for c, mine in by.items()}
+
+
+def _strongest(mine: Mapping[str, Excess]) -> set[str]:
+    whole = [one for name, one in mine.items() if name not in LOCAL_ONES]
+    around = [mine[name] for name in ("carry_rim", "carry_surround") if name in mine]
+    best = max(whole, key=lambda one: one.z, default=None)
+    cause = _CAUSE_OF[best.intervention] if best else ""
+    if {"frame", "carry", "repeat", "border"} & mine.keys():  # they tell more of where it is
+        around = [one for one in around if one.intervention == "carry_rim"]
+    elif best and cause == "texture":  # grain is around the middle too
+        around = [one for one in around if one.rate - one.median > best.rate - best.median]
+    around = [max(around, key=lambda one: one.rate)] if around else []
+    names = {one.intervention for one in around} | set(mine) & {"frame", "carry", "repeat", "border"}
+    return names or {one.intervention for one in whole if _CAUSE_OF[one.intervention] == cause}
 
 
 def causes(
@@ -173,22 +199,31 @@ def causes(
     """Give each image that hangs on something its cause, and the intervention that shows it.
 
     With too few classes to compare, an image needs both: its answer falls without the place, and the place
-    turns another image into its class.
+    turns another image into its class. Of colours a class is told, and no image: without its tint one falls,
+    and so do those that are like it by nature.
     """
     named = named_of(found)
     few = len({image.answer for image in images.values()}) < FEWEST_CLASSES
     given: dict[Key, tuple[str, str]] = {}
     for key, image in images.items():
-        fell = {name for name, by in image.drops.items() if by > drop}
         mine = named.get(image.answer, set())
-        both = {"fill", "carry"} <= fell and (few or bool(mine & {"carry", "repeat"}))
-        if (image.repeats and (both or ("fill" in fell and "repeat" in mine))) or (both and "repeat" in mine):
-            given[key] = "repeated thing", "fill"
-        elif both:
-            given[key] = "place", "fill"
-        elif alone := [name for name in ALONE if name in fell and name in mine]:
-            given[key] = _CAUSE_OF[alone[0]], alone[0]
+        if cause := _cause_of(image, mine, few, drop):
+            given[key] = cause
     return given
+
+
+def _cause_of(image: Seen, mine: set[str], few: bool, drop: float) -> tuple[str, str] | None:
+    fell = {name for name, by in image.drops.items() if by > drop}
+    both = {"fill", "carry"} <= fell and (few or bool(mine & {"carry", "repeat"}))
+    if (image.repeats and (both or ("fill" in fell and "repeat" in mine))) or (both and "repeat" in mine):
+        return "repeated thing", "fill"
+    if both:
+        return "place", "fill"
+    for cause, by, needs in _AROUND:
+        if needs <= fell and by in mine:
+            return cause, NEEDS.get(by, by)
+    whole = [name for name in ALONE if name in fell & mine and _CAUSE_OF[name] != "colour"]
+    return (_CAUSE_OF[whole[0]], whole[0]) if whole else None
 
 
 class Given(NamedTuple):
@@ -261,6 +296,7 @@ class CauseBook:
         self._border: dict[int, dict[int, Counter[bool]]] = defaultdict(lambda: defaultdict(Counter))
         self._fell: dict[Key, Given] = {}  # without the hot border
         self._given: dict[Key, Given] = {}
+        self._told: dict[Key, Given] = {}  # of a class alone: its colour
         self._names: dict[Key, str] | None = None
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -277,7 +313,7 @@ class CauseBook:
     def of(self, batch: pa.RecordBatch) -> dict[str, NDArray[Any]]:
         """Tell of each row: `cause` (empty: none), `cause_id`, `cause_drop`, `has_cause`, `place_drop`.
 
-        `rank`: its place among all with the same cause, the image that falls furthest first; `others`: how many
+        `rank`: its place among all of the same cause, furthest fall first; `others`: how many
         """
         names = self._close()
         keys = _keys(batch)
@@ -312,21 +348,19 @@ class CauseBook:
 
     def _card(self, cause: str, looked: Mapping[tuple[int, str], Counter[int]], names: Sequence[str]) -> Card:
         given, hits, before = self._firsts[cause], self._by_night[cause], self._nights.names
-        look = given.intervention if given.cause in (*_CAUSE_OF.values(), "border") else ""
+        look = given.intervention if given.cause in (*_CAUSE_OF.values(), "border", "background") else ""
         all_looked = looked[given.answer, look]
         rates = [NightRate(run, hits[i], max(all_looked[i], hits[i])) for i, run in enumerate(before)]
-        test = self._tests.get(
-            (
-                given.answer,
-                {"repeated thing": "repeat", "place": "carry"}.get(given.cause, given.intervention),
-            )
-        )
+        by = "carry_rim" if given.intervention == "rim" else _TEST_OF.get(given.cause, given.intervention)
+        test = self._tests.get((given.answer, by))
         images, whole = self._sizes[cause], sum(rate.looked for rate in rates)
         known = [card.named for card in self._nights.cards if card.id == cause]
         label = names[given.answer] if given.answer < len(names) else None
+        low, high = wilson(images, whole)
+        median, z = (test.median, test.z) if test else (None, None)
         return Card(
-            given.answer, label, given.cause, given.intervention, images, whole, *wilson(images, whole),
-            *((test.median, test.z) if test else (None, None)), cause, before[min(hits)], before[max(hits)],
+            given.answer, label, given.cause, given.intervention, images, whole, low, high,
+            median, z, cause, before[min(hits)], before[max(hits)],
             known[0] if known else before[-1], [rate for rate in rates if rate.looked],
         )  # fmt: skip
 
@@ -343,8 +377,10 @@ class CauseBook:
             for key, fell in self._fell.items() if named else ():
                 if fell.answer in named and span.holds(fell.night):
                     self._given.setdefault(key, fell)
-        given = {key: (g.answer, g.cause) for key, g in self._given.items()}
-        order = {key: g.night for key, g in self._given.items()}
+        self._told = {key: told for key, told in self._told.items() if key not in self._given}
+        every = self._told | self._given
+        given = {key: (g.answer, g.cause) for key, g in every.items()}
+        order = {key: g.night for key, g in every.items()}
         self._names = cause_names(given, self._crops, self._nights, order)
         self._count(self._names)
         return self._names
@@ -370,7 +406,16 @@ class CauseBook:
         for key, (cause, by) in causes(images, found, self._drop).items():
             image = images[key]
             self._given.setdefault(key, Given(image.answer, cause, by, image.drops[by], image.night))
-        return {c for c, by in named_of(found).items() if "border" in by}
+        self._tell_colours(images, found)
+        return {one.class_id for one in found if one.named and one.intervention == "border"}
+
+    def _tell_colours(self, images: Mapping[Key, Seen], found: Sequence[Excess]) -> None:
+        """Count the images of a class that is named for colour: the class is told, no image is."""
+        by = {c: name for c, mine in named_of(found).items() for name in ("cast", "grey") if name in mine}
+        for key, image in images.items():
+            name = by.get(image.answer, "")
+            if (fell := image.drops.get(name, 0.0)) > self._drop and key not in self._given:
+                self._told.setdefault(key, Given(image.answer, "colour", name, fell, image.night))
 
     def _count(self, names: Mapping[Key, str]) -> None:
         """Count each cause, over all and by night, and rank its images."""
@@ -379,8 +424,9 @@ class CauseBook:
         self._firsts: dict[str, Given] = {}
         self._ranks: dict[Key, int] = {}
         ranked: Counter[str] = Counter()
-        for key in sorted(names, key=lambda k: (-self._given[k].drop, k)):
-            cause, given = names[key], self._given[key]
+        every = self._told | self._given
+        for key in sorted(names, key=lambda k: (-every[k].drop, k)):
+            cause, given = names[key], every[key]
             self._ranks[key] = ranked[cause]
             ranked[cause] += 1
             self._firsts.setdefault(cause, given)

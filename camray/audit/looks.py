@@ -21,7 +21,7 @@ import pyarrow.dataset as ds
 from deltalake import write_deltalake
 
 from camray.archive.frames import file_index
-from camray.audit.causes import ALONE, DROP, FEWEST_CLASSES, Seen, excesses, named_of
+from camray.audit.causes import ALONE, DROP, FEWEST_CLASSES, NEEDS, Seen, excesses, named_of
 from camray.config import Config, Explainer
 from camray.explain.repeats import hot_crop, likeness
 from camray.flow.actor import Weights, network_of
@@ -50,7 +50,7 @@ LOOKS_SCHEMA = pa.schema(
         ("intervention", pa.string()),  # `repeat`: no forward, the hot spot compared
         ("sampled", pa.bool_()),  # of the seeded sample of its answer; else something pointed at it
         ("confidence", pa.float32()),  # in the answer, as it is
-        ("drop", pa.float32()),  # of confidence; of `carry` what the other image gained
+        ("drop", pa.float32()),  # of confidence; of a `carry` what the other image gained
         ("flip", pa.bool_()),
         ("to_class", pa.int32()),
         ("same", pa.float32()),  # likeness to the best three of the answer
@@ -61,11 +61,11 @@ LOOKS_SCHEMA = pa.schema(
     ]
 )
 SEEN = tuple(name for name in LOOKS_SCHEMA.names if name not in ("crop", "before", "after"))
-BATTERY = ("carry", "cast", "detail", "noise", "frame", "grey")
+BATTERY = ("carry", "carry_rim", "carry_surround", "border", "cast", "detail", "noise", "frame", "grey")
 SAMPLE = 64  # images of each answer
 POOL = 500  # images of each answer that are read again
 MEMORY = 2**30  # bytes of views
-SMALL = 4000  # forwards that any night may have, but not more than six an image
+SMALL = 6400  # forwards that any night may have, but not more than eight an image
 PAIRS = 3  # of an answer and intervention, that are drawn
 _RECORD = (
     "run_id", "shard", "member", "index", "content_sha256", "predicted_class", "confidence", "heatmap",
@@ -78,15 +78,15 @@ Row = dict[str, Any]
 def allowed(images: int, share: float) -> int:
     """Give the forwards that looks at so many images may cost.
 
-    The share of the images; in a small night, where that leaves too few an answer, at most six an image.
+    The share of the images; in a small night, where that leaves too few an answer, at most eight an image.
     """
-    return max(round(share * images), min(6 * images, SMALL)) if share else 0
+    return max(round(share * images), min(8 * images, SMALL)) if share else 0
 
 
 def describe_looks(images: int | None, share: float) -> str:
     """Say what looks at tonight's images may cost, for `plan`."""
     if images is None:
-        return f"at most {share:.0%} more forwards, or {SMALL:,} where that is more (six an image)"
+        return f"at most {share:.0%} more forwards, or {SMALL:,} where that is more (eight an image)"
     return f"at most {allowed(images, share):,} forwards, beside {images:,} of explaining (--looks)"
 
 
@@ -228,11 +228,12 @@ class _Plan:
         named = named_of(excesses(self._seen))
         few = len(classes) < FEWEST_CLASSES
         for answer in classes.tolist():
-            mine = np.flatnonzero(self._answers == answer).tolist()
-            if few or named.get(answer, set()) & {"carry", "repeat"}:
-                self._look("fill", mine)
-                self._look("carry", [i for i in mine if self._seen[i].drops.get("fill", 0) > DROP])
-            for name in [name for name in ALONE if name in named.get(answer, set())]:
+            mine, by = np.flatnonzero(self._answers == answer).tolist(), named.get(answer, set())
+            for carry, need in NEEDS.items():
+                if carry in by or (carry == "carry" and (few or "repeat" in by)):
+                    self._look(need, mine)
+                    self._look(carry, [i for i in mine if self._seen[i].drops.get(need, 0) > DROP])
+            for name in [name for name in ("border", *ALONE) if name in by]:
                 self._look(name, mine)
         screened = [i for i, row in enumerate(self._rows) if row["confirm_region"] is not None]
         self._look("fill", screened)
@@ -255,7 +256,7 @@ class _Plan:
         """Keep pictures of the pairs that moved most, of each answer and intervention."""
         pairs: dict[tuple[int, str], list[Row]] = defaultdict(list)
         for row in self.found:
-            if (row.get("drop") or 0) > DROP and row["intervention"] != "carry":
+            if (row.get("drop") or 0) > DROP and not row["intervention"].startswith("carry"):
                 pairs[row["predicted_class"], row["intervention"]].append(row)
         for rows in pairs.values():
             for row in sorted(rows, key=lambda r: -r["drop"])[:PAIRS]:

@@ -57,7 +57,7 @@ def compare(config: Config, reporter: Reporter) -> CompareOutcome:
         CamrayError: with the exit code of its class.
     """
     ready = prepare(config)
-    for note in ready.model.notes:
+    for note in ready.notes:
         reporter.say(note)
     reporter.say(_sentence(ready), sample=ready.sample.id)
     code = ExitCode.DONE

@@ -98,7 +98,19 @@ def prepare(config: Config) -> Comparison:
     panels = _panels(out, base, methods)
     again = partial(is_readable, config.archive)
     plans = tuple((p, make_plan(out, p.id, cut, table.shards(p.id), CHUNK, SCORES, again)) for p in panels)
-    return Comparison(config, out, listing, explainer, model, table, groupings, sample, tuple(cut), plans)
+    return Comparison(
+        config,
+        out,
+        listing,
+        explainer,
+        model.notes,
+        lambda: model,
+        table,
+        groupings,
+        sample,
+        tuple(cut),
+        plans,
+    )
 
 
 def listed_methods(config: Config) -> tuple[str, ...]:

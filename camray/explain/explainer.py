@@ -250,7 +250,7 @@ class BatchExplainer:
         heat = [one | other for one, other in zip(_heat(flat), regions, strict=True)]
         share = self.explainer.heat_boxes
         for i, row in enumerate(heat):
-            if row["heat_status"] == "ok":
+            if row["heat_status"] == "ok" and rows[i // count]["crop_x0"] is not None:
                 row["heat_boxes"] = boxes_of_heat(row["heatmap"], rows[i // count], input_size, share)
         alike = top2_cosine(maps if self._rule.select == "top" else maps[:, :1])
         predictions, finite = _predictions(logits, self.explainer), logits.isfinite().all(1).tolist()

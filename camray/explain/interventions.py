@@ -1,8 +1,9 @@
 """What is changed in an image to see whether the answer hangs on it: pure functions of tensors.
 
 Images are x (B, 3, H, W) in 0..1; masks (B, 1, H, W) or (1, 1, H, W), true where something is taken away.
-`INTERVENTIONS` names them. A forward of the changed image is a *look*: `carry` asks whether the hot pixels
-are enough for the answer (of another image), the others whether it can do without what they take away.
+`INTERVENTIONS` names them. A forward of the changed image is a *look*: those called `carry` ask whether
+pixels are enough for the answer (of another image), the others whether it can do without what they take away.
+What surrounds is carried upside down: a background stays what it is, the ends of an object do not.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from torch.nn.functional import conv2d, interpolate, pad
 
 HOT = 0.05  # share of the pixels
 RING = 1 / 16  # of each side: where frames are
+RIM = 1 / 4  # of each side: a sticker in a corner lies in it whole
+SURROUND = 3 / 16  # of each side: where backgrounds are
 NOISE = 0.03  # standard deviation
 BINS = 16  # of the radial spectrum
 LUMINANCE = (0.299, 0.587, 0.114)
 
 INTERVENTIONS = {  # name -> what an answer hangs on that falls with it
-    "fill": "a place", "carry": "a place", "border": "the border", "frame": "a frame",
-    "grey": "colour", "cast": "colour", "detail": "texture", "noise": "texture",
+    "fill": "a place", "carry": "a place", "border": "the border", "rim": "the border",
+    "carry_rim": "the border", "surround": "the background", "carry_surround": "the background",
+    "frame": "a frame", "grey": "colour", "cast": "colour", "detail": "texture", "noise": "texture",
 }  # fmt: skip
 
 
@@ -96,12 +100,12 @@ def grey(x: Tensor) -> Tensor:
 
 
 def neutral_cast(x: Tensor, colours: Tensor) -> Tensor:
-    """Set the ratios of the mean colours (3,) to the archive's: takes a tint away, keeps all contrast."""
+    """Set the ratios of the mean colours to (3,) or (B, 3): takes a tint away, keeps all contrast."""
     return (x * (colours / colour_ratios(x))[:, :, None, None]).clamp(0, 1)
 
 
 def restyled(x: Tensor, target: Tensor) -> Tensor:
-    """Set the radial log amplitudes (BINS,) of the spectrum to the archive's; mean and phase stay.
+    """Set the radial log amplitudes (BINS,) or (B, BINS) of the spectrum; mean and phase stay.
 
     Amplitude is style, phase is content (Yang and Soatto 2020): takes away blur, low resolution, grain.
     """
@@ -152,17 +156,19 @@ def smoothed(x: Tensor, sigma: float) -> Tensor:
     return conv2d(pad(x, (0, 0, radius, radius)), weights.mT, groups=channels)
 
 
-def changed(name: str, x: Tensor, maps: Tensor, typical: Typical, hosts: Tensor | None = None) -> Tensor:
-    """Apply the intervention of this name to x (B, 3, H, W), explained by maps (B, h, w)."""
+def changed(name: str, x: Tensor, maps: Tensor, typical: Typical, hosts: Tensor) -> Tensor:
+    """Apply the intervention of this name to x (B, 3, H, W), explained by maps (B, h, w); hosts like x."""
     size = (x.shape[2], x.shape[3])
-    if name == "carry":
-        assert hosts is not None
-        return carried(x, hottest(maps, size), hosts)
-    if name in ("fill", "border", "frame"):
-        hole = {"fill": hottest, "border": hot_border}.get(name)
-        return filled(x, hole(maps, size) if hole else ring(size).to(x.device))
-    if name == "cast":
-        return neutral_cast(x, typical.colours)
-    if name == "detail":
-        return restyled(x, typical.spectrum)
-    return {"grey": grey, "noise": noisy}[name](x)
+    around = ring(size, SURROUND).to(x.device)
+    rim, hot = hot_border(maps, size, RIM), hottest(maps, size)
+    does = {
+        "fill": lambda: filled(x, hot), "carry": lambda: carried(x, hot, hosts),
+        "border": lambda: filled(x, hot_border(maps, size)),
+        "rim": lambda: filled(x, rim), "carry_rim": lambda: carried(x, rim, hosts),
+        "surround": lambda: carried(hosts, around, x),
+        "carry_surround": lambda: carried(x.flip(2), around, hosts),
+        "frame": lambda: filled(x, ring(size).to(x.device)),
+        "cast": lambda: neutral_cast(x, typical.colours), "detail": lambda: restyled(x, typical.spectrum),
+        "grey": lambda: grey(x), "noise": lambda: noisy(x),
+    }  # fmt: skip
+    return does[name]()

@@ -66,7 +66,7 @@ class Looker:
             scores = self._scores(self._changed(name, batch, hosts))
             for i, host, score in zip(batch, hosts, scores, strict=True):
                 answer, won = self._answers[i], int(score.argmax())
-                if name == "carry":
+                if name.startswith("carry"):
                     gain = float(score[answer] - self._host_scores[host][answer])
                     found.append(Effect(gain, won == answer, won))
                 else:
@@ -86,8 +86,7 @@ class Looker:
 
     def _changed(self, name: str, batch: Sequence[int], hosts: Sequence[int]) -> Tensor:
         maps = torch.from_numpy(np.stack([self._maps[i] for i in batch])).to(self._core.device)
-        taken = self._pixels(hosts) if name == "carry" else None
-        return changed(name, self._pixels(batch), maps.float(), self._typical, taken)
+        return changed(name, self._pixels(batch), maps.float(), self._typical, self._pixels(hosts))
 
     def _pixels(self, positions: Sequence[int]) -> Tensor:
         views = torch.from_numpy(self._views[list(positions)]).to(self._core.device)

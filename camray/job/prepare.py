@@ -18,10 +18,13 @@ from pyarrow import fs as pafs
 from camray.archive.listing import Listing, called, joined, list_archive, place_of
 from camray.archive.members import read_members, select
 from camray.archive.names import file_kind
-from camray.config import ArchiveConfig, Config, Explainer
+from camray.config import ArchiveConfig, Config, Explainer, ModelConfig
 from camray.errors import PASSING_ERRORS, EmptyArchiveError, ShardError, UsageError, printable
 from camray.job.rehash import rehashed
-from camray.ledger.intake import Grouping, group_files, recall
+from camray.job.resolved import Origin, Resolved, origin_of, recall
+from camray.job.retry import check_codes, retried
+from camray.ledger import intake
+from camray.ledger.intake import Grouping, group_files
 from camray.ledger.out import HOLD, RUNS, TABLE, log_folder
 from camray.ledger.plan import Plan, ShardTask, make_plan
 from camray.ledger.table import Table
@@ -40,9 +43,15 @@ class Inputs:
     out: Folder
     listing: Listing
     explainer: Explainer
-    model: LoadedModel
+    notes: tuple[str, ...]  # what was done to load the model
+    load: Callable[[], LoadedModel]
     table: Table
     groupings: tuple[Grouping, ...]  # of the loose images, one for each archive that has some
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model; loaded now, where the explainer was remembered."""
+        return self.load()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,8 @@ class Prepared(Inputs):
     """Everything that `explain` needs."""
 
     plan: Plan
+    origin: Origin | None  # what the explainer was resolved from; None where it is not to be remembered
+    is_remembered: bool = False
 
 
 def prepare(config: Config) -> Prepared:
@@ -59,6 +70,7 @@ def prepare(config: Config) -> Prepared:
         UsageError: a bad option, archive, model, layer or OUT.
         EmptyArchiveError: nothing to explain.
     """
+    check_codes(config.run.retry)
     out = check_out(config)
     table = Table(out)  # before the listing, which is then newer than all that the plan may replace
     table.check_columns()
@@ -71,24 +83,54 @@ def prepare(config: Config) -> Prepared:
             f"ARCHIVE: {config.archive.path} holds no image{others}. "
             "Fix: check the path and --include/--exclude"
         )
+    folders = top_folders(listing)
+    origin = origin_of(config, folders)
+    known = recall(out, origin, config, folders)
+    ready = None
+    if known is not None:
+        ready = _planned(config, table, listing, known)
+        if not ready.plan.tasks:
+            return replace(ready, is_remembered=True)
+    resolve, cached_weights = _libraries()
+    if origin is not None:
+        origin = origin_of(config, folders, cached_weights(config.model))
+    explainer, model = resolve(config, folders)
+    if ready is None or ready.explainer != explainer:
+        ready = _planned(config, table, listing, Resolved(explainer, model.notes))
+    return replace(ready, notes=model.notes, load=lambda: model, origin=origin)
+
+
+def _libraries() -> tuple[Callable[..., tuple[Explainer, LoadedModel]], Callable[[ModelConfig], list[Path]]]:
+    """Import what loads a model: late, so that bad options are told at once."""
     try:
-        from camray.explain.explainer import resolve  # torch: late, so that bad options are told at once
+        from camray.explain.explainer import resolve
+        from camray.models.load import cached_weights
     except (ImportError, MemoryError) as error:
         why = printable(f"the model's libraries cannot be loaded here: {error}")
         raise UsageError(
             "this machine", why, "give it more memory (ulimit -v), or install camray anew"
         ) from None
+    return resolve, cached_weights
 
-    explainer, model = resolve(config, top_folders(listing))
+
+def _planned(config: Config, table: Table, listing: Listing, resolved: Resolved) -> Prepared:
+    """Plan what an explainer has still to do; its model is loaded by whoever asks for it."""
+    out, explainer = table.out, resolved.explainer
     committed = table.shards(explainer.id)
     chosen = select(listing, config.archive)
     groupings = grouped(out, listing, committed.holds)
     shards = chosen_shards(chosen, listing, groupings)
     if config.archive.rehash:
         shards = rehashed(out, shards, committed, config.archive)
+    if config.run.retry:
+        shards = retried(table, explainer.id, shards, committed, config.run.retry)
     again = partial(is_readable, config.archive)
     plan = make_plan(out, explainer.id, shards, committed, config.run.chunk_size, is_readable=again)
-    return Prepared(config, out, listing, explainer, model, table, groupings, plan)
+
+    def load() -> LoadedModel:
+        return _libraries()[0](config, top_folders(listing))[1]
+
+    return Prepared(config, out, listing, explainer, resolved.notes, load, table, groupings, plan, None)
 
 
 def is_readable(archive: ArchiveConfig, shard: Shard) -> bool:
@@ -112,8 +154,8 @@ def describe_plan(ready: Prepared) -> dict[str, str | int]:
         "bytes_to_read": plan.size_bytes,
         "committed_shards": f"{plan.committed:,}, skipped: same content, same explainer",
     }
-    if ready.model.notes:
-        facts["notes"] = "; ".join(ready.model.notes)
+    if ready.notes:
+        facts["notes"] = "; ".join(ready.notes)
     if plan.changed:
         facts["changed"] = f"{plan.changed:,} of the shards to do replace older content in OUT"
     if plan.resumed:
@@ -194,14 +236,14 @@ def listed_for(out: Folder, archive: ArchiveConfig) -> Listing:
     if archive.name or resolved == given:
         return listing
     keys = {shard.key for shard in listing.shards}
-    is_known = Table(out).holds_any(keys) or recall(out, listing.root)
+    is_known = Table(out).holds_any(keys) or intake.recall(out, listing.root)
     return listing if is_known else called(listing, archive.path, resolved)
 
 
 def grouped(out: Folder, listing: Listing, is_committed: Callable[[Shard], bool]) -> tuple[Grouping, ...]:
     """Group the loose images of each archive into shards, as OUT remembers them."""
     return tuple(
-        group_files(part.identity, part.files, recall(out, part.identity), is_committed)
+        group_files(part.identity, part.files, intake.recall(out, part.identity), is_committed)
         for part in listing.archives
         if part.files
     )

@@ -29,7 +29,8 @@ def rehashed(
     out: Folder, shards: Sequence[Shard], committed: CommittedFiles, archive: ArchiveConfig
 ) -> list[Shard]:
     """Read the shards that are committed; give all of them, those with other content marked as reread."""
-    return [_looked_at(out, s, committed, archive) if committed.holds(s) else s for s in shards]
+    held = (committed.as_held(s) for s in shards)
+    return [_looked_at(out, s, committed, archive) if committed.holds(s) else s for s in held]
 
 
 def _looked_at(out: Folder, shard: Shard, committed: CommittedFiles, archive: ArchiveConfig) -> Shard:

@@ -22,6 +22,7 @@ from camray.flow.stopping import Stopped, stoppable
 from camray.job.canary import look
 from camray.job.end import Ending, told
 from camray.job.prepare import Inputs, Prepared, known_members, prepare
+from camray.job.resolved import Resolved, keep
 from camray.job.verdict import judge, left_of, over_budget, standing_failures, unjudged
 from camray.ledger.commit import CommitDesk
 from camray.ledger.hold import hold, last_hold
@@ -159,12 +160,14 @@ def _judged_with(ready: Prepared, outcome: Outcome, killed: Sequence[str], repor
 
 def _quiet(ready: Prepared, run_id: str, reporter: Reporter) -> Outcome:
     """End a run that has nothing to do. It has a report too: a night that did not run has none."""
-    reporter.say("nothing to do: every shard is committed for this explainer")
+    unloaded = "; the model is as it was, and was not loaded" * ready.is_remembered
+    reporter.say(f"nothing to do: every shard is committed for this explainer{unloaded}")
     report = _report_of(ready, ready.explainer.id, ready.plan, run_id)
     report = replace(report, number=last_hold(ready.out))  # it holds nothing: its place is behind the last
     ended = report.ended(ExitCode.DONE, Accounting(), 0.0, {})
     if ready.table.delta is not None:  # an empty archive that is allowed: OUT stays as it is
         write_explainer(ready.out, ready.explainer)  # where it is gone or damaged
+        keep(ready.out, ready.origin, Resolved(ready.explainer, ready.notes))
         _write_last(ended, ready.out, reporter)
     return Outcome(ExitCode.DONE, run_id, Accounting(), ready.out.uri, ready.explainer.id, ended)
 
@@ -180,6 +183,7 @@ def _explain_tasks(
     work = Work(ready.explainer.id, ready.plan, partial(explain_flow, config, ready.explainer))
     with writing(ready, run_id):
         write_explainer(ready.out, ready.explainer)
+        keep(ready.out, ready.origin, Resolved(ready.explainer, ready.notes))
         outcome = execute(ready, work, run_id, reporter, engine)
         reporter.say(_said_of_pictures(outcome, config), pictures=outcome.pictures)
         if config.audit.canary and outcome.code in COMPLETE:
@@ -229,7 +233,7 @@ def _is_ray_up() -> bool:
 
 def _report_of(inputs: Inputs, owner: str, plan: Plan, run_id: str) -> RunReport:
     shards = {"todo": len(plan.tasks), "committed": plan.committed, "changed": plan.changed}
-    return first_report(run_id, owner, inputs.config, shards, inputs.model.notes)
+    return first_report(run_id, owner, inputs.config, shards, inputs.notes)
 
 
 def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine: Engine) -> Outcome:
@@ -330,7 +334,7 @@ def _undrawn(receipt: Receipt) -> int:
 
 def _announce(ready: Prepared, reporter: Reporter) -> None:
     e, plan = ready.explainer, ready.plan
-    for note in ready.model.notes:
+    for note in ready.notes:
         reporter.say(note)
     for reason in LOST:
         if count := ready.listing.left_out.get(reason):

@@ -3,6 +3,7 @@
 OUT/records/             the Delta table of records            ledger.table
 OUT/overlays/<explainer>/...                                   pictures
 OUT/explainers/<id>.json what an explainer id stands for
+OUT/resolved/            which explainer settings mean          job.resolved
 OUT/hold/                who may write                         ledger.hold
 OUT/runs/<run>/          run.json, what the audit of that night found
 OUT/intake/              which loose files make up which shard
@@ -34,8 +35,8 @@ TABLE, INTAKE, AUDIT, QA, SCORES, LOOKS = (
     "records", "intake", "audit", "qa", "scores", "looks",
 )  # fmt: skip  # Delta tables
 LOG = "_delta_log"  # in each of them
-EXPLAINERS, PANELS, RUNS, OVERLAYS, REPORT, GALLERY, INBOX, HOLD = (
-    "explainers", "panels", "runs", "overlays", "report", "gallery", "qa-inbox", "hold",
+EXPLAINERS, PANELS, RUNS, OVERLAYS, REPORT, GALLERY, INBOX, HOLD, RESOLVED = (
+    "explainers", "panels", "runs", "overlays", "report", "gallery", "qa-inbox", "hold", "resolved",
 )  # fmt: skip
 ANSWER = ("shard", "index", "content_sha256", "predicted_class", "confidence", "heatmap")
 """The columns that are kept of a canary image."""

@@ -71,8 +71,9 @@ def make_plan(
             done += 1
         else:
             files = committed.get(shard.key, [])
-            left.append(shard)
-            known[shard.id] = frozenset(f.path for f in files)
+            whole = committed.as_held(shard)
+            left.append(whole)
+            known[whole.id] = frozenset(f.path for f in files)
             changed += bool(files)
     ids = {s.id for s in left}
     old = frozenset[str]().union(*known.values())
@@ -96,7 +97,7 @@ def plan_again(
     before = {t.shard.id: t.before for t in plan.tasks}
     shards = [t.shard for t in plan.tasks]
     now = make_plan(out, explainer, shards, committed, chunk_size, kind, lambda _: True)
-    tasks = tuple(replace(t, before=before[t.shard.id]) for t in now.tasks)
+    tasks = tuple(replace(t, before=before.get(t.shard.id, frozenset())) for t in now.tasks)
     return replace(plan, tasks=tasks, resumed=now.resumed)
 
 

@@ -158,6 +158,11 @@ class Table:
         return self._delta
 
     @property
+    def out(self) -> Folder:
+        """The OUT that it is part of."""
+        return self._out
+
+    @property
     def kind(self) -> Kind:
         """Which table of OUT it is."""
         return self._kind

@@ -20,6 +20,7 @@ from urllib.parse import urlparse
 import timm
 import torch
 import torchvision
+from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
@@ -342,6 +343,22 @@ def _refuse_uncached(name: str) -> None:
 
 def _in_torch_cache(url: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+
+
+def cached_weights(config: ModelConfig) -> list[Path]:
+    """Tell where pretrained weights lie that come by the model's name, there or not; none of other models."""
+    name = config.name.removeprefix("torchvision:")
+    if config.checkpoint or not (timm.is_model(name.partition(".")[0]) or name != config.name):
+        return []
+    if name != config.name:
+        known = name in torchvision.models.list_models(module=torchvision.models)
+        return [_in_torch_cache(torchvision.models.get_model_weights(name).DEFAULT.url)] if known else []
+    if "." in name and name not in timm.list_models(pretrained=True):
+        return []  # loading it says so
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is not None and cfg.hf_hub_id:
+        return [Path(constants.HF_HUB_CACHE, f"models--{cfg.hf_hub_id.replace('/', '--')}")]
+    return [_in_torch_cache(cfg.url)] if cfg is not None and isinstance(cfg.url, str) else []
 
 
 def _refuse_nonfinite(module: nn.Module) -> None:

@@ -119,6 +119,8 @@ def print_status(place: str, as_json: bool, metrics_file: str | None = None) -> 
         name = _describe(out, explainer)
         print(f"{PARTITION} {explainer}  ({name})")
         print(f"  {shards:,} shards: {a.sentence()}")
+        if a.failed:
+            print(f"  to try failed images again: the same command with --retry {','.join(sorted(a.failed))}")
         for code, count in sorted(a.shard_errors.items()):
             print(f"  {count:,} shards not read to their end: {code}")
     for panel, (shards, a) in by_panel.items():

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from deltalake import DeltaTable
 
 from camray.audit.causes import Card
-from camray.audit.history import NightRate, Nights, cause_names
+from camray.audit.history import NightRate
 from demo import hans64
 from tests.audit.night_world import night, write_archive
 
@@ -31,7 +28,9 @@ def add_night(place: Path, number: int, count: int, tagged: bool | None, **setti
 
 def play(place: Path, nights: int, count: int, arrives: int, leaves: int) -> list[dict[str, Any]]:
     """Nights 1..`nights`; the barcode is there from night `arrives` until the night before `leaves`."""
-    return [add_night(place, n, count, None if arrives <= n < leaves else False) for n in range(1, nights + 1)]
+    return [
+        add_night(place, n, count, None if arrives <= n < leaves else False) for n in range(1, nights + 1)
+    ]
 
 
 def check(told: list[dict[str, Any]], arrives: int, leaves: int, within: int) -> None:

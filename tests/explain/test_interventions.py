@@ -81,6 +81,27 @@ def test_what_is_carried_lies_where_it_lay(x: torch.Tensor) -> None:
     assert torch.equal(found[0, :, 5], x[2, :, 5])
 
 
+def test_surroundings_are_carried_upside_down_and_exchanged_as_they_are(x: torch.Tensor) -> None:
+    """SIDE is 40: the outer seven or eight pixels of each side, the middle stays the host's."""
+    maps, typical, hosts = torch.rand(3, 4, 4), change.Typical.of(x), x.flip(0)
+    edge = round(SIDE * 3 / 16)
+    found = change.changed("carry_surround", x, maps, typical, hosts)
+    assert torch.equal(found[:, :, 0], x[:, :, -1])
+    assert torch.equal(found[:, :, edge:-edge, edge:-edge], hosts[:, :, edge:-edge, edge:-edge])
+    found = change.changed("surround", x, maps, typical, hosts)
+    assert torch.equal(found[:, :, 0], hosts[:, :, 0])
+    assert torch.equal(found[:, :, edge:-edge, edge:-edge], x[:, :, edge:-edge, edge:-edge])
+
+
+def test_a_sticker_in_a_corner_is_carried_whole_with_the_rim(x: torch.Tensor) -> None:
+    """Six of 32 pixels, two from the edges: an eighth would leave half of it."""
+    x, maps = torch.zeros(1, 3, 32, 32), torch.zeros(1, 8, 8)
+    x[:, :, 24:30, 2:8], maps[:, 6:, :2] = 1, 1
+    found = change.changed("carry_rim", x, maps, change.Typical.of(x), torch.full_like(x, 0.5))
+    assert torch.equal(found == 1, x == 1)
+    assert change.changed("rim", x, maps, change.Typical.of(x), x).max() < 0.01
+
+
 def test_a_tint_is_taken_away_and_grey_has_one_value_a_pixel(x: torch.Tensor) -> None:
     typical = change.Typical.of(x)
     tinted = x * 0.5 * torch.tensor([1.3, 1.0, 0.6]).view(1, 3, 1, 1)
