@@ -196,6 +196,11 @@ class MethodConfig:
         0.5, "boxes around the heat: where it reaches this share of its peak", "--heat-boxes SHARE", 0.01, 1,
         verbs=RUNS)
 
+    min_score: float = setting(
+        0.5, "a detector's: leave out what scores lower", "--min-score F", 0, 1, verbs=RUNS)
+    max_detections: int = setting(
+        20, "of each image: so many records, the best scores", "--max-detections N", 1, 1000, verbs=RUNS)
+
     @property
     def pair(self) -> tuple[int, int] | None:
         """Rows and columns of the grid, where they are given."""
@@ -319,14 +324,14 @@ class InputSpec:
     """How an upright image becomes the model's input, as timm's evaluation transform does it.
 
     The image is resized so that its shorter side is `resize` (crop_mode center), to exactly
-    `resize` x `resize` (squash), or so that its longer side fits (border), then the middle
-    `height` x `width` is cut out, padded with `fill` where the image is smaller.
+    `resize` x `resize` (squash), or so that its longer side fits (border; shrink: where it is larger),
+    then the middle `height` x `width` is cut out, padded with `fill` where the image is smaller.
     """
 
     height: int
     width: int
     resize: tuple[int, int]  # (height, width), = floor(input / crop_pct)
-    crop_mode: Literal["center", "squash", "border"]
+    crop_mode: Literal["center", "squash", "border", "shrink"]
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"]
     mean: tuple[float, ...]  # of channels scaled to 0..1
     std: tuple[float, ...]

@@ -290,6 +290,14 @@ _MODEL = (
     Column("model", _TEXT, "the model"),
     Column("weights_sha256", _TEXT, "of its weights file (of the tensors, for weights from the hub)"),
 )
+_DETECTION = (
+    Column("detection", _INT, "of a detector: number of the detection, best score first; null: none, or no "
+           "detector", "from 0", is_later=True),
+    Column("box_x0", _FLOAT, "its box in the upright image: left edge", "pixels", is_later=True),
+    Column("box_y0", _FLOAT, "upper edge", "pixels", is_later=True),
+    Column("box_x1", _FLOAT, "right edge", "pixels", is_later=True),
+    Column("box_y1", _FLOAT, "lower edge", "pixels", is_later=True),
+)  # fmt: skip
 _EXPLANATION = (
     Column("method", _TEXT, "the class activation map"),
     Column("target_layer", _TEXT, "where it was taken"),
@@ -303,7 +311,7 @@ _EXPLANATION = (
     Column(
         "heat_status", _TEXT,
         "`ok`; `dead`: nothing positive, signals are null; `nonfinite`: NaN or infinity, heatmap is null; "
-        "`no_target`: no class reached the threshold",
+        "`no_target`: no class reached the threshold; null: a detector found nothing",
     ),
 )  # fmt: skip
 _SIGNALS = (
@@ -319,8 +327,8 @@ _SIGNALS = (
     Column("heat_spread", _FLOAT, "rms distance from the centre of mass", "sides of the input", "signals"),
     Column(
         "heat_in_box", _FLOAT,
-        "share of the heat inside the boxes (what several cover counts once); null without boxes. "
-        "What the crop leaves out is outside, padding too", "0..1",
+        "share of the heat inside the boxes (what several cover counts once), of a detection inside its own; "
+        "null without boxes. What the crop leaves out is outside, padding too", "0..1",
     ),
     Column("heat_in_mask", _FLOAT, "share of the heat inside the mask; null without one", "0..1"),
     Column("heat_in_padding", _FLOAT, "share of the heat on padding, no part of the image; else 0", "0..1"),
@@ -359,7 +367,7 @@ _IDENTITY = (_INDEX, _MEMBER, _LABEL, _LABEL_CLASS, *_STATUS, _BOXES, _ATTRIBUTE
 
 COLUMNS = (
     *_RUN, _MEMBER, _INDEX, _KEY, *_STATUS, *_IMAGE, *_PREDICTION, _LABEL_CLASS, _LABEL, *_CORRECT, _BOXES,
-    _ATTRIBUTES, *_MODEL, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION, *_OVERLAY,
+    _ATTRIBUTES, *_MODEL, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION, *_OVERLAY, *_DETECTION,
 )  # fmt: skip
 """Every column of a record file, in its order."""
 
@@ -381,7 +389,7 @@ DECODED = _struct(*_IDENTITY, *_FRAME, *_IMAGE, ("mask", _BYTES), ("pixels", _BY
 255 on the object; content is kept only where overlays are drawn on the original."""
 
 EXPLAINED = _struct(
-    *_IDENTITY, *_IMAGE, *_PREDICTION, *_CORRECT, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION,
+    *_IDENTITY, *_IMAGE, *_PREDICTION, *_CORRECT, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION, *_DETECTION,
     ("frame", _INT), ("overlay", _BOOL), ("pixels", _BYTES), ("content", _BYTES),
 )  # fmt: skip
 """One image between explain and sink; pixels or content only where an overlay is due."""

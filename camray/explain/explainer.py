@@ -53,6 +53,14 @@ def resolve(
         UsageError: a model, checkpoint, layer, class or method that cannot work.
     """
     loaded = load_model(config.model, config.preprocess, folders)
+    if "task" in loaded.build_args:
+        from camray.explain.detections import resolve_detector
+
+        if methods:
+            raise ModelError(
+                "--model", "a detector has one method: there is nothing to compare", "camray explain"
+            )
+        return resolve_detector(config, loaded)
     target = target_by_index(config.method.target, loaded.class_names)
     rule = _rule(target, loaded.activation)
     named = rule.classes if loaded.activation != "value" else ()
@@ -175,7 +183,7 @@ class BatchExplainer:
         self.device = torch.device(device)
         self._rule = _rule(explainer.target, explainer.activation)
         module = reshape(build(explainer.model_args), folded)
-        module.load_state_dict(_own_copies(module, state, explainer.model_args["kind"]), assign=True)
+        module.load_state_dict(own_copies(module, state, explainer.model_args["kind"]), assign=True)
         self.module: nn.Module = module.eval().requires_grad_(False).to(self.device)
         grid = explainer.layout["grid"]
         self.layer = cam.TargetLayer(
@@ -247,7 +255,7 @@ class BatchExplainer:
         count = maps.shape[1]
         flat = maps.flatten(0, 1)  # B * K maps
         regions = region_signals(flat, [row for row in rows for _ in range(count)], input_size)
-        heat = [one | other for one, other in zip(_heat(flat), regions, strict=True)]
+        heat = [one | other for one, other in zip(heat_columns(flat), regions, strict=True)]
         share = self.explainer.heat_boxes
         for i, row in enumerate(heat):
             if row["heat_status"] == "ok" and rows[i // count]["crop_x0"] is not None:
@@ -311,7 +319,7 @@ class BatchExplainer:
         return True
 
 
-def _own_copies(module: nn.Module, state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+def own_copies(module: nn.Module, state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     """Copy what a model may write: its buffers, and everything where the code is the user's own.
 
     `state` may lie in read-only memory, where a write ends the process.
@@ -338,7 +346,7 @@ def is_flagged(row: Row) -> bool:
     drop = row.get("confirm_drop")
     doubtful = row.get("confirm_region") is not None and (drop is None or drop > DOUBTFUL_DROP)
     low = row["margin"] is not None and row["margin"] < LOW_MARGIN
-    return row["correct"] is False or row["heat_status"] != "ok" or low or doubtful
+    return row["correct"] is False or row["heat_status"] not in ("ok", None) or low or doubtful
 
 
 def _stored_size(maps: Tensor, input_size: tuple[int, int]) -> Tensor:
@@ -381,7 +389,7 @@ def _predictions(logits: Tensor, explainer: Explainer) -> list[Row]:
     )
 
 
-def _heat(maps: Tensor) -> list[Row]:
+def heat_columns(maps: Tensor) -> list[Row]:
     """Give the heatmap columns of maps (B, h, w), raw and signed; a nonfinite map is null."""
     statuses = heat_status(maps)
     usable = [status != "nonfinite" for status in statuses]

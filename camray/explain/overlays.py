@@ -70,6 +70,16 @@ def heat_mask(heat: Map, geometry: Geometry, input_size: tuple[int, int], share:
     return bytes(data)
 
 
+def with_box(image: Image, box: tuple[float, float, float, float]) -> Image:
+    """Draw a box (x0, y0, x1, y1), in pixels, in white edged with black: seen on every picture."""
+    thick = max(1, round(max(image.shape[:2]) / 300))
+    low, high = ((round(box[i]), round(box[i + 1])) for i in (0, 2))
+    drawn = np.ascontiguousarray(image).copy()
+    for colour, width in (((0, 0, 0), 3 * thick), ((255, 255, 255), thick)):
+        cv2.rectangle(drawn, low, high, colour, width)
+    return drawn
+
+
 def with_caption(image: Image, text: str) -> Image:
     """Write one line under the picture, on a white strip, shortened to its width."""
     text = in_one_line(text[:_CAPTION_CHARACTERS])

@@ -107,11 +107,11 @@ def share_of_input(share: float, where: Mapping[str, Any], axis: str) -> float:
 
 def _shares(pieces: Grid, rows: Grid, columns: Grid, shape: tuple[int, ...]) -> Grid:
     """Average pieces with the given edges over the cells of an even grid, by area."""
-    down, across = _overlap(shape[0], rows), _overlap(shape[1], columns)
+    down, across = overlap(shape[0], rows), overlap(shape[1], columns)
     return np.asarray(down @ pieces @ across.T * shape[0] * shape[1])
 
 
-def _overlap(cells: int, edges: Grid) -> Grid:
+def overlap(cells: int, edges: Grid) -> Grid:
     """Length that each of `cells` equal parts of [0, 1] shares with each piece between `edges`."""
     cut = np.arange(cells + 1) / cells
     low: Grid = np.maximum(cut[:-1, None], edges[None, :-1])

@@ -73,11 +73,11 @@ class ExplainActor:
         def load() -> BatchExplainer:
             import torch
 
-            from camray.explain.explainer import BatchExplainer
+            from camray.explain.detections import core_of
 
             torch.set_num_threads(threads)  # of this whole process
             network = weights()
-            return BatchExplainer(explainer, network.state(), device, batch_size, network.folded)
+            return core_of(explainer, network.state(), device, batch_size, network.folded)
 
         self._explain = guard.start(load)
         self._overlay, self._guard = overlay, guard

@@ -280,6 +280,7 @@ class Sink(ChunkSink):
     def _draw(self, image: pa.StructScalar) -> bytes | None:
         """Draw and encode one overlay; None where the original cannot be decoded a second time."""
         heat = _heat(image)
+        box = tuple(image[f"box_{edge}"].as_py() for edge in EDGES)
         if self._overlay.on == "original":
             try:
                 source = decoder_of(self._max_pixels).upright(
@@ -287,10 +288,12 @@ class Sink(ChunkSink):
                 )
             except ImageError:  # its decoder was killed, as the machine's memory was short: the record counts
                 return None
+            source = source if box[0] is None else overlays.with_box(source, box)
             picture = overlays.overlay_on_original(source, heat, _where(image), self._overlay)
         else:
             view = np.frombuffer(image["pixels"].as_buffer(), np.uint8)
             view = view.reshape(self._spec.height, self._spec.width, 3)
+            view = view if box[0] is None else overlays.with_box(view, self._on_input(image, box))
             picture = overlays.overlay_on_input(view, heat, self._overlay)
         if self._overlay.caption:
             picture = overlays.with_caption(picture, _caption(image))
@@ -300,10 +303,18 @@ class Sink(ChunkSink):
         size = (self._spec.height, self._spec.width)
         return overlays.heat_mask(_heat(image), _where(image), size, self._share)
 
+    def _on_input(self, image: pa.StructScalar, box: tuple[float, ...]) -> tuple[float, float, float, float]:
+        """Turn a box of the upright image into pixels of the input."""
+        x0, y0, x1, y1 = (image[f"crop_{edge}"].as_py() for edge in EDGES)
+        across, down = self._spec.width / (x1 - x0), self._spec.height / (y1 - y0)
+        return (box[0] - x0) * across, (box[1] - y0) * down, (box[2] - x0) * across, (box[3] - y0) * down
+
     def _overlay_path(self, chunk: Chunk, image: pa.StructScalar) -> str:
         key = key_of(image["member"].as_py())
         class_id, label = image["target_class"].as_py(), image["target_label"].as_py()
         target = f"{class_id} {label}" if label else f"class {class_id}"
+        if (number := image["detection"].as_py()) is not None:
+            target = f"{number} {target}"
         name = overlays.overlay_name(chunk.shard_id, image["index"].as_py(), key, target)
         return f"{overlay_folder(self._owner)}/{name}"
 

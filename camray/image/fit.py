@@ -7,6 +7,7 @@ crop mode   resized to                                                      then
 center      the shorter side = `resize`, aspect kept                        centre crop
 squash      exactly `resize`, aspect lost                                   centre crop
 border      the longer side fits into `resize`, aspect kept                 centre crop, padded with `fill`
+shrink      as border, but nothing is enlarged                              the same
 
 Rounding follows torchvision and timm to the letter: lengths are truncated where torchvision resizes and
 rounded half-to-even where timm does; crop offsets are rounded half-to-even, or down where transformers crops;
@@ -120,9 +121,11 @@ def _resized(width: int, height: int, spec: InputSpec) -> tuple[int, int]:
         if width <= height:
             return rows, max(int(rows * height / width), 1)
         return max(int(rows * width / height), 1), rows
-    longest = 1.0 if spec.crop_mode == "border" else 0.0
+    longest = 1.0 if spec.crop_mode in ("border", "shrink") else 0.0
     down, across = height / rows, width / columns
     ratio = max(down, across) * longest + min(down, across) * (1.0 - longest)
+    if spec.crop_mode == "shrink":
+        ratio = max(ratio, 1.0)
     return max(round(width * 1.0 / ratio), 1), max(round(height * 1.0 / ratio), 1)
 
 

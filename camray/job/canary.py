@@ -70,6 +70,7 @@ def choose(table: Table, explainer: str, size: int) -> list[Answer]:
     """Pick explained images by the lowest checksums: the same ones whatever the order of the work."""
     usable = (ds.field(PARTITION) == explainer) & (ds.field("heat_status") == "ok")
     usable &= ds.field("target_class") == ds.field("predicted_class")
+    usable &= ds.field("detection").is_null() | (ds.field("detection") == 0)  # the best of each image
     rows = table.dataset().scanner(columns=[*ANSWER], filter=usable).head(LOOKED_AT)
     chosen: list[Answer] = rows.sort_by("content_sha256").slice(0, size).to_pylist()
     return chosen
@@ -100,7 +101,8 @@ def explain_again(
 def difference(first: Sequence[Answer], now: Sequence[Answer]) -> dict[str, Any]:
     """Say of how many images the answer is another one, and the largest distance of confidence and heat."""
     then = {_key(a): a for a in first}
-    pairs = [(then[_key(a)], a) for a in now if _key(a) in then and a["predicted_class"] is not None]
+    best = {_key(a): a for a in reversed(now)}  # of several detections the first
+    pairs = [(then[key], a) for key, a in best.items() if key in then and a["predicted_class"] is not None]
     heat = [_cosine(a["heatmap"], b["heatmap"]) for a, b in pairs if b["heatmap"]]
     return {
         "images": len(pairs),

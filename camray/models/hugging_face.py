@@ -30,6 +30,7 @@ from camray.errors import ModelError, printable
 from camray.image.fit import fit_image, plan_fit
 
 CLASSIFIER = "ForImageClassification"
+DETECTOR = "ForObjectDetection"
 FLIPPED = "channels_reversed"  # argument of `build`: the network takes blue first
 
 
@@ -71,7 +72,6 @@ _MEAN_CHANGE, _LARGEST_CHANGE = 0.75, 6.0  # of 255: what two resizers may diffe
 _NOT_BUILT = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path",
               "id2label", "label2id", "num_labels")  # fmt: skip
 _KINDS: tuple[tuple[str, str, str], ...] = (  # end of an architecture's name, what it is, the way on
-    ("ForObjectDetection", "a detector: its output is boxes", "give an image classifier"),
     (
         "ForSemanticSegmentation",
         "a segmenter: its output is a picture of classes",
@@ -127,7 +127,7 @@ def describe(file: Path) -> Description:
             "read that code, then --model FILE.py:ClassName --checkpoint WEIGHTS if you trust it",
         )  # fmt: skip
     args = {key: value for key, value in config.items() if key not in _NOT_BUILT}
-    if CLASSIFIER in name:
+    if CLASSIFIER in name or name.endswith(DETECTOR):
         args["num_classes"] = len(config.get("id2label") or ()) or int(config.get("num_labels") or 2)
         return Description(name, args, _class_names(config))
     if name in _CONTRASTS:
@@ -263,6 +263,37 @@ def _embedded(whole: Any, folder: Path, texts: Sequence[str]) -> tuple[Tensor, i
 def has_class_token(module: nn.Module) -> bool:
     """Tell whether a token of its own stands in front of the patches."""
     return any(name.endswith(("cls_token", "class_embedding")) for name, _ in module.named_parameters())
+
+
+def is_detector(module: nn.Module) -> bool:
+    """Tell whether a network is one of transformers' detectors."""
+    kind = type(module)
+    return kind.__module__.startswith("transformers.") and kind.__name__.endswith(DETECTOR)
+
+
+def processor_fields(folder: Path) -> dict[str, Any]:
+    """Read the processor of a detector, in plain data.
+
+    Raises:
+        ModelError: there is none, or it cannot turn outputs into boxes.
+    """
+    try:
+        with _quiet():
+            processor = _transformers().AutoImageProcessor.from_pretrained(folder, **_LOCAL)
+            fields: dict[str, Any] = json.loads(processor.to_json_string())
+    except Exception as error:  # noqa: BLE001 - processors raise anything
+        said = printable(f"{folder}: its processor fails: {type(error).__name__}: {error}", 200)
+        raise ModelError("--model", said, "add its preprocessor_config.json") from None
+    if not hasattr(processor, "post_process_object_detection"):
+        raise ModelError("--model", f"{type(processor).__name__} gives no boxes", "add its own processor")
+    return fields | {"class": type(processor).__name__}
+
+
+def processor_of(fields: Mapping[str, Any]) -> Any:
+    """Make the processor again from `processor_fields`."""
+    given = dict(fields)
+    with _quiet():
+        return getattr(_transformers(), given.pop("class")).from_dict(given)
 
 
 def weights_file(folder: Path) -> Path | None:

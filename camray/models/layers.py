@@ -26,7 +26,7 @@ from camray.cam.split import as_found, run_split
 from camray.config import Config
 from camray.errors import ExitCode, ImageError, UsageError
 from camray.image.decode import decode
-from camray.models.load import LoadedModel, load_model
+from camray.models.load import LoadedModel, load_classifier
 from camray.models.preprocessing import to_input
 
 CHANNELS = 64  # shown at most, in a grid of 8 x 8
@@ -36,7 +36,7 @@ _GAP, _STRIP = 4, 14  # white between tiles; the line with the channel's number
 
 def print_layers(config: Config, show_all: bool, as_json: bool) -> ExitCode:
     """List the layers of a model; a named layer is checked first and refused with a reason."""
-    loaded = load_model(config.model, config.preprocess)
+    loaded = load_classifier(config)
     for note in loaded.notes:
         print(note, file=sys.stderr)
     spec = loaded.input
@@ -73,7 +73,7 @@ def draw_maps(config: Config, layers: Sequence[str], image: str | None, folder: 
     """
     if image is None:
         raise UsageError("--maps", "needs an image", "give --image FILE")
-    loaded = load_model(config.model, config.preprocess)
+    loaded = load_classifier(config)
     try:
         content = Path(image).read_bytes()
         for layer in layers:

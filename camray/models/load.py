@@ -24,9 +24,18 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from camray.config import InputSpec, ModelConfig, PreprocessConfig
+from camray.config import Config, InputSpec, ModelConfig, PreprocessConfig
 from camray.errors import ModelError, printable
-from camray.models import adapters, checkpoints, heads, hugging_face, preprocessing, sources, weights
+from camray.models import (
+    adapters,
+    checkpoints,
+    detectors,
+    heads,
+    hugging_face,
+    preprocessing,
+    sources,
+    weights,
+)
 from camray.models.folding import Pairs
 from camray.models.labels import (
     IMAGENET_CLASSES,
@@ -72,6 +81,8 @@ def load_model(
         _refuse_tower(source, module)
         activation = config.activation
     module.eval().requires_grad_(False)
+    if detectors.layer_of(module):
+        return _detector(source, module, notes, config, preprocess or PreprocessConfig())
     _refuse_kind(module)
     _refuse_nonfinite(module)
     spec, told = _input_spec(source, module, config, preprocess)
@@ -95,6 +106,43 @@ def load_model(
     )
 
 
+def load_classifier(config: Config) -> LoadedModel:
+    """Load a model whose layers may be chosen.
+
+    Raises:
+        ModelError: as `load_model`; a detector, which is explained at a layer of its own.
+    """
+    loaded = load_model(config.model, config.preprocess)
+    if "task" in loaded.build_args:
+        raise ModelError("--model", f"{loaded.name} is a detector: nothing of it is chosen", "camray explain")
+    return loaded
+
+
+def _detector(
+    source: Source, module: nn.Module, notes: tuple[str, ...], config: ModelConfig, given: PreprocessConfig
+) -> LoadedModel:
+    """Describe a detector: the canvas that images are laid on, its classes, its processor if it has one."""
+    if replace(given, input_size=None) != PreprocessConfig():
+        fix = "leave out what says how images are prepared; --input-size is that of the canvas"
+        raise ModelError("--model", "a detector prepares its images itself", fix)
+    _refuse_nonfinite(module)
+    recipe = replace(source.recipe, task=detectors.TASK)
+    made = _build_args(recipe, None, config)
+    if recipe.kind == "transformers" and source.folder is not None:
+        made["processor"] = hugging_face.processor_fields(source.folder)
+    count = detectors.count_classes(module)
+    if recipe.kind == "torchvision" and "num_classes" not in recipe.args:
+        known = torchvision.models.get_model_weights(recipe.name).DEFAULT.meta["categories"]
+        source = replace(source, class_names=tuple(known) if len(known) == count else ())
+    names, named = _class_names(config, source, count, ())
+    side = detectors.canvas_side(module)
+    height, width = (given.input_size[0], given.input_size[-1]) if given.input_size else (side, side)
+    spec = InputSpec(height, width, (height, width), "shrink", "bilinear", (0.0,) * 3, (1.0,) * 3)
+    digest = _file_sha256(source.weights) if source.weights else state_sha256(module.state_dict())
+    name = config.name if recipe.kind == "torchvision" else recipe.name
+    return LoadedModel(name, made, module, digest, spec, names, count, notes=(*notes, *named))
+
+
 def build(build_args: Mapping[str, Any]) -> nn.Module:
     """Make the bare architecture, without weights, its call giving logits."""
     return as_logits(sources.build(Recipe.from_dict(build_args)), **build_args["output"])
@@ -110,8 +158,8 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _build_args(recipe: Recipe, reading: Reading, config: ModelConfig) -> dict[str, Any]:
-    made = recipe.to_dict() | {"output": reading.to_dict()}
+def _build_args(recipe: Recipe, reading: Reading | None, config: ModelConfig) -> dict[str, Any]:
+    made = recipe.to_dict() | ({"output": reading.to_dict()} if reading else {})
     for choice in ("partial", "trust_pickle"):
         if getattr(config, choice):
             made[choice] = True
@@ -127,6 +175,7 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
         return source, module, () if source.contrast else notes  # the text side has no place in a tower
     if source.weights is None and source.recipe.kind == "torchvision":
         source = replace(source, weights=_torchvision_weights(source.recipe, config.download))
+        source = replace(source, recipe=detectors.with_trained_norms(source.recipe))
     path = source.weights
     if path is None:
         raise ModelError("--checkpoint", "is missing: own code has no weights", "--checkpoint FILE")

@@ -43,7 +43,6 @@ Kind = Literal["timm", "torchvision", "transformers", "own"]
 NORMALISE_AGAIN = ("googlenet", "inception_v3")
 _LONGEST_NAME = 1000
 _TASKS = {  # of torchvision's folders
-    "detection": "a detector: its output is boxes",
     "segmentation": "a segmenter: its output is a picture of classes",
     "video": "a classifier of videos, not of single images",
     "optical_flow": "a model of motion: it takes two images and has no classes",
@@ -62,6 +61,7 @@ class Recipe:
     args: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # own code: path -> text
     head: Mapping[str, Any] = field(default_factory=dict)  # arguments of `heads.Headed`
+    task: str = ""  # of a network that does not give classes of the whole image: detection
 
     @property
     def code(self) -> OwnCode:
@@ -81,7 +81,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Give what `build` needs, as JSON knows it."""
         parts = {"kind": self.kind, "name": self.name, "args": dict(self.args)}
-        parts |= {"files": dict(self.files), "head": dict(self.head)}
+        parts |= {"files": dict(self.files), "head": dict(self.head), "task": self.task}
         return {name: value for name, value in parts.items() if value}
 
 
@@ -194,7 +194,12 @@ def _build(recipe: Recipe) -> Any:
             args.setdefault(
                 "transform_input", True
             )  # as torchvision's builder sets it where weights are given
-        return torchvision.models.get_model(name, weights=None, **args)
+        epsilon = args.pop("norm_eps", None)
+        module = torchvision.models.get_model(name, weights=None, **args)
+        for part in module.modules() if epsilon is not None else ():
+            if isinstance(part, nn.BatchNorm2d):
+                part.eps = epsilon
+        return module
     if recipe.kind == "transformers":
         return hugging_face.build(name, args)
     with importable(recipe.code):
@@ -224,6 +229,8 @@ def _timm(name: str) -> Source:
 
 def _torchvision(name: str) -> Source:
     known = torchvision.models.list_models(module=torchvision.models)
+    if name in torchvision.models.list_models(module=torchvision.models.detection):
+        return Source(Recipe("torchvision", name, {"weights_backbone": None}, task="detection"))
     if name not in known:
         _refuse_other_task(name, known)
         near = difflib.get_close_matches(name, known, 3) or known[:3]
@@ -280,9 +287,11 @@ def _described(file: Path) -> Source:
 
 
 def _of_transformers(file: Path) -> Source:
-    found, cfg = hugging_face.describe(file), hugging_face.read_processor(file.parent)
+    found = hugging_face.describe(file)
+    is_detector = found.architecture.endswith(hugging_face.DETECTOR)
+    cfg = {} if is_detector else hugging_face.read_processor(file.parent)
     args = dict(found.args) | {key: True for key in (hugging_face.FLIPPED,) if cfg.pop(key, False)}
-    recipe = Recipe("transformers", found.architecture, args)
+    recipe = Recipe("transformers", found.architecture, args, task="detection" if is_detector else "")
     return Source(recipe, None, found.class_names, cfg, file.parent, found.contrast, found.gives_classes)
 
 

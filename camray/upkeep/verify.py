@@ -94,10 +94,12 @@ def _check_shard(
     """Compare what the commit said of a shard with what its files hold."""
     where = f"shard {said['uri']}"
     members: dict[int, tuple[str, str | None]] = {}
-    seen: Counter[tuple[int, int | None]] = Counter()
+    seen: Counter[tuple[int, int | None, int | None]] = Counter()
     for file in files:
         try:
-            rows = _intact(out, file, RECORDS, columns).select(_COLUMNS).to_pylist()
+            table = _intact(out, file, RECORDS, columns)
+            later = [name for name in ("detection",) if name in table.column_names]  # not in files of before
+            rows = table.select([*_COLUMNS, *later]).to_pylist()
         except Exception as error:  # noqa: BLE001 - damage makes readers raise whatever they like
             yield f"{where}: {file.path}: {printable(str(error), 160)}"
             return
@@ -105,7 +107,7 @@ def _check_shard(
             if row["member"] is None:
                 continue
             members[row["index"]] = row["status"], row["error_code"]
-            seen[row["index"], row["target_class"]] += 1
+            seen[row["index"], row["target_class"], row.get("detection")] += 1
             yield from _check_row(where, row, overlays, pruned)
     repeated = sum(n - 1 for n in seen.values())
     if repeated:

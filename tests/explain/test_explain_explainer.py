@@ -25,7 +25,7 @@ from camray import cam
 from camray.config import Config, MethodConfig, ModelConfig, OverlayConfig, RunConfig
 from camray.errors import ModelError, UsageError
 from camray.explain import explainer as explainer_module
-from camray.explain.explainer import BatchExplainer, _own_copies, is_flagged, resolve
+from camray.explain.explainer import BatchExplainer, is_flagged, own_copies, resolve
 from camray.flow.actor import choose_overlays
 from camray.models.load import load_model
 from camray.records import DECODED, EXPLAINED, struct_array
@@ -409,7 +409,7 @@ def test_a_map_that_is_not_finite_is_null_with_all_its_signals() -> None:
     maps = torch.tensor(
         [[[1.0, 2.0], [3.0, math.nan]], [[1.0, 2.0], [3.0, 4.0]], [[-1.0, 0.0], [-2.0, -1.0]]]
     )
-    bad, good, dead = explainer_module._heat(maps)
+    bad, good, dead = explainer_module.heat_columns(maps)
     assert (bad["heat_status"], bad["heatmap"], bad["heat_max"]) == ("nonfinite", None, None)
     assert {v for k, v in bad.items() if k not in ("heat_status", "heat_h", "heat_w")} == {None}
     assert (good["heat_status"], good["heatmap"].tolist(), good["heat_max"]) == ("ok", [[1, 2], [3, 4]], 4)
@@ -577,7 +577,7 @@ def test_only_what_no_model_writes_is_shared(kind: str, shared: bool) -> None:
     """The state may lie in read-only memory: buffers, and weights of own code, are copies."""
     module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
     state = module.state_dict()
-    used = _own_copies(module, state, kind)
+    used = own_copies(module, state, kind)
     assert used.keys() == state.keys()
     assert all(torch.equal(used[name], state[name]) for name in state)
     same = {name for name in state if used[name].data_ptr() == state[name].data_ptr()}

@@ -230,7 +230,6 @@ def test_descriptions_that_say_nonsense_are_refused_in_a_line(
 @pytest.mark.parametrize(
     ("architecture", "kind"),
     [
-        ("DetrForObjectDetection", "a detector: its output is boxes"),
         ("SegformerForSemanticSegmentation", "a segmenter"),
         ("VideoMAEForVideoClassification", "a classifier of videos"),
         ("DPTForDepthEstimation", "a depth estimator"),

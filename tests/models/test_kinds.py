@@ -82,9 +82,6 @@ def test_a_fixed_graph_is_refused_by_its_kind_as_model_and_as_checkpoint(
     [
         ("deeplabv3_resnet50", "a segmenter: its output is a picture of classes", "torchvision:resnet50"),
         ("fcn_resnet101", "a segmenter", "torchvision:resnet101"),
-        ("fasterrcnn_resnet50_fpn", "a detector: its output is boxes", "torchvision:resnet50"),
-        ("fasterrcnn_mobilenet_v3_large_fpn", "a detector", "torchvision:mobilenet_v3_large"),
-        ("ssd300_vgg16", "a detector", "torchvision:vgg16"),
         ("r3d_18", "a classifier of videos", "torchvision:resnet50"),
         ("raft_small", "a model of motion", "torchvision:resnet50"),
     ],

@@ -1,0 +1,241 @@
+"""Networks that find objects: an image in, boxes with scores and classes out, and how each box was found.
+
+    module ──Detector──> detections of one image, equal to the library's own, each with maps of its evidence
+
+A detection is explained as ODAM does (Zhao and Chan, ICLR 2022, "Gradient-based instance-specific visual
+explanations"): the gradient of its own score, as it was before duplicates were suppressed, times the
+activation, element by element, at the maps that the boxes are read from. There the network is cut: one
+forward serves all detections of an image, and no gradient goes through the backbone. Images are taken one by
+one, because padding to the largest of a batch would change what the others get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from camray.errors import ModelError
+from camray.models import hugging_face
+from camray.models.sources import Recipe
+
+TASK = "detection"
+METHOD = "odam"
+_NORMS_OF_ZERO = (
+    "fasterrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn"
+)  # fmt: skip
+SIDE = 640  # of the canvas for a network that names no size of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One box (x0, y0, x1, y1) in pixels of the image, and for each level what its cells gave the score.
+
+    `levels`: maps (h, w), raw and signed, of the network's input, of which `covers` (height, width) is image.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    class_id: int
+    levels: tuple[Tensor, ...]
+    covers: tuple[float, float]
+
+
+@dataclass(slots=True)
+class _Cut:
+    """Where the network is cut: maps or tokens, and how a product of their shape becomes a map (h, w)."""
+
+    tensors: list[Tensor]
+    grids: list[Callable[[Tensor], Tensor]]
+    covers: tuple[float, float] = (1.0, 1.0)
+
+    def take(self, values: Tensor, grid: Callable[[Tensor], Tensor]) -> Tensor:
+        """Start the graph here."""
+        self.tensors.append(values.detach().requires_grad_())
+        self.grids.append(grid)
+        return self.tensors[-1]
+
+
+def layer_of(module: nn.Module) -> str | None:
+    """Name the part whose output the boxes are read from; None of what is no detector of a known kind."""
+    kinds = (torchvision.models.detection.generalized_rcnn.GeneralizedRCNN,
+             torchvision.models.detection.RetinaNet, torchvision.models.detection.FCOS,
+             torchvision.models.detection.ssd.SSD)  # fmt: skip
+    if isinstance(module, kinds):
+        return "backbone"
+    if not hugging_face.is_detector(module):
+        return None
+    parts = dict(module.named_modules())
+    if "vit.encoder.layer" in parts:
+        return f"vit.encoder.layer.{len(parts['vit.encoder.layer']) - 1}"
+    if "model.encoder" in parts and {"model.input_projection", "model.encoder_input_proj"} & parts.keys():
+        return "model.encoder"
+    raise ModelError(
+        "--model", f"{type(module).__name__} is a detector of a kind that is not known",
+        "torchvision's, DETR, Conditional DETR, RT-DETR, D-FINE or YOLOS",
+    )  # fmt: skip
+
+
+def with_trained_norms(recipe: Recipe) -> Recipe:
+    """Ask for batch norms as torchvision gives them to its own weights: the first detectors add 0."""
+    if recipe.task != TASK or recipe.name not in _NORMS_OF_ZERO:
+        return recipe
+    return replace(recipe, args={**recipe.args, "norm_eps": 0.0})
+
+
+def count_classes(module: nn.Module) -> int:
+    """Give the number of classes, the background that torchvision counts as class 0 included."""
+    if hugging_face.is_detector(module):
+        return int(module.config.num_labels)  # type: ignore[union-attr, arg-type]
+    heads = [part for name, part in module.named_modules() if name.endswith(("cls_score", "cls_logits"))]
+    head: Any = next((part for part in heads if hasattr(part, "out_features")), None)
+    found = head.out_features if head is not None else None
+    for part in () if found else module.modules():
+        found = getattr(part, "num_classes", None) or getattr(part, "num_columns", None) or found
+    if not isinstance(found, int):
+        raise ModelError("--model", "nothing tells how many classes it has", "name the head cls_score")
+    return found
+
+
+def canvas_side(module: nn.Module) -> int:
+    """Give the longest side at which the network itself would look at an image; `SIDE` where that is smaller.
+
+    What an archive has beyond it is lost to the network anyway.
+    """
+    transform = getattr(module, "transform", None)
+    fixed = getattr(transform, "fixed_size", None)
+    longest = max(fixed) if fixed else getattr(transform, "max_size", 0)
+    return max(SIDE, int(longest or 0))
+
+
+class Detector:
+    """A network of torchvision or transformers, and for the latter the fields of its processor."""
+
+    def __init__(self, module: nn.Module, processor: Mapping[str, Any] | None = None) -> None:
+        self.module, self.layer = module, layer_of(module)
+        self._processor: Any = hugging_face.processor_of(processor) if processor else None
+
+    def __call__(self, image: Tensor, least_score: float, most: int) -> list[Detection]:
+        """Find the objects of an image, (3, H, W) in 0..1: at most `most`, the best scores first."""
+        run = self._torchvision if self._processor is None else self._transformers
+        with torch.enable_grad():
+            found, cut = run(image, least_score)
+            scores = found["scores"]
+            order = torch.argsort(scores.detach(), descending=True, stable=True)
+            kept = [i for i in order.tolist() if float(scores[i].detach()) >= least_score][:most]
+            return [self._explained(found, i, cut) for i in kept]
+
+    def _explained(self, found: Mapping[str, Tensor], i: int, cut: _Cut) -> Detection:
+        """Ask for the gradient of one detection's log-odds: that of its score, which does not fade."""
+        score = found["scores"][i]
+        gradients = torch.autograd.grad(
+            score.double().logit(eps=1e-12), cut.tensors, retain_graph=True, allow_unused=True
+        )
+        maps = tuple(
+            grid(torch.zeros_like(a) if g is None else g * a.detach())
+            for g, a, grid in zip(gradients, cut.tensors, cut.grids, strict=True)
+        )
+        x0, y0, x1, y1 = found["boxes"][i].detach().double().tolist()
+        return Detection((x0, y0, x1, y1), float(score.detach()), int(found["labels"][i]), maps, cut.covers)
+
+    def _torchvision(self, image: Tensor, _least: float) -> tuple[Mapping[str, Tensor], _Cut]:
+        cut, module = _Cut([], []), self.module
+
+        def size(_module: nn.Module, _args: Any, out: Any) -> None:
+            (height, width), whole = out[0].image_sizes[0], out[0].tensors.shape[2:]
+            cut.covers = (height / whole[0], width / whole[1])
+
+        def begin(_module: nn.Module, _args: Any, out: Any) -> Any:
+            if isinstance(out, Tensor):
+                return cut.take(out, _channels)
+            return type(out)((name, cut.take(level, _channels)) for name, level in out.items())
+
+        transform, backbone = module.get_submodule("transform"), module.get_submodule("backbone")
+        parts = [(transform.register_forward_hook, size), (backbone.register_forward_hook, begin)]
+        with _hooked(parts), _InDouble():
+            return module([image])[0], cut
+
+    def _transformers(self, image: Tensor, least: float) -> tuple[Mapping[str, Tensor], _Cut]:
+        pixels = (image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+        given = self._processor(images=[pixels], return_tensors="pt")
+        given = {
+            name: given[name].to(image.device) for name in ("pixel_values", "pixel_mask") if name in given
+        }
+        if self.layer is not None and self.layer.startswith("vit."):
+            given.pop("pixel_mask", None)
+        height, width = given["pixel_values"].shape[2:]
+        cut = _Cut([], [])
+        if "pixel_mask" in given:
+            mask = given["pixel_mask"][0]
+            cut.covers = (float(mask[:, 0].sum()) / height, float(mask[0].sum()) / width)
+        with _hooked(_hooks_of_transformers(self.module, str(self.layer), cut, (height, width))):
+            outputs = self.module(**given)
+        with _InDouble():
+            found = self._processor.post_process_object_detection(
+                outputs, threshold=least, target_sizes=[tuple(image.shape[1:])]
+            )
+        return found[0], cut
+
+
+def _hooks_of_transformers(module: nn.Module, layer: str, cut: _Cut, size: tuple[int, int]) -> list[Any]:
+    """Cut a network of transformers at the maps, or tokens, that its boxes are read from."""
+    part, grid = module.get_submodule(layer), (0, 0)
+
+    def of_projection(_module: nn.Module, _args: Any, out: Tensor) -> None:
+        nonlocal grid
+        grid = (out.shape[2], out.shape[3])
+
+    def of_encoder(_module: nn.Module, _args: Any, out: Any) -> Any:
+        last = out.last_hidden_state
+        if isinstance(last, Tensor):
+            out.last_hidden_state = cut.take(last, lambda product: product.sum(2).reshape(grid))
+        else:
+            out.last_hidden_state = [cut.take(level, _channels) for level in last]
+        return out
+
+    if layer == "model.encoder":
+        projection = getattr(module.model, "input_projection", None)
+        cuts: list[Any] = [(part.register_forward_hook, of_encoder)]
+        return cuts + ([(projection.register_forward_hook, of_projection)] if projection is not None else [])
+    config: Any = module.config
+    patch = config.patch_size
+    down, across = patch if isinstance(patch, list | tuple) else (patch, patch)
+    rows, columns = size[0] // down, size[1] // across
+
+    def of_tokens(_module: nn.Module, args: Any) -> Any:
+        tokens = cut.take(args[0], lambda p: p[:, 1 : 1 + rows * columns].sum(2).reshape(rows, columns))
+        return (tokens, *args[1:])
+
+    return [(part.register_forward_pre_hook, of_tokens)]
+
+
+def _channels(product: Tensor) -> Tensor:
+    return product[0].sum(0)
+
+
+@contextmanager
+def _hooked(parts: list[Any]) -> Iterator[None]:
+    """Watch parts of a network for one forward; `parts` are pairs of what registers a hook, and the hook."""
+    handles = [register(hook) for register, hook in parts]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _InDouble(TorchFunctionMode):
+    """Computes every softmax and sigmoid in float64: the gradient of a score near 1 is more than rounding."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") not in ("softmax", "sigmoid") or not args:
+            return func(*args, **(kwargs or {}))
+        return func(args[0].double(), *args[1:], **(kwargs or {})).to(args[0].dtype)
