@@ -313,9 +313,10 @@ class CauseBook:
     def of(self, batch: pa.RecordBatch) -> dict[str, NDArray[Any]]:
         """Tell of each row: `cause` (empty: none), `cause_id`, `cause_drop`, `has_cause`, `place_drop`.
 
-        `rank`: its place among all of the same cause, furthest fall first; `others`: how many
+        `rank`: its place among all with the same cause, the image that falls furthest first; `others`: how
+        many more have it.
         """
-        names = self._close()
+        names = self.close()
         keys = _keys(batch)
         given = [self._given.get(key) for key in keys]
         looked = [self._images.get(key) for key in keys]
@@ -332,7 +333,7 @@ class CauseBook:
 
     def cards(self, names: Sequence[str], decisions: Mapping[str, str] | None = None) -> list[Card]:
         """Give the causes, those with the most certain rate first; then those that are gone."""
-        self._close()
+        self.close()
         looked: dict[tuple[int, str], Counter[int]] = defaultdict(Counter)
         for image in self._images.values():
             for look in ("", *image.drops):
@@ -364,7 +365,7 @@ class CauseBook:
             known[0] if known else before[-1], [rate for rate in rates if rate.looked],
         )  # fmt: skip
 
-    def _close(self) -> dict[Key, str]:
+    def close(self) -> dict[Key, str]:
         """Decide, and count the groups, once all batches are known; give the cause of each image."""
         if self._names is not None:
             return self._names
@@ -372,11 +373,12 @@ class CauseBook:
         self._tests: dict[tuple[int, str], Excess] = {}  # the most surprising
         latest = max([i.night for i in self._images.values()] + [*self._border, 0])
         spans = self._nights.spans(latest)
-        border = [self._decide(span, sum(s.known is None for s in spans)) for span in spans]
-        for span, named in zip(spans, border, strict=True):
-            for key, fell in self._fell.items() if named else ():
-                if fell.answer in named and span.holds(fell.night):
-                    self._given.setdefault(key, fell)
+        self._begins = self._nights.begins
+        named = self._named_in(spans)
+        for span, found in zip(spans, named, strict=True):
+            self._give(span, found)
+        for span, found in zip(spans, named, strict=True):
+            self._give_border(span, found)
         self._told = {key: told for key, told in self._told.items() if key not in self._given}
         every = self._told | self._given
         given = {key: (g.answer, g.cause) for key, g in every.items()}
@@ -385,37 +387,71 @@ class CauseBook:
         self._count(self._names)
         return self._names
 
-    def _decide(self, span: Span, many: int) -> set[int]:
-        """Give images of a span of nights causes where its classes differ; name those of the border."""
-        images = {key: image for key, image in self._images.items() if span.holds(image.night)}
-        if span.first > 0 and len({image.answer for image in images.values()}) < FEWEST_CLASSES:
-            return set()  # too few to compare: that is the rule of an archive of two or three classes alone
+    def _named_in(self, spans: Sequence[Span]) -> list[list[Excess]]:
+        """Give what each span names: what it shows best, or what was known of it."""
+        many = sum(span.known is None for span in spans)
+        whole = [[one for one in self._compared(span, many) if one.named] for span in spans]
+        best: dict[tuple[int, str], tuple[float, int]] = {}
+        for place, (span, found) in enumerate(zip(spans, whole, strict=True)):
+            for one in found if span.known is None else ():
+                key = one.class_id, one.intervention
+                best[key] = max(best.get(key, (0.0, 0)), (one.z, place))
+        return [
+            [o for o in found if span.known or best[o.class_id, o.intervention][1] == place]
+            for place, (span, found) in enumerate(zip(spans, whole, strict=True))
+        ]
+
+    def _compared(self, span: Span, many: int) -> list[Excess]:
+        """Compare the classes over the nights of a span."""
+        found = self._excesses(span)
+        if span.known is not None:
+            found = [one for one in found if (one.class_id, one.intervention) in span.known]
+        elif span.first > 0:
+            before = {(o.class_id, o.intervention): o for o in self._excesses(Span(0, span.first - 1))}
+            pairs = [(one, before.get((one.class_id, one.intervention))) for one in found]
+            found = [replace(o, named=o.q < FALSE_DISCOVERIES / many and _is_new(o, b)) for o, b in pairs]
+        for one in found:
+            best = self._tests.get((one.class_id, one.intervention))
+            if best is None or (one.named, one.z) > (best.named, best.z):
+                self._tests[one.class_id, one.intervention] = one
+        return found
+
+    def _excesses(self, span: Span) -> list[Excess]:
+        images = [image for image in self._images.values() if span.holds(image.night)]
         border: dict[int, Counter[bool]] = defaultdict(Counter)
         for night in filter(span.holds, self._border):
             for answer, counts in self._border[night].items():
                 border[answer] += counts
-        found = excesses(images.values(), self._drop) + decided(compared("border", border))
-        if span.known is not None:
-            found = [one for one in found if (one.class_id, one.intervention) in span.known]
-        elif span.first > 0:
-            found = [replace(o, named=o.named and o.q < FALSE_DISCOVERIES / many) for o in found]
-        for one in found:
-            known = self._tests.get((one.class_id, one.intervention))
-            if known is None or (one.named, one.z) > (known.named, known.z):
-                self._tests[one.class_id, one.intervention] = one
+        return excesses(images, self._drop) + decided(compared("border", border))
+
+    def _give(self, span: Span, found: Sequence[Excess]) -> None:
+        """Give images of a span their causes; none before the night in which a known cause began."""
+        if not found and (span.first > 0 or span.known is not None):
+            return
+        images = {key: image for key, image in self._images.items() if span.holds(image.night)}
         for key, (cause, by) in causes(images, found, self._drop).items():
             image = images[key]
-            self._given.setdefault(key, Given(image.answer, cause, by, image.drops[by], image.night))
+            if image.night >= self._begins.get((image.answer, cause), 0):
+                self._given.setdefault(key, Given(image.answer, cause, by, image.drops[by], image.night))
+
         self._tell_colours(images, found)
-        return {one.class_id for one in found if one.named and one.intervention == "border"}
 
     def _tell_colours(self, images: Mapping[Key, Seen], found: Sequence[Excess]) -> None:
         """Count the images of a class that is named for colour: the class is told, no image is."""
         by = {c: name for c, mine in named_of(found).items() for name in ("cast", "grey") if name in mine}
         for key, image in images.items():
             name = by.get(image.answer, "")
-            if (fell := image.drops.get(name, 0.0)) > self._drop and key not in self._given:
+            is_since = image.night >= self._begins.get((image.answer, "colour"), 0)
+            if (fell := image.drops.get(name, 0.0)) > self._drop and is_since and key not in self._given:
                 self._told.setdefault(key, Given(image.answer, "colour", name, fell, image.night))
+
+    def _give_border(self, span: Span, found: Sequence[Excess]) -> None:
+        """Give the border as a cause to images that have no other."""
+        named = {one.class_id for one in found if one.intervention == "border"}
+        for key, fell in self._fell.items() if named else ():
+            begins = self._begins.get((fell.answer, "border"), 0)
+            if fell.answer in named and span.holds(fell.night) and fell.night >= begins:
+                self._given.setdefault(key, fell)
 
     def _count(self, names: Mapping[Key, str]) -> None:
         """Count each cause, over all and by night, and rank its images."""
@@ -431,6 +467,16 @@ class CauseBook:
             ranked[cause] += 1
             self._firsts.setdefault(cause, given)
             self._by_night[cause][given.night] += 1
+
+
+def _is_new(one: Excess, before: Excess | None) -> bool:
+    """Tell whether a class that stands out in late nights also differs from itself in all nights before."""
+    if before is None or not one.named:
+        return False
+    pooled = (one.moved + before.moved + 1) / (one.images + before.images + 2)
+    error = (pooled * (1 - pooled) * (1 / one.images + 1 / before.images)) ** 0.5
+    least = LEAST[one.intervention]
+    return bool(one.rate - before.rate > max(least, EXCESS_Z * error))
 
 
 def _keys(batch: pa.RecordBatch) -> list[Key]:

@@ -4,8 +4,9 @@ Flows in: the runs of the nights, the cards of the last one, what each image was
 of nights in which classes are compared, a name for each cause that stays, one rate a night.
 
 A cue that arrives tonight is thin among all the nights before it, and one that left thins out again. So
-classes are compared over all nights, over the last 1, 2, 4, ... (limits of the false discoveries divided by
-the number of these spans), and those named before over the nights they were seen in.
+classes are compared over all nights, over the last 1, 2, 4, ... (the limit of false discoveries divided by
+the number of these spans; there a class must also differ from itself in all nights before), and those named
+before over the nights they were seen in.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from scipy.sparse.csgraph import connected_components
 
 from camray.explain.repeats import correlations
 
-LINK = 0.7  # likeness of two hot spots that show the same thing; measured on stickers among photographs
+LINK = 0.7  # likeness of two hot spots that show the same thing
+FEWEST_ALIKE = 4  # hot spots that make a thing of its own; fewer are the rest of their answer
 KNOWN = 64  # hot spots of a cause that new ones are compared with
 SPANS = 16  # of causes known before, the latest
 
@@ -63,6 +65,17 @@ class Nights:
     def of(self, run_id: str | None) -> int:
         """Give the night of a run."""
         return self.runs.get(run_id or "", len(self.names) - 1)
+
+    @property
+    def begins(self) -> dict[ThingKey, int]:
+        """Give the night in which each known cause of an answer began: it began no earlier ever after."""
+        place = {name: i for i, name in enumerate(self.names)}
+        found: dict[ThingKey, int] = {}
+        for card in self.cards:
+            if card.first in place:
+                thing = card.class_id, card.cause
+                found[thing] = min(place[card.first], found.get(thing, place[card.first]))
+        return found
 
     def spans(self, latest: int) -> list[Span]:
         """Give the spans up to the latest night with images, all nights first."""
@@ -114,7 +127,7 @@ def cause_names(
     for thing, keys in new.items():
         there = [key for key in known[thing] if key in pixels]
         found |= _named_things(thing, there, [key for key in keys if key in pixels], pixels, found)
-        found |= {key: f"{_name(*thing)}-" for key in keys if key not in pixels}
+        found |= {key: _name(*thing) for key in keys if key not in pixels}
     return found
 
 
@@ -137,6 +150,7 @@ def _named_things(
         mine = np.flatnonzero(groups == group).tolist()
         votes = Counter(names[known[k]] for i in mine for k in np.flatnonzero(alike[i, len(new) :]).tolist())
         fresh = hashlib.sha256("\n".join(map(str, new[mine[0]])).encode()).hexdigest()[:6]
-        name = votes.most_common(1)[0][0] if votes else f"{_name(*thing)}-{fresh}"
+        rest = _name(*thing) if len(mine) < FEWEST_ALIKE else f"{_name(*thing)}-{fresh}"
+        name = votes.most_common(1)[0][0] if votes else rest
         named |= {new[i]: name for i in mine}
     return named

@@ -203,6 +203,7 @@ def judge_archive(
     for batch in batches(table, explainer):
         view.add(batch)
         book.add(batch)
+    book.close()  # it reads a table, which nothing may do while another is written
 
     def rows() -> Iterator[pa.RecordBatch]:
         for batch in batches(table, explainer):
