@@ -360,9 +360,9 @@ class CauseBook:
         low, high = wilson(images, whole)
         median, z = (test.median, test.z) if test else (None, None)
         return Card(
-            given.answer, label, given.cause, given.intervention, images, whole, low, high,
-            median, z, cause, before[min(hits)], before[max(hits)],
-            known[0] if known else before[-1], [rate for rate in rates if rate.looked],
+            given.answer, label, given.cause, given.intervention, images, whole, low, high, median, z,
+            id=cause, first=before[min(hits)], last=before[max(hits)],
+            named=known[0] if known else before[-1], nights=[rate for rate in rates if rate.looked],
         )  # fmt: skip
 
     def close(self) -> dict[Key, str]:

@@ -1,4 +1,4 @@
-"""Generated scenes of bright squares and dark discs, and a small detector trained on them: minutes."""
+"""Generated scenes of bright squares and dark discs, and a small detector trained on them: a minute."""
 
 from functools import cache
 
@@ -47,7 +47,7 @@ def draw(
 def trained(steps: int = 300) -> dict[str, Tensor]:
     """Give the weights after a short training."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     net = shape_detector().train()
     optimiser = torch.optim.AdamW(net.parameters(), 2e-3)
