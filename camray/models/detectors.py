@@ -231,11 +231,13 @@ def _hooked(parts: list[Any]) -> Iterator[None]:
 
 
 class _InDouble(TorchFunctionMode):
-    """Computes every softmax and sigmoid in float64: the gradient of a score near 1 is more than rounding."""
+    """Gives softmax and sigmoid the gradient of float64: that of a score near 1 is more than rounding."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if getattr(func, "__name__", "") not in ("softmax", "sigmoid") or not args:
             return func(*args, **(kwargs or {}))
-        return func(args[0].double(), *args[1:], **(kwargs or {})).to(args[0].dtype)
+        plain = func(*args, **(kwargs or {}))
+        exact = func(args[0].double(), *args[1:], **(kwargs or {})).to(plain.dtype)
+        return exact + (plain - exact).detach()  # the library's own value: ties stay ties
