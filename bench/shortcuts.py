@@ -10,8 +10,9 @@ A world is a cue on nine of ten training images of one class. The archive has it
 ten, `rare` on one of five, `none` not at all. Truth is an intervention: the same image without its cue; the
 answer hangs on it where its confidence falls by more than 0.3 or the class flips.
 
-Photographs come as a Parquet file of Hugging Face's form (image, label); four fifths of each class train, the
-rest is the archive. The network is then fine-tuned from `--weights`.
+Photographs come as a Parquet file of Hugging Face's form (image, label); 2,000 train, of the rest comes
+the archive. The network is tuned from `--weights` with its last layer anew; for the demonstration's images
+and for films (`--films`) from the demonstration's clean network.
 """
 
 import argparse
@@ -394,9 +395,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--count", type=int, default=800)
     parser.add_argument("--photographs", type=Path)
+    parser.add_argument("--films", type=Path, help="folder of radiographs: two classes are made of them")
+    parser.add_argument("--keep", type=Path, help="folder of trained checkpoints of one source, used again")
     parser.add_argument("--network")
     parser.add_argument("--weights", type=Path)
     chosen = parser.parse_args()
+    torch.set_num_threads(1)
     head = (
         "world", "seed", "class", "accuracy", "turned", "hang", "precision", "recall", "false", "rank",
         "at50", "named", "property", "accused", "forwards", "seconds", "cards",
@@ -404,12 +408,20 @@ def main() -> None:
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for seed in chosen.seeds:
         if chosen.photographs:
-            source = of_photographs(chosen.photographs, chosen.network, chosen.weights, chosen.count)
+            source = of_photographs(chosen.photographs, chosen.network, chosen.weights, seed, chosen.count)
+        elif chosen.films:
+            source = of_films(chosen.films, seed, chosen.count)
         else:
             source = of_hans64(seed, chosen.count)
         for name in chosen.worlds or WORLDS:
             with tempfile.TemporaryDirectory() as folder:
-                row = run_world(name, source, seed, Path(folder))
+                row = run_world(
+                    name,
+                    source,
+                    seed,
+                    Path(folder),
+                    chosen.keep and chosen.keep / f"{name}-{seed}.safetensors",
+                )
             cells = (f"{v:.2f}" if isinstance(v, float) else str(v) for v in (row[h] for h in head))
             print("| " + " | ".join(cells) + " |", flush=True)
 

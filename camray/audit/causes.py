@@ -36,6 +36,7 @@ LEAST = {  # excess of a rate
     "repeat": 0.05, "carry": 0.05, "border": 0.05, "frame": 0.05, "carry_rim": 0.4, "carry_surround": 0.2,
     "detail": 0.2, "cast": 0.3, "noise": 0.3, "grey": 0.4,
 }  # fmt: skip
+BOTH = 0.2  # of the images of a class: the background is enough, and needed
 LOCAL_ONES = ("repeat", "carry", "carry_rim", "carry_surround", "border", "frame")
 ALONE = ("frame", "grey", "cast", "detail", "noise")  # one of these shows its cause alone
 NEEDS = {"carry": "fill", "carry_rim": "rim", "carry_surround": "surround"}  # enough -> and needed
@@ -198,9 +199,10 @@ def causes(
 ) -> dict[Key, tuple[str, str]]:
     """Give each image that hangs on something its cause, and the intervention that shows it.
 
-    With too few classes to compare, an image needs both: its answer falls without the place, and the place
-    turns another image into its class. Of colours a class is told, and no image: without its tint one falls,
-    and so do those that are like it by nature.
+    With too few classes to compare, an image needs all: its answer falls without the place, the place turns
+    another image into its class, and is the same thing as in others; an object does the first two.
+    A background must be needed and enough for a fifth of the class. Of colours a class is told, and no image:
+    without its tint one falls, and so do those that are like it by nature.
     """
     named = named_of(found)
     few = len({image.answer for image in images.values()}) < FEWEST_CLASSES
@@ -209,12 +211,15 @@ def causes(
         mine = named.get(image.answer, set())
         if cause := _cause_of(image, mine, few, drop):
             given[key] = cause
-    return given
+    around = Counter(images[key].answer for key, (cause, _) in given.items() if cause == "background")
+    answers = Counter(image.answer for image in images.values())
+    rare = {answer for answer, count in around.items() if count < BOTH * answers[answer]}
+    return {k: c for k, c in given.items() if c[0] != "background" or images[k].answer not in rare}
 
 
 def _cause_of(image: Seen, mine: set[str], few: bool, drop: float) -> tuple[str, str] | None:
     fell = {name for name, by in image.drops.items() if by > drop}
-    both = {"fill", "carry"} <= fell and (few or bool(mine & {"carry", "repeat"}))
+    both = {"fill", "carry"} <= fell and ((few and image.repeats) or bool(mine & {"carry", "repeat"}))
     if (image.repeats and (both or ("fill" in fell and "repeat" in mine))) or (both and "repeat" in mine):
         return "repeated thing", "fill"
     if both:

@@ -115,14 +115,26 @@ def test_around_the_middle_an_image_needs_both_too(carry: str, need: str, cause:
     assert {k[1]: c for k, c in given.items()} == dict.fromkeys(range(1, 30, 2), (cause, need))
 
 
-def test_with_two_answers_an_image_needs_both_necessity_and_sufficiency() -> None:
+def test_squares_whose_ends_are_squares_upside_down_are_not_accused_of_a_background() -> None:
+    """Half of them carry, a tenth need it."""
+    images = {}
+    for i in range(200):
+        answer, place = divmod(i, 40)
+        drops = dict.fromkeys(BATTERY, 0.0) | {"carry_surround": 0.9 * (answer == 0 and place < 20)}
+        images["s", i, "sha"] = Seen(answer, True, drops=drops | {"surround": 0.9 * (place < 4)})
+    assert causes(images, excesses(images.values())) == {}
+
+
+def test_with_two_answers_a_place_must_be_needed_enough_and_come_again() -> None:
+    """A lesion is needed and enough as well: it is the answer."""
     images = {
         ("s", 0, "a"): Seen(0, drops={"fill": 0.9, "carry": 0.8}),
+        ("s", 4, "e"): Seen(0, same=0.95, other=0.2, drops={"fill": 0.9, "carry": 0.8}),
         ("s", 1, "b"): Seen(0, drops={"fill": 0.9, "carry": 0.1}),
         ("s", 2, "c"): Seen(1, drops={"cast": 0.9}),
         ("s", 3, "d"): Seen(1, same=0.95, other=0.2, drops={"fill": 0.9}),
     }
-    assert {key[1]: cause for key, (cause, _) in causes(images, []).items()} == {0: "place"}
+    assert {key[1]: cause for key, (cause, _) in causes(images, []).items()} == {4: "repeated thing"}
 
 
 def test_the_budget_is_a_quarter_of_a_large_night_and_bounded_in_a_small_one() -> None:
