@@ -227,12 +227,6 @@ def print_forget(place: str, member: str, shard: str | None, do_it: bool, as_jso
         raise UsageError(
             "--member", f"{where} holds no row of {printable(member)!r}", "see the column `member`"
         )
-    facts: dict[str, Any] = {
-        "rows": found.rows,
-        "overlays": len(found.overlays),
-        "shards": sorted(found.shards),
-        "done": do_it,
-    }
     if do_it:
         for _, table in _tables(out):
             table.check_columns()
@@ -240,8 +234,16 @@ def print_forget(place: str, member: str, shard: str | None, do_it: bool, as_jso
         with hold(out, run_id, alone=True):
             for _, table in _tables(out):
                 table.create()  # of an earlier camray: with the columns that the rewritten files have
+            found = find(out, image)  # again: a run that ended before the hold may have written of it
             remove(out, image, found, run_id)
             write_pages(out)
+    facts: dict[str, Any] = {
+        "rows": found.rows,
+        "overlays": len(found.overlays),
+        "shards": sorted(found.shards),
+        "done": do_it,
+    }
+    if do_it:
         facts["still_named"] = still_named(out, image)
     print(json.dumps(facts) if as_json else "\n".join(_lines(facts)))
     return ExitCode.DONE

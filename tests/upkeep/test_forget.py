@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from PIL import Image
 import camray
 from camray.audit.reviewed import take_in
 from camray.cli.main import main
+from camray.ledger import hold as holds
 from camray.storage import open_folder
+from camray.upkeep import forget
 from demo import hans64
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +74,27 @@ def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> Any:
     capsys.readouterr()
     assert main([*words, "--json"]) == code
     return json.loads(capsys.readouterr().out)
+
+
+def test_rows_that_a_run_wrote_while_it_waited_go_too(
+    world: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of another explainer ends between the look and the hold: no row of the image may be left."""
+    out = folder / "out"
+    words = ["explain", str(world / "archive"), str(out), "--model", MODEL, "--engine", "here"]
+    monkeypatch.setattr("camray.job.run._is_ray_up", lambda: False)
+
+    @contextmanager
+    def hold_after_a_run(*about: Any, **more: Any) -> Iterator[Any]:
+        assert main([*words, "--method", "layercam", "--overlays", "none"]) == 0
+        with holds.hold(*about, **more) as held:
+            yield held
+
+    monkeypatch.setattr(forget, "hold", hold_after_a_run)
+    assert told(capsys, "forget", str(out), "--member", "guest-1.jpg", "--yes")["rows"] > 1
+    assert camray.open_records(str(out), explainer="all").count_rows() == 2 * 4
+    assert {path.partition("/")[0] for path in holding(out, "guest-1.jpg")} == {"intake"}
+    assert told(capsys, "verify", str(out))["problems"] == []
 
 
 def holding(out: Path, member: str) -> list[str]:
