@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from camray.audit import verdicts
 from camray.audit.archive_view import ArchiveView
-from camray.audit.causes import Card, CauseBook
+from camray.audit.cause_book import Card, CauseBook
 from camray.audit.columns import NUMBERS, WORDS, as_arrays
 from camray.audit.counts import ClassCounts, NightState
 from camray.audit.history import Key as ImageKey

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, get_type_hints
 
-from camray.audit.causes import Card
+from camray.audit.cause_book import Card
 from camray.audit.counts import ClassCounts, ClassRow, NightState
 from camray.audit.drift import Finding, compare_nights, level_of, worst_first
 from camray.audit.gate import DRIFT_LEVELS, Condition, parse_gate

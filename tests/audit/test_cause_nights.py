@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from deltalake import DeltaTable
 
-from camray.audit.causes import Card
+from camray.audit.cause_book import Card
 from camray.audit.history import NightRate, Nights, cause_names
 from demo import hans64
 from tests.audit.night_world import night, write_archive

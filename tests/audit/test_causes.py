@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 from scipy.stats import false_discovery_control, norm
 
-from camray.audit.causes import CauseBook, Seen, causes, compared, decided, excesses, named_of
+from camray.audit.cause_book import CauseBook
+from camray.audit.causes import Seen, causes, compared, decided, excesses, named_of
 from camray.audit.looks import BATTERY, allowed
 
 
