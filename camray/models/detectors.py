@@ -133,7 +133,7 @@ class Detector:
 
     def _explained(self, found: Mapping[str, Tensor], i: int, cut: _Cut) -> Detection:
         """Ask for the gradient of one detection's log-odds: that of its score, which does not fade."""
-        score = found["scores"][i]
+        score = found.get("graded", found["scores"])[i]
         gradients = torch.autograd.grad(
             score.double().logit(eps=1e-12), cut.tensors, retain_graph=True, allow_unused=True
         )
@@ -142,7 +142,9 @@ class Detector:
             for g, a, grid in zip(gradients, cut.tensors, cut.grids, strict=True)
         )
         x0, y0, x1, y1 = found["boxes"][i].detach().double().tolist()
-        return Detection((x0, y0, x1, y1), float(score.detach()), int(found["labels"][i]), maps, cut.covers)
+        return Detection(
+            (x0, y0, x1, y1), float(found["scores"][i].detach()), int(found["labels"][i]), maps, cut.covers
+        )
 
     def _torchvision(self, image: Tensor, _least: float) -> tuple[Mapping[str, Tensor], _Cut]:
         cut, module = _Cut([], []), self.module
@@ -158,6 +160,8 @@ class Detector:
 
         transform, backbone = module.get_submodule("transform"), module.get_submodule("backbone")
         parts = [(transform.register_forward_hook, size), (backbone.register_forward_hook, begin)]
+        if hasattr(module, "roi_heads"):
+            return _by_regions(module, image, parts), cut
         with _hooked(parts), _InDouble():
             return module([image])[0], cut
 
@@ -181,6 +185,35 @@ class Detector:
                 outputs, threshold=least, target_sizes=[tuple(image.shape[1:])]
             )
         return found[0], cut
+
+
+def _by_regions(module: Any, image: Tensor, parts: list[Any]) -> Mapping[str, Tensor]:
+    """Find objects, then score the regions of those that were found again, with gradients for these alone.
+
+    A thousand proposals go through the head once; a gradient through all of them would cost as much again.
+    """
+    heads, seen, rows = module.roi_heads, dict[str, Any](), list[int]()
+
+    def pool(_module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        seen["features"], seen["proposals"], seen["shapes"] = args
+        return out.detach()
+
+    def score(_module: nn.Module, _args: Any, out: Any) -> Any:
+        seen["logits"] = out[0].detach().requires_grad_()
+        return seen["logits"], out[1]
+
+    watched: list[Any] = [(heads.box_roi_pool.register_forward_hook, pool)]
+    watched.append((heads.box_predictor.register_forward_hook, score))
+    with _hooked([*parts, *watched]), _InDouble():
+        found = dict(module([image])[0])
+    for one in found["scores"]:
+        (gradient,) = torch.autograd.grad(one, seen["logits"], retain_graph=True)
+        rows.append(int(gradient.abs().sum(1).argmax()))
+    if rows:
+        regions = heads.box_roi_pool(seen["features"], [seen["proposals"][0][rows]], seen["shapes"])
+        again = heads.box_predictor(heads.box_head(regions))[0].double().softmax(1)
+        found["graded"] = again[torch.arange(len(rows), device=again.device), found["labels"]]
+    return found
 
 
 def _hooks_of_transformers(module: nn.Module, layer: str, cut: _Cut, size: tuple[int, int]) -> list[Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from camray.config import Config, MethodConfig, ModelConfig
 from camray.errors import ModelError
@@ -56,25 +57,28 @@ def coco(count: int) -> list[Image.Image]:
 
 
 def check_same(rows: Rows, wanted: list[tuple[Tensor, Tensor, Tensor]], least: float, most: int) -> int:
-    """Boxes within half a pixel, scores within 1e-4, classes equal: of each picture the best, in order."""
+    """Boxes within half a pixel, scores within 1e-4, classes equal: of each picture the best."""
     seen = 0
     for i, (boxes, scores, classes) in enumerate(wanted):
         order = torch.argsort(scores, descending=True, stable=True)
         order = order[scores[order] >= least][:most]
         own = [row for row in rows if row["index"] == i and row["detection"] is not None]
         assert [row["detection"] for row in own] == list(range(len(order)))
-        for row, k in zip(own, order.tolist(), strict=True):
-            assert [row[f"box_{e}"] for e in ("x0", "y0", "x1", "y1")] == pytest.approx(
-                boxes[k].tolist(), abs=0.5
-            )
-            assert row["confidence"] == pytest.approx(float(scores[k]), abs=1e-4)
-            assert row["predicted_class"] == row["target_class"] == int(classes[k])
+        assert [row["confidence"] for row in own] == pytest.approx(scores[order].tolist(), abs=1e-4)
+        left = set(range(len(scores)))
+        for row in own:  # among scores that are equal but for rounding, any order will do
+            box = torch.tensor([row[f"box_{e}"] for e in ("x0", "y0", "x1", "y1")])
+            same = (boxes - box).abs().amax(1) <= 0.5
+            same &= (scores - row["confidence"]).abs() <= 1e-4
+            same &= classes == row["predicted_class"]
+            left.remove(next(k for k in torch.nonzero(same)[:, 0].tolist() if k in left))
+            assert row["target_class"] == row["predicted_class"]
         seen += len(order)
     return seen
 
 
 TORCHVISION = (
-    "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn",
+    "ssdlite320_mobilenet_v3_large", "fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn",
     "fcos_resnet50_fpn",
 )  # fmt: skip
 
@@ -88,7 +92,7 @@ def spread(net: nn.Module) -> nn.Module:
                 "classification_head.module_list" in name and name.endswith(".1.weight")
             ):
                 size = (
-                    5.0 if "cls_score" in name else 0.15
+                    0.05 if "cls_score" in name else 0.15
                 )  # softmax over 91 classes: most would stay below 0.05
                 weight.copy_(torch.randn(weight.shape, generator=generator) * size)
     return net.eval()
@@ -104,7 +108,9 @@ def test_detections_of_torchvision_are_its_own(name: str, tmp_path: Path) -> Non
     with torch.no_grad():
         images = [torch.from_numpy(np.array(p)).permute(2, 0, 1).float() / 255 for p in pictures]
         found = [net([image])[0] for image in images]
-    least = float(torch.cat([f["scores"] for f in found]).quantile(0.9))
+    least = (
+        float(torch.cat([f["scores"] for f in found]).quantile(0.9)) - 1e-6
+    )  # a score itself would be a matter of rounding
     method = MethodConfig(min_score=least, max_detections=4)
     made = Config(
         model=ModelConfig(name=f"torchvision:{name}", checkpoint=str(tmp_path / "w.safetensors")),
@@ -170,6 +176,30 @@ def _fresh() -> nn.Module:
     net = shape_detector()
     net.load_state_dict(trained())
     return net.eval().requires_grad_(False)
+
+
+def test_the_gradient_through_regions_is_that_through_the_whole_network() -> None:
+    """Only the regions that were found are scored again: the library's own graph gives the same maps."""
+    torch.manual_seed(1)
+    backbone = nn.Sequential(nn.Conv2d(3, 16, 3, 4, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1))
+    backbone.out_channels = 16
+    net = torchvision.models.detection.FasterRCNN(
+        backbone, 4, min_size=128, max_size=128, box_score_thresh=0.0,
+        rpn_anchor_generator=AnchorGenerator(((24, 40),), ((1.0,),)),
+        box_roi_pool=torchvision.ops.MultiScaleRoIAlign(["0"], 5, 2),
+    )  # fmt: skip
+    nn.init.normal_(net.roi_heads.box_predictor.cls_score.weight, std=0.3)
+    net.eval().requires_grad_(False)
+    image = torch.from_numpy(scene(5)[0]).permute(2, 0, 1).float() / 255
+    own = detectors.Detector(net)(image, 0.0, 4)
+    inner = net.backbone(net.transform([image])[0].tensors).requires_grad_()
+    net.backbone.forward = lambda _x: inner
+    found = net([image])[0]
+    assert [one.score for one in own] == pytest.approx(found["scores"][:4].tolist(), abs=1e-6)
+    for k, one in enumerate(own):
+        (gradient,) = torch.autograd.grad(found["scores"][k].double().logit(), inner, retain_graph=True)
+        wanted = (gradient * inner)[0].sum(0)
+        assert torch.allclose(one.levels[0], wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
 
 
 @pytest.mark.slow
@@ -296,7 +326,7 @@ def test_detections_of_transformers_are_its_own(kind: str, tmp_path: Path) -> No
                 outputs, threshold=0.0, target_sizes=[picture.size[::-1]]
             )
             wanted.append((found["boxes"], found["scores"], found["labels"]))
-    least = float(torch.cat([scores for _, scores, _ in wanted]).quantile(0.5))
+    least = float(torch.cat([scores for _, scores, _ in wanted]).quantile(0.5)) - 1e-6
     made = Config(
         model=ModelConfig(name=str(tmp_path)), method=MethodConfig(min_score=least, max_detections=4)
     )
