@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -67,7 +67,7 @@ class Shard:
     root: str = ""  # files only: the folder that `files` are relative to, or the list that names them
     selection: tuple[int, ...] | None = None
     place: str = ""  # where it is opened, if elsewhere than `uri` says: the archive was moved
-    reread: str = ""  # names the images themselves, where `--rehash` found others than a listing can tell
+    reread: str = ""  # of `anew`: other content, or another try, that a listing cannot tell
 
     @property
     def key(self) -> str:
@@ -79,6 +79,10 @@ class Shard:
         """16 hex digits naming this content of the shard: size, version, the selection; more where reread."""
         listed = _digest(f"{self.size_bytes}|{self.version}|{self.selection}", 8)
         return f"{listed}r{self.reread}" if self.reread else listed
+
+    def anew(self, content: str) -> Shard:
+        """Give it as other content than a listing takes it for: it is done again, and replaces what is there."""
+        return replace(self, reread=_digest(content, 8))
 
     @property
     def former_content_key(self) -> str:

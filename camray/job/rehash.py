@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pyarrow import parquet as pq
 
@@ -49,7 +48,7 @@ def _looked_at(out: Folder, shard: Shard, committed: CommittedFiles, archive: Ar
     chosen = then if shard.selection is None else {i: then.get(i) for i in shard.selection}
     if now == chosen:
         return shard
-    return replace(shard, reread=hashlib.sha256(repr(sorted(now.items())).encode()).hexdigest()[:16])
+    return shard.anew(repr(sorted(now.items())))
 
 
 def _recorded(out: Folder, shard: Shard, committed: CommittedFiles) -> dict[int, Said]:

@@ -6,9 +6,7 @@ it may be worth another try: its whole shard is done anew, and replaced in one t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from camray.errors import ErrorCode, UsageError
@@ -51,5 +49,4 @@ def retried(
 
 def _anew(shard: Shard, committed: CommittedFiles) -> Shard:
     """Mark a shard by the files to be replaced: a run that is killed goes on with the chunks it made."""
-    paths = "|".join(sorted(f.path for f in committed[shard.key]))
-    return replace(committed.as_held(shard), reread=hashlib.sha256(paths.encode()).hexdigest()[:16])
+    return committed.as_held(shard).anew("|".join(sorted(f.path for f in committed[shard.key])))
