@@ -81,7 +81,7 @@ class Shard:
         return f"{listed}r{self.reread}" if self.reread else listed
 
     def anew(self, content: str) -> Shard:
-        """Give it as other content than a listing takes it for: it is done again, and replaces what is there."""
+        """Give it as other content than a listing takes it for: done again, it replaces what is there."""
         return replace(self, reread=_digest(content, 8))
 
     @property
