@@ -142,6 +142,7 @@ def test_all_six_at_once_work_and_are_documented(copy: Path) -> None:
     assert f"{len(pictures)} ok" in camray(copy, "explain", "pictures.arrow", "out-arrow", *MODEL)
 
 
+@pytest.mark.slow
 def test_the_suite_follows_them(copy: Path) -> None:
     """Tests that are parametrised over methods, columns and pages take the new things up by themselves."""
     for kind in KINDS:
