@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO_OUT ?= demo-out
 
-.PHONY: demo test lint type docs bench faults install clean
+.PHONY: demo test lint type docs site bench faults install clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,9 @@ type: install
 docs: install
 	$(BIN)/python -m docs.generate
 
+site: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 bench: install
 	$(BIN)/python bench/all.py
 
@@ -38,4 +41,4 @@ faults: install
 	$(BIN)/python -m pytest -m faults
 
 clean:
-	rm -rf $(DEMO_OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO_OUT) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

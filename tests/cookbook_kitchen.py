@@ -219,6 +219,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "xrays": xrays,
     "photos": photos,
     "photos/0000.jpg": photos,
+    "shapes": shapes,
     "shapes.csv": shapes,
     "hub": hub,
     "hub-parquet": hub_parquet,

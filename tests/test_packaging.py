@@ -76,6 +76,7 @@ def test_the_wheel_says_what_it_is(packages: tuple[Path, Path]) -> None:
         "dicom",
         "tiff",
         "codecs",
+        "docs",
         "heif",
         "captum",
         "transformers",
