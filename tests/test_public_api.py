@@ -69,7 +69,7 @@ def test_the_api_is_what_was_promised() -> None:
     assert camray.cam.__all__ == [
         "METHODS", "Explanation", "LayerInfo", "TargetLayer", "TargetRule", "blend", "colour", "explain",
         "find_target_layer", "find_target_layers", "finish", "fuse", "list_layers", "normalise",
-        "parse_method", "resize",
+        "parse_method", "plot", "resize",
     ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from camray.cam.engine import Explanation, explain
 from camray.cam.finish import blend, colour, finish, fuse, normalise, resize
 from camray.cam.layers import LayerInfo, find_target_layer, find_target_layers, list_layers
 from camray.cam.layout import TargetLayer
+from camray.cam.plot import plot
 from camray.cam.registry import METHODS, parse_method
 from camray.cam.targets import TargetRule
 
@@ -36,6 +37,7 @@ __all__ = [
     "list_layers",
     "normalise",
     "parse_method",
+    "plot",
     "resize",
 ]
 
