@@ -136,3 +136,11 @@ def layers(args: argparse.Namespace) -> ExitCode:
             config, args.maps, getattr(args, "image", None), getattr(args, "save", "feature-maps")
         )
     return print_layers(config, show_all=hasattr(args, "all"), as_json=args.json)
+
+
+@verb(Setting("also try this place, as a run would", "OUT", name="out", default=""), given="[OUT]")
+def doctor(args: argparse.Namespace) -> ExitCode:
+    """Check that this machine, and the place of an OUT, can do the work; each fault with its fix."""
+    from camray.job.doctor import print_doctor
+
+    return print_doctor(args.out, args.json)

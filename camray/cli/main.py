@@ -31,6 +31,7 @@ VERBS = (  # in the order of --help: module and function of `camray.cli`
     "upkeep.prune",
     "upkeep.forget",
     "jobs.layers",
+    "jobs.doctor",
 )
 _EXITS = "exit codes:\n" + "\n".join(f"  {int(code):>3}  {code.meaning}" for code in ExitCode)
 _EXIT_NAMES = "exit codes: " + " · ".join(f"{int(code)} {code.name.lower()}" for code in ExitCode)
