@@ -72,7 +72,7 @@ class Shard:
     @property
     def key(self) -> str:
         """16 hex digits naming the shard, whatever its content."""
-        return _digest(self.uri, 8)
+        return shard_key(self.uri)
 
     @property
     def content_key(self) -> str:
@@ -158,6 +158,11 @@ def key_of(name: str) -> str:
 def as_text(name: str) -> str:
     r"""Make a file name fit for a text column: bytes that are no UTF-8 become `\udcNN`."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def shard_key(uri: str) -> str:
+    """Give the 16 hex digits that name a shard."""
+    return _digest(uri, 8)
 
 
 def _digest(text: str, size: int) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from scipy.cluster.vq import kmeans2
@@ -24,6 +25,7 @@ from camray.ledger.committed import PARTITION
 from camray.ledger.table import Table
 
 LARGEST = 500  # maps a class: the distances grow with the square
+NEWEST, MOST_FILES = 12_000, 64  # images, of which maps are grouped; files that they are read from
 FEWEST = 24  # maps, below which clusters mean nothing
 NEIGHBOURS = 10
 MOST_CLUSTERS = 6
@@ -65,15 +67,26 @@ def spectrum(maps: Floats) -> tuple[Floats, Floats]:
 def clusters_of_classes(
     table: Table, explainer: str, classes: Sequence[int]
 ) -> tuple[dict[int, list[Cluster]], tuple[int, int]]:
-    """Group the first 500 maps of each class; give also the grid of the maps."""
+    """Group the first 500 maps of each class among the newest images; give also the grid of the maps."""
     names = ["predicted_class", "heatmap", "heat_h", "heat_w"]
-    asked = (ds.field(PARTITION) == explainer) & ds.field("predicted_class").isin(list(classes))
+    rows = table.dataset(explainer, newest_files(table, explainer, NEWEST))
     kept: dict[int, list[Floats]] = {c: [] for c in classes}
     grid = (0, 0)
-    for batch in table.dataset().scanner(columns=names, filter=asked, batch_size=16384).to_batches():
+    asked = ds.field("predicted_class").isin(list(classes))
+    for batch in rows.scanner(columns=names, filter=asked, batch_size=16384).head(NEWEST).to_batches():
         shares, grid = heat_shares(batch, grid)
         predicted = number(batch, "predicted_class")
         for c in {int(v) for v in pc.unique(batch.column("predicted_class")).to_pylist()}:
             room = LARGEST - sum(map(len, kept[c]))
             kept[c].append(shares[(predicted == c) & ~np.isnan(shares[:, 0])][: max(room, 0)])
     return {c: clusters_of(np.concatenate(parts)) for c, parts in kept.items() if parts}, grid
+
+
+def newest_files(table: Table, explainer: str, rows: int) -> list[str]:
+    """Give the paths of the record files committed last: as many as hold so many rows, at most 64."""
+    assert table.delta is not None
+    files = pa.table(table.delta.get_add_actions(flatten=True))
+    files = files.filter(pc.field(f"partition.{PARTITION}") == explainer)
+    files = files.sort_by([("modification_time", "descending"), ("path", "descending")])
+    before = pc.cumulative_sum(files["num_records"]).to_numpy() - files["num_records"].to_numpy()
+    return list(files["path"].filter(pa.array(before < rows)).to_pylist()[:MOST_FILES])

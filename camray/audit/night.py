@@ -8,10 +8,10 @@ runs/<run>/message.txt    one paragraph for a chat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any, get_type_hints
 
 from camray.audit.cause_book import Card
@@ -205,20 +205,25 @@ class Night:
         Raises:
             ValueError, LookupError, TypeError, AttributeError: it is none.
         """
-        from pydantic import TypeAdapter  # late: --help needs none of it
-
         known: dict[str, Any] = {field.name: said.get(field.name) for field in fields(Night)}
-        types = get_type_hints(Night)
         needed = {"run_id", "explainer", "settings", "images", "rates", "classes", "archive_classes", "drift"}
         needed |= {"gate", "covers", "verdicts"}
         known |= {name: known[name] or [] for name in ("slices", "archive_slices", "properties", "causes")}
         known["accepted"] = known["accepted"] or 0
         for name in needed | {name for name, value in known.items() if value is not None}:
-            known[name] = TypeAdapter(types[name]).validate_python(known[name])
+            known[name] = _validators()[name](known[name])
         if missing := ClassCounts(0).rates().keys() - known["rates"].keys():
             raise ValueError(f"no {min(missing)}")
         stack_changed(known["canary"])
         return Night(**known)
+
+
+@cache
+def _validators() -> dict[str, Callable[[Any], Any]]:
+    """Give what reads each field of a night; made once, which costs more than to read a hundred nights."""
+    from pydantic import TypeAdapter  # late: --help needs none of it
+
+    return {name: TypeAdapter(type_).validate_python for name, type_ in get_type_hints(Night).items()}
 
 
 def audit_night(

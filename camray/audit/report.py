@@ -48,7 +48,8 @@ from camray.ledger.runs import installed_versions
 from camray.ledger.side import write_side
 from camray.storage import Folder
 
-LARGEST = 100_000  # rows of the queue that are kept
+LARGEST = 100_000  # rows of the night that are kept
+QUEUE = 1000  # of earlier nights: those with the highest audit scores
 CLUSTERED = 24  # classes whose heatmaps are grouped
 NIGHTS = 60  # in the history
 CARDS, WALL = 24, 12  # causes that are shown, and hot spots on the wall of each
@@ -58,8 +59,10 @@ _RATES = ("confirmed_rate", "suspected_rate", "wrong_rate", "failed_rate")  # dr
 WIDTH, HEIGHT = 640, 160
 
 
-def write_report(place: str, limit: int = LARGEST) -> str:
+def write_report(place: str, limit: int | None = None) -> str:
     """Write the report of the latest night into OUT/report and give the place of its first page.
+
+    It holds the images of the night and the first thousand of the queue, or as many in all as `limit` says.
 
     Raises:
         UsageError: OUT holds no records, or no audit.
@@ -68,7 +71,12 @@ def write_report(place: str, limit: int = LARGEST) -> str:
     nights = latest_nights(out)
     night = nights[-1]
     what = asdict(read_explainer(out, night.explainer))
-    judged = audit_rows(out, night.explainer, limit, night.covers)
+    named = {(shard, index) for found in night.properties for shard, index in found.extreme}
+    judged = (
+        audit_rows(out, night.explainer, LARGEST, night.covers, QUEUE, named)
+        if limit is None
+        else audit_rows(out, night.explainer, limit, night.covers)
+    )
     texts = written_rows(out, table, night.explainer, judged, what["class_names"])
     facts = facts_of(texts)
     pages = dict(row_files(texts))
@@ -95,7 +103,7 @@ def write_report(place: str, limit: int = LARGEST) -> str:
     return out.child_uri(f"{REPORT}/index.html") if not out.is_local else out.at(f"{REPORT}/index.html")
 
 
-def print_report(place: str, limit: int, as_json: bool) -> ExitCode:
+def print_report(place: str, limit: int | None, as_json: bool) -> ExitCode:
     """Write the report and say where it is."""
     first = write_report(place, limit)
     print(json.dumps({"report": first}) if as_json else first)

@@ -22,9 +22,9 @@ from camray.audit.columns import class_name
 from camray.audit.verdicts import FLAGS, VERDICTS
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
-from camray.ledger.out import AUDIT, OVERLAYS, overlay_folder, pruned_runs
+from camray.ledger.out import AUDIT, pruned_runs
 from camray.ledger.table import Table
-from camray.records import COLUMNS
+from camray.records import COLUMNS, shard_key
 from camray.storage import Folder
 
 ROWS_A_FILE = 100
@@ -61,10 +61,14 @@ class Facts(NamedTuple):
     lost: str | None  # "pruned" or "missing": a picture that was drawn
 
 
-def audit_rows(out: Folder, explainer: str, limit: int, new_runs: Collection[str] = ()) -> pa.Table:
+def audit_rows(
+    out: Folder, explainer: str, limit: int, new_runs: Collection[str] = (), older: int | None = None,
+    also: Collection[tuple[str, int]] = (),
+) -> pa.Table:  # fmt: skip
     """Read at most `limit` rows of the queue, sorted: the highest audit score first.
 
-    `new`: whether a row is of `new_runs`. Where not all rows find room, these come before older ones.
+    `new`: whether a row is of `new_runs`. Where not all rows find room, these come before older ones, of which
+    there are at most `older`, and those that `also` names by shard and index.
     """
     table = log.dataset(out, AUDIT, log.opened(out, AUDIT))
     there = [name for name in _JUDGED if name in table.schema.names]
@@ -74,8 +78,16 @@ def audit_rows(out: Folder, explainer: str, limit: int, new_runs: Collection[str
     order = [("audit_score", "descending"), ("shard", "ascending"), ("index", "ascending")]
     new = pc.is_in(rows.column("night"), value_set=pa.array(sorted(new_runs), pa.string()))
     rows = rows.append_column("new", new.cast(pa.int8()))
+    if older is not None:
+        limit = min(limit, pc.sum(rows.column("new")).as_py() or 0) + older
     if len(rows) > limit:
-        rows = rows.take(pc.select_k_unstable(rows, limit, [("new", "descending"), *order]))
+        best = pc.select_k_unstable(rows, limit, [("new", "descending"), *order])
+        shards = pc.is_in(rows.column("shard"), value_set=pa.array({shard for shard, _ in also}, pa.string()))
+        named = [
+            i for i in np.flatnonzero(shards.to_numpy()).tolist()
+            if (rows.column("shard")[i].as_py(), rows.column("index")[i].as_py()) in also
+        ]  # fmt: skip
+        rows = rows.take(pc.unique(pa.concat_arrays([best, pa.array(named, best.type)])))
     return rows.sort_by(order)
 
 
@@ -84,14 +96,14 @@ def written_rows(
 ) -> list[str]:
     """Give each row of the queue as JSON, in its order. Memory: about 1 KB a row."""
     texts = [""] * len(judged)
-    kept = {f"{OVERLAYS}/{explainer}/{entry.path}" for entry in out.entries(overlay_folder(explainer))}
+    kept: dict[str, set[str]] = {}  # folder of a shard's pictures -> what is there
     pruned = pruned_runs(out)
     places = judged.select(["shard", "index"]).append_column("place", pa.array(np.arange(len(judged))))
     said = judged.to_pylist()
-    records = table.dataset().scanner(
-        columns=_RECORD, filter=ds.field(PARTITION) == explainer, batch_size=16384, batch_readahead=2,
-        fragment_readahead=4,
-    )  # fmt: skip
+    shards = judged.column("shard").unique().to_pylist()
+    records = rows_of_shards(table, explainer, shards).scanner(
+        columns=_RECORD, batch_size=16384, batch_readahead=2, fragment_readahead=4
+    )
     for batch in records.to_batches():
         keys = pa.table({"shard": batch.column("shard"), "index": batch.column("index")})
         keys = keys.append_column("row", pa.array(np.arange(len(batch))))
@@ -100,11 +112,30 @@ def written_rows(
         for place, record in zip(both.column("place").to_pylist(), chosen, strict=True):
             if not texts[place]:  # of several targets the first
                 shown = as_shown(record, said[place], names)
-                if "picture" in shown and shown["picture"] not in kept:
+                if "picture" in shown and not _is_there(out, shown["picture"], kept):
                     del shown["picture"]
                     shown["lost"] = "pruned" if record["run_id"] in pruned else "missing"
                 texts[place] = json.dumps(shown)
     return texts
+
+
+def rows_of_shards(table: Table, explainer: str, shards: Collection[str]) -> ds.FileSystemDataset:
+    """Open the record files of these shards, and no other; no row is read yet.
+
+    All files, where a shard's name is no UTF-8: its record tells it otherwise.
+    """
+    committed = table.shards(explainer)
+    files = [committed.get(shard_key(uri)) for uri in shards]
+    known = [file.path for of_shard in files for file in of_shard or ()]
+    return table.dataset(explainer, known if all(files) else None)
+
+
+def _is_there(out: Folder, picture: str, kept: dict[str, set[str]]) -> bool:
+    """Tell whether a picture is there; `kept` remembers the folders that were listed."""
+    folder = picture.rpartition("/")[0]
+    if folder not in kept:
+        kept[folder] = {f"{folder}/{entry.path}" for entry in out.entries(folder)}
+    return picture in kept[folder]
 
 
 def row_files(texts: Sequence[str]) -> Iterator[tuple[str, bytes]]:

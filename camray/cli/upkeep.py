@@ -44,22 +44,21 @@ def accept(args: argparse.Namespace) -> ExitCode:
     Setting(f"write the queue for another tool: {', '.join(EXPORTS)}", "--export FORMAT"),
     Setting("where --export writes; a new folder", "--to FOLDER"),
     Setting("label-studio: what stands before a picture's path", "--prefix URL"),
-    Setting("rows of the queue to keep", "--limit N", kind=int, default=100_000),
+    Setting("rows to keep; default: the night's and 1,000 of the queue", "--limit N", kind=int),
 )
 def report(args: argparse.Namespace) -> ExitCode:
     """Write the pages of the latest audit: OUT/report/index.html."""
     from camray.audit.report import LARGEST, print_report
 
-    largest = getattr(args, "limit", LARGEST)
     if not hasattr(args, "export"):
-        return print_report(args.out, largest, args.json)
+        return print_report(args.out, getattr(args, "limit", None), args.json)
     from camray.audit.export import check_kind, print_export
 
     kind, to = check_kind(args.export), getattr(args, "to", "")
     if not to:
         raise UsageError("--to", "is missing", "--to FOLDER says where the export goes")
     prefix = getattr(args, "prefix", "/data/local-files/?d=")
-    return print_export(args.out, kind, to, largest, prefix, args.json)
+    return print_export(args.out, kind, to, getattr(args, "limit", LARGEST), prefix, args.json)
 
 
 @verb(

@@ -98,9 +98,13 @@ def dataset(out: Folder, folder: str, table: DeltaTable) -> pads.FileSystemDatas
     Delta Lake's calls back into Python from Arrow's threads, also while Python ends, and then the process
     aborts.
     """
-    place = pafs.SubTreeFileSystem(out.at(folder), out.fs)
-    files: pads.FileSystemDataset = table.to_pyarrow_dataset(filesystem=place)
+    files: pads.FileSystemDataset = table.to_pyarrow_dataset(filesystem=file_system(out, folder))
     return files
+
+
+def file_system(out: Folder, folder: str) -> pafs.SubTreeFileSystem:
+    """Give the file system in which a table's paths stand."""
+    return pafs.SubTreeFileSystem(out.at(folder), out.fs)
 
 
 def versions(out: Folder) -> dict[str, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -193,20 +193,25 @@ class Table:
         """Open the same table as it is now."""
         return Table(self._out, self._kind)
 
-    def dataset(self, owner: str = "") -> pads.FileSystemDataset:
+    def dataset(self, owner: str = "", paths: Collection[str] | None = None) -> pads.FileSystemDataset:
         """Open the committed rows, of one explainer where one is named; no row is read yet.
 
-        Reading fails where a page is not as it was written. Columns that an earlier camray lacked are null.
+        `paths` names files of that explainer: they alone are opened, in this order. Reading fails where a page
+        is not as it was written. Columns that an earlier camray lacked are null.
         """
         assert self._delta is not None
-        plain = log.dataset(self._out, self._kind.folder, self._delta)
-        place = plain.filesystem
         scan = pads.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
         checked = pads.ParquetFileFormat(default_fragment_scan_options=scan)
+        if paths is not None:
+            place = log.file_system(self._out, self._kind.folder)
+            found = [(path, pads.field(self._kind.partition) == owner) for path in paths]
+        else:
+            plain = log.dataset(self._out, self._kind.folder, self._delta)
+            place, found = plain.filesystem, [(f.path, f.partition_expression) for f in plain.get_fragments()]
         fragments = [
-            checked.make_fragment(f.path, place, f.partition_expression)
-            for f in plain.get_fragments()
-            if not owner or f.path.startswith(f"{self._kind.partition}={owner}/")
+            checked.make_fragment(path, place, where)
+            for path, where in found
+            if not owner or path.startswith(f"{self._kind.partition}={owner}/")
         ]
         return pads.FileSystemDataset(fragments, self._kind.whole, checked, place)
 

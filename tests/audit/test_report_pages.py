@@ -130,6 +130,29 @@ def test_rows_of_tonight_are_kept_where_not_all_find_room(two_nights: Path, tmp_
     assert "300 of 890 images" in page
 
 
+def test_a_page_holds_the_night_and_a_thousand_of_the_queue_not_the_archive(
+    made: Path, tmp_path: Path
+) -> None:
+    """Checked against a query of the table: at ten million rows the page was made of all of them."""
+    out = shutil.copytree(made, tmp_path / "out")
+    make_out(out, 30, "20261123T000000Z-0", first=1)
+    write_report(str(out))
+    text = (out / "report" / "data" / "index.js").read_text()
+    index = json.loads(text.removeprefix("camrayIndex(").removesuffix(");\n"))
+    nights = np.frombuffer(base64.b64decode(index["night"]), "u1")
+    assert (len(nights), int(nights.sum())) == (1030, 30)
+    rows = DeltaTable(str(out / "audit")).to_pyarrow_table(columns=["audit_score", "night"]).to_pylist()
+    others = sorted((r["audit_score"] for r in rows if r["night"] != "20261123T000000Z-0"), reverse=True)
+    assert len(others) == 1200
+    shown = [
+        row
+        for path in (out / "report" / "data").glob("rows-*.js")
+        for row in json.loads(path.read_text()[path.read_text().index("[") : -3])
+    ]
+    older = sorted((row["score"] for row in shown if row["run"] != "20261123T000000Z-0"), reverse=True)
+    assert older == pytest.approx(others[:1000], abs=1e-4)
+
+
 def test_the_index_says_what_the_audit_says(two_nights: Path) -> None:
     text = (two_nights / "report" / "data" / "index.js").read_text()
     index = json.loads(text.removeprefix("camrayIndex(").removesuffix(");\n"))
