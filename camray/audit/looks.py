@@ -133,7 +133,8 @@ def choose(table: Table, explainer: Explainer, old: frozenset[str]) -> tuple[lis
     most = max(1, MEMORY // (3 * explainer.input.width * explainer.input.height))
     each = min(POOL, max(1, most // max(len(np.unique(answers)), 1)))
     rank = _rank_within(answers)
-    wanted = pa.array(sorted(set(keys.column("content_sha256").filter(pa.array(rank < each)).to_pylist())))
+    chosen = keys.column("content_sha256").filter(pa.array(rank < each)).to_pylist()
+    wanted = pa.array(sorted(set(chosen)), pa.string())
     rows = table.dataset(explainer.id).scanner(
         columns=[*_RECORD], filter=usable & ds.field("content_sha256").isin(wanted)
     )

@@ -9,12 +9,13 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyarrow import fs as pafs
 
+from camray.archive.frames import file_index
 from camray.archive.listing import Listing, called, joined, list_archive, place_of
 from camray.archive.members import read_members, select
 from camray.archive.names import file_kind
@@ -24,6 +25,7 @@ from camray.job.rehash import rehashed
 from camray.job.resolved import Origin, Resolved, origin_of, recall
 from camray.job.retry import check_codes, retried
 from camray.ledger import intake
+from camray.ledger.cuts import grown
 from camray.ledger.intake import Grouping, group_files
 from camray.ledger.out import HOLD, RUNS, TABLE, log_folder
 from camray.ledger.plan import Plan, ShardTask, make_plan
@@ -119,18 +121,41 @@ def _planned(config: Config, table: Table, listing: Listing, resolved: Resolved)
     committed = table.shards(explainer.id)
     chosen = select(listing, config.archive)
     groupings = grouped(out, listing, committed.holds)
-    shards = chosen_shards(chosen, listing, groupings)
+    asked = chosen_shards(chosen, listing, groupings)
+    place_of = partial(file_index, frames=config.archive.frames)
+    shards = grown(out, asked, committed, place_of, _there(listing))
+    more = sum(is_ != was for is_, was in zip(shards, asked, strict=True))
+    others = set[str]()
+    if chosen is not listing:
+        others = {s.key for s in chosen_shards(listing, listing, groupings)} - {s.key for s in asked}
+    more += sum(key in committed for key in others)
     if config.archive.rehash:
         shards = rehashed(out, shards, committed, config.archive)
     if config.run.retry:
         shards = retried(table, explainer.id, shards, committed, config.run.retry)
     again = partial(is_readable, config.archive)
     plan = make_plan(out, explainer.id, shards, committed, config.run.chunk_size, is_readable=again)
+    gone = plan.gone - sum(key in committed for key in others)
+    plan = replace(plan, gone=gone, more=more)
 
     def load() -> LoadedModel:
         return _libraries()[0](config, top_folders(listing))[1]
 
     return Prepared(config, out, listing, explainer, resolved.notes, load, table, groupings, plan, None)
+
+
+def _there(listing: Listing) -> Callable[[Shard, int], bool]:
+    """Tell of a shard's files which the archive lists today; of what is no loose file, all are there."""
+
+    @cache
+    def listed() -> set[tuple[str, str]]:
+        return {(file.archive or listing.identity, file.path) for file in listing.files}
+
+    def is_there(shard: Shard, place: int) -> bool:
+        root = shard.uri.rpartition("#")[0]
+        return shard.format != "files" or (root, shard.files[place].path) in listed()
+
+    return is_there
 
 
 def is_readable(archive: ArchiveConfig, shard: Shard) -> bool:
@@ -161,7 +186,11 @@ def describe_plan(ready: Prepared) -> dict[str, str | int]:
     if plan.resumed:
         facts["resumed"] = f"{plan.resumed:,} of the shards to do have finished chunks on disk, reused"
     if plan.gone or gone_files:
-        facts["gone"] = f"{plan.gone:,} shards, {gone_files:,} files no longer listed; their rows stay"
+        facts["gone"] = (
+            f"{plan.gone:,} shards, {gone_files:,} files no longer listed, or left out; their rows stay"
+        )
+    if plan.more:
+        facts["more"] = f"{plan.more:,} shards keep rows that only other commands asked for"
     if ready.listing.left_out:
         facts["left_out"] = ", ".join(f"{n:,} {why}" for why, n in sorted(ready.listing.left_out.items()))
     return facts

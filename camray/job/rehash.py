@@ -28,8 +28,7 @@ def rehashed(
     out: Folder, shards: Sequence[Shard], committed: CommittedFiles, archive: ArchiveConfig
 ) -> list[Shard]:
     """Read the shards that are committed; give all of them, those with other content marked as reread."""
-    held = (committed.as_held(s) for s in shards)
-    return [_looked_at(out, s, committed, archive) if committed.holds(s) else s for s in held]
+    return [_looked_at(out, s, committed, archive) if committed.holds(s) else s for s in shards]
 
 
 def _looked_at(out: Folder, shard: Shard, committed: CommittedFiles, archive: ArchiveConfig) -> Shard:

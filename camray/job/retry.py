@@ -49,4 +49,4 @@ def retried(
 
 def _anew(shard: Shard, committed: CommittedFiles) -> Shard:
     """Mark a shard by the files to be replaced: a run that is killed goes on with the chunks it made."""
-    return committed.as_held(shard).anew("|".join(sorted(f.path for f in committed[shard.key])))
+    return shard.anew("|".join(sorted(f.path for f in committed[shard.key])))

@@ -353,6 +353,7 @@ def _announce(ready: Prepared, reporter: Reporter) -> None:
     ]
     parts += [f"{plan.changed:,} changed"] * bool(plan.changed)
     parts += [f"{plan.resumed:,} resumed"] * bool(plan.resumed)
+    parts += [f"{plan.more:,} keep rows of other commands"] * bool(plan.more)
     reporter.say(", ".join(parts), todo=len(plan.tasks), committed=plan.committed)
 
 

@@ -129,11 +129,6 @@ class CommittedFiles(Mapping[str, list[RecordFile]]):
             for i in self._span(f"{shard.key}-{content}")
         )
 
-    def as_held(self, shard: Shard) -> Shard:
-        """Give a shard as it is committed: the whole where a part is asked for, and the whole is there."""
-        whole = replace(shard, selection=None)
-        return whole if shard.selection is not None and self.holds(whole) else shard
-
     def to_try_again(self, shard: Shard) -> list[RecordFile]:
         """Give the files of a committed shard of which members failed for a cause that may pass."""
         spans = (self._span(f"{shard.key}-{content}") for content in sorted(_sufficient(shard)))

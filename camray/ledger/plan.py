@@ -42,6 +42,7 @@ class Plan:
     changed: int  # of `tasks`: shards whose older content is in the table
     resumed: int  # of `tasks`: shards with finished chunks on disk
     gone: int  # shards in the table that the archive no longer lists: their rows stay
+    more: int = 0  # shards in the table with rows that this command does not ask for: they stay
 
     @property
     def size_bytes(self) -> int:
@@ -71,9 +72,8 @@ def make_plan(
             done += 1
         else:
             files = committed.get(shard.key, [])
-            whole = committed.as_held(shard)
-            left.append(whole)
-            known[whole.id] = frozenset(f.path for f in files)
+            left.append(shard)
+            known[shard.id] = frozenset(f.path for f in files)
             changed += bool(files)
     ids = {s.id for s in left}
     old = frozenset[str]().union(*known.values())

@@ -72,6 +72,21 @@ def _methods(out: Folder, panel: str) -> str:
     return printable(f"{what.explainer.model}: {', '.join(what.methods)}")
 
 
+def _part(run: Mapping[str, Any]) -> str:
+    """Say which part of the archive a run asked for; "" where that was all of it."""
+    archive = run["config"].get("archive", {})
+    asked = {name: archive.get(name) for name in ("limit", "sample", "seed", "include", "exclude")}
+    if not asked["sample"]:
+        del asked["seed"]
+    options = [
+        f" --{name} {printable(str(value))}"
+        for name, given in asked.items()
+        for value in (given if isinstance(given, list) else [given])
+        if value is not None
+    ]
+    return f" of{''.join(options)}" if options else ""
+
+
 def write_metrics(out: Folder, runs: Sequence[Mapping[str, Any]], name: str) -> None:
     """Write for Prometheus how the last run of an explainer ended, as OUT tells it: also from afar."""
     panels = ids_in(out, PANELS)
@@ -131,5 +146,5 @@ def print_status(place: str, as_json: bool, metrics_file: str | None = None) -> 
         counted = "" if members is None else f"{members:,} members" if members else "nothing new"
         speed = f", {run['images_per_s']} images/s" if run["images_per_s"] else ""
         limit = f"; {run['bottleneck']}" if run.get("bottleneck") else ""
-        print(f"run {run['run_id']}  {run['exit_meaning']}  {counted}{speed}{limit}")
+        print(f"run {run['run_id']}  {run['exit_meaning']}  {counted}{_part(run)}{speed}{limit}")
     return ExitCode.DONE

@@ -9,12 +9,14 @@ import pytest
 from deltalake import DeltaTable
 
 from camray.audit.causes import CAUSES
-from camray.audit.looks import BATTERY, allowed, describe_looks
+from camray.audit.looks import BATTERY, allowed, choose, describe_looks
 from camray.audit.night import read_nights
+from camray.ledger.table import Table
 from camray.storage import open_folder
 from camray.upkeep.forget import Image, find, remove
 from demo import hans64
 from tests.audit.night_world import night, write_archive
+from tests.ledger.ledger_world import EXPLAINERS, committed, shard
 
 COUNT = 48
 
@@ -76,3 +78,9 @@ def test_looks_can_be_turned_off(tmp_path: Path) -> None:
 def test_plan_says_what_looks_may_cost() -> None:
     assert describe_looks(100_000, 0.25).startswith("at most 25,000 forwards")
     assert "25%" in describe_looks(None, 0.25)
+
+
+def test_a_night_whose_every_new_image_failed_looks_at_nothing(tmp_path: Path) -> None:
+    out = open_folder(str(tmp_path / "out"), "OUT")
+    committed(out, shard())
+    assert choose(Table(out), EXPLAINERS[0], frozenset()) == ([], 0)

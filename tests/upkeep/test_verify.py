@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from camray.config import ArchiveConfig, Config
 from camray.errors import ExitCode, UsageError
 from camray.ledger.committed import CommittedFiles
 from camray.ledger.out import open_out
+from camray.ledger.runs import first_report
 from camray.ledger.table import ShardCommit, Table
 from camray.records import Accounting, Receipt, account
 from camray.storage import Folder, open_folder
@@ -283,3 +285,13 @@ def test_status_for_people_and_machines(out: Folder, capsys: pytest.CaptureFixtu
     facts = json.loads(capsys.readouterr().out)
     assert facts["explainers"][E2]["failed"] == {"empty_file": 1, "bad_target": 1}
     assert [run["run_id"] for run in facts["runs"]] == ["r1"]
+
+
+def test_status_names_the_part_that_a_run_asked_for(out: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = ArchiveConfig(sample=5, seed=3, exclude=("b*",))
+    report = first_report("r2", E1, Config(archive=archive), {})
+    report.ended(ExitCode.DONE, Accounting(), 1.0, {}).write(out)
+    print_status(out.uri, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert "  done  nothing new of --sample 5 --seed 3 --exclude b*" in lines[-1]
+    assert " of " not in lines[-2]
