@@ -23,12 +23,12 @@ def status(args: argparse.Namespace) -> ExitCode:
     return print_status(args.out, args.json, getattr(args, "metrics_file", None))
 
 
-@verb(_OUT)
+@verb(_OUT, Setting("only what this run, and those after it, wrote", "--since RUN"))
 def verify(args: argparse.Namespace) -> ExitCode:
     """Check that every committed member is accounted for and every file readable."""
     from camray.upkeep.verify import print_verify
 
-    return print_verify(args.out, args.json)
+    return print_verify(args.out, args.json, getattr(args, "since", None))
 
 
 @verb(_OUT, Setting("the run whose verdict is taken as it is", "RUN", name="run"), given="OUT RUN")

@@ -63,6 +63,11 @@ def file_name(
     return f"{partition}={owner}/{shard_id}-{chunk:06d}-{digest}{AGAIN * again}.parquet"
 
 
+def owner_of(path: str) -> str:
+    """Read the explainer, or panel, back from a file's path."""
+    return path.partition("=")[2].partition("/")[0]
+
+
 def parse_name(path: str) -> tuple[str, str, int]:
     """Read (shard key, content key, chunk) back from a file's path.
 

@@ -330,11 +330,14 @@ class Table:
         """Give the runs that committed, in the order of their first commits, whatever their clocks said."""
         return log.runs(self._delta) if self._delta is not None else []
 
-    def statements(self) -> Iterator[dict[str, object]]:
-        """Yield what each commit said of its shards, oldest first: explainer, shard, counts."""
-        if self._delta is None:
+    def statements(self, entries: int | None = None) -> Iterator[dict[str, object]]:
+        """Yield what each commit said of its shards, oldest first: explainer, shard, counts.
+
+        `entries`: of the last so many entries of the log alone.
+        """
+        if self._delta is None or entries == 0:
             return
-        for entry in reversed(self._delta.history()):
+        for entry in reversed(self._delta.history(entries)):
             yield from json.loads(entry.get("camray", "{}")).get("shards", [])
 
     def latest_owner(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,7 @@ from camray.ledger.runs import report_of
 from camray.ledger.side import DAMAGED, DamagedError, as_object, read_side
 from camray.ledger.table import STORE_ERRORS, Table
 from camray.storage import Folder
+from camray.upkeep.since import Since
 
 Read = Callable[[Any], Any]
 _SIDE: dict[str, Callable[[str], Read]] = {  # a folder of side files, and how one of them is read, by its id
@@ -67,16 +68,21 @@ _SIDE: dict[str, Callable[[str], Read]] = {  # a folder of side files, and how o
 _TABLES = (INTAKE, AUDIT, QA, LOOKS)  # beside records and scores
 
 
-def find_beside(out: Folder, table: Table) -> Iterator[str]:
-    """Yield each problem beside the record files in one line; nothing when all is sound."""
+def find_beside(out: Folder, table: Table, new: Since | None = None) -> Iterator[str]:
+    """Yield each problem beside the record files in one line; nothing when all is sound.
+
+    `new`: of the runs and of the files in tables, only what is new.
+    """
     nights: list[Night] = []
     said: dict[str, int] = {}
+    places = [RUNS] if new is None else [f"{RUNS}/{run}" for run in new.runs]
+    paths = [f"{place}/{entry.path}" for place in places for entry in out.entries(place)]
     yield from _side_files(out)
-    yield from _files_of_runs(out, said, nights)
-    yield from _missing_runs(out, table, nights)
+    yield from _files_of_runs(out, paths, said, nights)
+    yield from _missing_runs(out, table, paths, nights, new)
     yield from _logs(out, said)
     for folder in _TABLES:
-        yield from _table(out, folder)
+        yield from _table(out, folder, new)
     yield from _report(out, nights)
 
 
@@ -128,8 +134,10 @@ def _id_of(path: str) -> str:
     return path.rpartition("/")[2].removesuffix(".json")
 
 
-def _files_of_runs(out: Folder, said: dict[str, int], nights: list[Night]) -> Iterator[str]:
-    """Check the files of every run; note in `said` the latest version of each log that one of them names."""
+def _files_of_runs(
+    out: Folder, paths: Sequence[str], said: dict[str, int], nights: list[Night]
+) -> Iterator[str]:
+    """Check these files of runs; note in `said` the latest version of each log that one of them names."""
 
     def note(tree: dict[str, Any]) -> None:
         for name, version in as_object(tree.get("tables", {})).items():
@@ -148,8 +156,8 @@ def _files_of_runs(out: Folder, said: dict[str, int], nights: list[Night]) -> It
     readers: dict[str, Callable[[str, Any], Any]] = {
         "run.json": report, "summary.json": summary, "canary.json": lambda _, tree: canary_of(tree),
     }  # fmt: skip
-    for entry in out.entries(RUNS):
-        path, (run_id, _, name) = f"{RUNS}/{entry.path}", entry.path.partition("/")
+    for path in paths:
+        run_id, _, name = path.removeprefix(f"{RUNS}/").partition("/")
         read: Read = partial(readers[name], path) if name in readers else _anything
         read = partial(state_of, run_id) if name == "state.json" else read
         if path.endswith(DAMAGED):
@@ -171,14 +179,17 @@ def _as_written(out: Folder, digests: dict[str, str]) -> Iterator[str]:
             yield f"{path} is not as it was written"
 
 
-def _missing_runs(out: Folder, table: Table, nights: list[Night]) -> Iterator[str]:
+def _missing_runs(
+    out: Folder, table: Table, paths: Sequence[str], nights: list[Night], new: Since | None
+) -> Iterator[str]:
     """Name what is not there though a commit, or another file, speaks of it."""
-    due = {run_file(run_id, "run.json") for run_id in (*table.runs(), *Table(out, SCORES).runs())}
+    runs = [*table.runs(), *Table(out, SCORES).runs()] if new is None else new.runs
+    due = {run_file(run_id, "run.json") for run_id in runs}
     due |= {run_file(night.run_id, "state.json") for night in nights}
     due |= {run_file(night.previous, "summary.json") for night in nights if night.previous}
     due |= {run_file(night.run_id, "canary.json") for night in nights if night.canary}
     due |= {canary_file(night.explainer) for night in nights if night.canary}
-    due |= {path.replace("/state.json", "/summary.json") for path in files_of_runs(out, "state.json")}
+    due |= {path.replace("/state.json", "/summary.json") for path in paths if path.endswith("/state.json")}
     for entry in out.entries(PANELS):
         if entry.path.endswith(".json"):
             due.add(costs_file(_id_of(entry.path)))
@@ -186,7 +197,7 @@ def _missing_runs(out: Folder, table: Table, nights: list[Night]) -> Iterator[st
                 due.add(sample_file(read_side(out, f"{PANELS}/{entry.path}", lambda tree: tree["sample"])))
             except DamagedError:
                 continue  # told already
-    set_aside = {path.removesuffix(DAMAGED) for path in files_of_runs(out, f"summary.json{DAMAGED}")}
+    set_aside = {path.removesuffix(DAMAGED) for path in paths if path.endswith(f"/summary.json{DAMAGED}")}
     yield from (f"{path} is missing" for path in sorted(due - set_aside) if not out.exists(path))
 
 
@@ -231,7 +242,7 @@ def _bad_checkpoint(out: Folder, place: str, there: set[str]) -> str | None:
     return None
 
 
-def _table(out: Folder, folder: str) -> Iterator[str]:
+def _table(out: Folder, folder: str, new: Since | None) -> Iterator[str]:
     """Read every file of a table that has no checksums; its sizes must be those of the log."""
     if not log.exists(out, folder):
         return
@@ -240,7 +251,10 @@ def _table(out: Folder, folder: str) -> Iterator[str]:
     except UsageError as error:
         yield error.problem
         return
+    added = None if new is None else new.added(folder)
     for path, size in log.sizes(table).items():
+        if added is not None and path not in added:
+            continue
         try:
             data = out.read(f"{folder}/{path}")
             if len(data) != size:

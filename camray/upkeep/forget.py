@@ -27,7 +27,7 @@ from deltalake import write_deltalake
 from camray.compare.panel import SCORES
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger import log
-from camray.ledger.committed import parse_name
+from camray.ledger.committed import owner_of, parse_name
 from camray.ledger.hold import hold
 from camray.ledger.out import AUDIT, INBOX, INTAKE, LOOKS, OVERLAYS, QA, REPORT, mask_beside, open_out
 from camray.ledger.runs import new_run_id
@@ -136,7 +136,7 @@ def _rewrite(
     assert table.delta is not None
     by_owner: defaultdict[str, list[str]] = defaultdict(list)
     for path in files:
-        by_owner[path.partition("=")[2].partition("/")[0]].append(path)
+        by_owner[owner_of(path)].append(path)
     said = committed_shards(table)
     for owner, paths in by_owner.items():
         new: dict[str, Receipt] = {}

@@ -38,10 +38,13 @@ def open_either(place: str) -> tuple[Folder, Table, Table]:
     return (out, Table(out), scores) if scores.delta is not None else (*open_out(place), scores)
 
 
-def committed_shards(table: Table) -> dict[tuple[str, str], dict[str, Any]]:
-    """Give the latest statement of each committed shard, by (explainer or panel, shard key)."""
+def committed_shards(table: Table, entries: int | None = None) -> dict[tuple[str, str], dict[str, Any]]:
+    """Give the latest statement of each committed shard, by (explainer or panel, shard key).
+
+    `entries`: of those that the last so many entries of the log committed.
+    """
     latest: dict[tuple[str, str], dict[str, Any]] = {}
-    for statement in table.statements():
+    for statement in table.statements(entries):
         latest[str(statement["explainer"]), str(statement["key"])] = statement
     return latest
 

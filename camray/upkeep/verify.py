@@ -13,40 +13,66 @@ import pyarrow.parquet as pq
 
 from camray.compare.panel import SCORES
 from camray.errors import ExitCode, UsageError, printable
-from camray.ledger.committed import RecordFile, checksum
+from camray.ledger.committed import RecordFile, checksum, owner_of, parse_name
 from camray.ledger.out import EXPLAINERS, PANELS, overlay_folder, pruned_runs
 from camray.ledger.table import RECORDS, Kind, Table
 from camray.records import LATER, Status
 from camray.storage import Folder
 from camray.upkeep.beside import find_beside, find_nothing_said
+from camray.upkeep.since import Since, since
 from camray.upkeep.status import committed_shards, open_either
 
 _COLUMNS = ["run_id", "member", "index", "status", "error_code", "target_class"]
 _COLUMNS += ["overlay_path", "overlay_size", "heatmap", "heat_h", "heat_w"]
+Said = dict[tuple[str, str], dict[str, Any]]  # (explainer or panel, shard key) -> what its commit said
+SizeOf = Callable[[str], int | None]  # of an overlay, in bytes
 Check = Callable[[dict[str, Any], list[RecordFile]], Iterator[str]]  # of one shard: what was said, its files
 
 
-def find_problems(out: Folder, table: Table) -> Iterator[str]:
-    """Yield each problem of the records in one line; nothing when they are sound."""
+def find_problems(out: Folder, table: Table, new: Since | None = None) -> Iterator[str]:
+    """Yield each problem of the records in one line; nothing when they are sound. `new`: only what is new."""
     pruned = pruned_runs(out)
 
     def check_of(explainer: str) -> Check:
-        overlays = _overlays(out, explainer)
+        overlays = partial(_size_of, out) if new else _overlays(out, explainer).get
         return lambda said, files: _check_shard(out, said, files, overlays, pruned, table.columns)
 
-    return _problems(out, table, RECORDS, EXPLAINERS, check_of)
+    return _problems(out, table, said_since(table, new), EXPLAINERS, check_of, new is None)
 
 
-def find_score_problems(out: Folder, table: Table) -> Iterator[str]:
+def find_score_problems(out: Folder, table: Table, new: Since | None = None) -> Iterator[str]:
     """Yield each problem of the scores of comparisons in one line."""
-    return _problems(out, table, SCORES, PANELS, lambda _panel: partial(_check_scores, out, table.columns))
+
+    def check_of(_panel: str) -> Check:
+        return partial(_check_scores, out, table.columns)
+
+    return _problems(out, table, said_since(table, new), PANELS, check_of, new is None)
+
+
+def said_since(table: Table, new: Since | None) -> Said:
+    """Give what commits said of the shards that are there; `new`: of those that gained files since."""
+    if new is None or table.version is None:
+        return committed_shards(table)
+    try:
+        keys = {(owner_of(path), parse_name(path)[0]) for path in new.added(table.kind.folder)}
+    except ValueError:  # another tool's file: `Table.shards` names it
+        return committed_shards(table)
+    entries = table.version - new.versions.get(table.kind.folder, -1)
+    said = committed_shards(table, entries)
+    if keys - set(said):
+        said = committed_shards(table)
+    return {key: said[key] for key in keys if key in said}
 
 
 def _problems(
-    out: Folder, table: Table, kind: Kind, descriptions: str, check_of: Callable[[str], Check]
+    out: Folder,
+    table: Table,
+    said: Said,
+    descriptions: str,
+    check_of: Callable[[str], Check],
+    all_of_it: bool,
 ) -> Iterator[str]:
     """Go through what was committed, owner by owner (explainers or panels), shard by shard."""
-    said = committed_shards(table)
     for owner in sorted({owner for owner, _key in said}):
         if not out.exists(f"{descriptions}/{owner}.json"):
             yield f"{descriptions}/{owner}.json is missing"
@@ -56,26 +82,35 @@ def _problems(
         except UsageError as error:
             yield str(error)
             continue
-        unaccounted = set(shards)
+        unaccounted = set(shards) if all_of_it else set()
         for key, statement in sorted((k, s) for (o, k), s in said.items() if o == owner):
             unaccounted.discard(key)
             files = shards.get(key, [])
             if files:
                 yield from check(statement, files)
             else:
-                what = kind.folder.removesuffix("s")
+                what = table.kind.folder.removesuffix("s")
                 yield f"shard {statement['uri']}: its {what} files are not in the table"
         yield from (
             f"shard {key} is in the table but no commit accounts for it" for key in sorted(unaccounted)
         )
 
 
-def print_verify(place: str, as_json: bool) -> ExitCode:
-    """Print the problems, or that there are none; exit 5 where there are any."""
+def print_verify(place: str, as_json: bool, run_id: str | None = None) -> ExitCode:
+    """Print the problems, or that there are none; exit 5 where there are any.
+
+    `run_id`: only what this run, and those after it, wrote.
+
+    Raises:
+        UsageError: OUT has no such run.
+    """
     out, table, scores = open_either(place)
-    problems = [*find_problems(out, table), *find_score_problems(out, scores), *find_beside(out, table)]
-    said = committed_shards(table) | committed_shards(scores)
-    problems += find_nothing_said(out, len(said))
+    new = since(out, run_id) if run_id is not None else None
+    problems = [*find_problems(out, table, new), *find_score_problems(out, scores, new)]
+    problems += find_beside(out, table, new)
+    said = said_since(table, new) | said_since(scores, new)
+    if new is None:
+        problems += find_nothing_said(out, len(said))
     members = sum(int(s["members"]) for s in said.values())
     if as_json:
         print(json.dumps({"shards": len(said), "members": members, "problems": problems}))
@@ -88,7 +123,7 @@ def print_verify(place: str, as_json: bool) -> ExitCode:
 
 
 def _check_shard(
-    out: Folder, said: dict[str, Any], files: list[RecordFile], overlays: dict[str, int],
+    out: Folder, said: dict[str, Any], files: list[RecordFile], overlays: SizeOf,
     pruned: frozenset[str], columns: Set[str],
 ) -> Iterator[str]:  # fmt: skip
     """Compare what the commit said of a shard with what its files hold."""
@@ -133,14 +168,13 @@ def _check_scores(
             yield f"shard {said['uri']}: {file.path}: {printable(str(error), 160)}"
 
 
-def _check_row(
-    where: str, row: dict[str, Any], overlays: dict[str, int], pruned: frozenset[str]
-) -> Iterator[str]:
+def _check_row(where: str, row: dict[str, Any], overlays: SizeOf, pruned: frozenset[str]) -> Iterator[str]:
     path = None if row["run_id"] in pruned else row["overlay_path"]
-    if path is not None and overlays.get(path, 0) == 0:
+    size = 0 if path is None else overlays(path)
+    if path is not None and not size:
         yield f"{where}: overlay of {row['member']} is missing or empty: {path}"
-    elif path is not None and row["overlay_size"] not in (None, overlays[path]):
-        told = f"{overlays[path]} bytes, drawn with {row['overlay_size']}"
+    elif path is not None and row["overlay_size"] not in (None, size):
+        told = f"{size} bytes, drawn with {row['overlay_size']}"
         yield f"{where}: overlay of {row['member']} is another: {path}: {told}"
     if row["heatmap"] is not None and len(row["heatmap"]) != (row["heat_h"] or 0) * (row["heat_w"] or 0):
         yield f"{where}: heatmap of {row['member']} has {len(row['heatmap'])} values"
@@ -163,6 +197,11 @@ def _intact(out: Folder, file: RecordFile, kind: Kind, columns: Set[str]) -> pa.
         raise pa.ArrowInvalid(f"its columns are not those of the {kind.folder.removesuffix('s')} schema")
     table.validate(full=True)
     return table
+
+
+def _size_of(out: Folder, path: str) -> int | None:
+    found: int | None = out.fs.get_file_info(out.at(path)).size
+    return found
 
 
 def _overlays(out: Folder, explainer: str) -> dict[str, int]:
