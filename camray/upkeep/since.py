@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.parse import unquote
 
 from camray.errors import UsageError, printable
@@ -57,7 +58,7 @@ def since(out: Folder, run_id: str) -> Since:
     return Since(out, {}, tuple(names))
 
 
-def _read(out: Folder, run_id: str) -> Mapping[str, object]:
+def _read(out: Folder, run_id: str) -> Mapping[str, Any]:
     path = run_file(run_id, "run.json")
     try:
         return read_side(out, path, partial(report_of, path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -44,7 +45,7 @@ def out(nights: Path, tmp_path: Path) -> Folder:
     return open_folder(str(shutil.copytree(nights, tmp_path / "out")), "OUT")
 
 
-def verified(out: Folder, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, object]]:
+def verified(out: Folder, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, Any]]:
     code = main(["verify", out.uri, "--json", *more])
     return code, json.loads(capsys.readouterr().out)
 
@@ -55,7 +56,12 @@ def test_of_twelve_nights_two_are_read(
     assert verified(out, capsys)[1] == {"shards": 12, "members": 48, "problems": []}
     read = list[str]()
     real = Folder.read
-    monkeypatch.setattr(Folder, "read", lambda out, path: (read.append(path), real(out, path))[1])
+
+    def noted(out: Folder, path: str) -> bytes:
+        read.append(path)
+        return real(out, path)
+
+    monkeypatch.setattr(Folder, "read", noted)
     code, said = verified(out, capsys, "--since", "run10")
     assert (code, said) == (0, {"shards": 2, "members": 8, "problems": []})
     assert sum(path.startswith("records/explainer") for path in read) == 2
