@@ -1,15 +1,17 @@
 """A chunk that keeps killing its worker is taken image by image, and the culprit becomes a failed record.
 
 Ray retries the work of a dead worker for ever: one image that crashes a decoder, or is too fat for memory,
-would loop. `Attempts` (with Ray an actor of the run) counts how often each chunk was begun; from the third
-time on the images are announced one by one, so that the one that was under way at the next crash is known.
+would loop. `Attempts` (with Ray an actor of the run) remembers where each attempt at a chunk was made; from
+the third on the images are announced one by one, so that the one under way when the worker died is known.
+An image of which two workers died so is the culprit. An attempt on a machine that was lost counts for
+nothing: whatever was under way there is innocent.
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -18,38 +20,50 @@ from camray.errors import CamrayError, ErrorCode, IncompleteError, Stage, no_mod
 from camray.records import Chunk, Data, Lost, failure, struct_array
 
 WHOLE_CHUNK_TRIES = 2
+ALONE_TRIES = 2  # deaths of a worker, at one image, that make this image the culprit
 STARTS = 3  # of one worker; Ray would start it again for ever
 
 _T = TypeVar("_T")
 Work = Callable[[pa.StructArray], pa.StructArray]
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """One attempt at a chunk: on which machine, and at which image it was last; None: at all of them."""
+
+    machine: str
+    position: int | None = None
+
+
 class Attempts:
-    """Counts attempts and names culprits; holds only chunks under way."""
+    """Remembers attempts and names culprits; holds only chunks under way."""
 
-    def __init__(self) -> None:
-        self._begun: dict[str, int] = defaultdict(int)
-        self._under_way: dict[str, int] = {}
-        self._culprits: dict[str, set[int]] = defaultdict(set)
+    def __init__(self, is_lost: Callable[[str], bool] = lambda _: False) -> None:
+        """`is_lost` tells of a machine whether it died; asked late, as that takes its time to be known."""
+        self._is_lost = is_lost
+        self._begun: dict[str, list[_Attempt]] = {}
 
-    def begin(self, chunk: str) -> int:
-        """Count one more attempt; an image still under way from the last one is a culprit."""
-        self._begun[chunk] += 1
-        if chunk in self._under_way:
-            self._culprits[chunk].add(self._under_way.pop(chunk))
-        return self._begun[chunk]
+    def begin(self, chunk: str, machine: str = "") -> int:
+        """Note one more attempt; give how many there were, without those on machines that were lost."""
+        tries = self._begun.setdefault(chunk, [])
+        tries.append(_Attempt(machine))
+        return 1 + len(self._deaths(chunk))
 
     def may_try(self, chunk: str, position: int) -> bool:
-        """Announce one image; False where it killed a worker before."""
-        if position in self._culprits[chunk]:
+        """Announce one image; False where it killed two workers before."""
+        if sum(death.position == position for death in self._deaths(chunk)) >= ALONE_TRIES:
             return False
-        self._under_way[chunk] = position
+        if chunk in self._begun:  # it may have lost its memory
+            self._begun[chunk][-1].position = position
         return True
+
+    def _deaths(self, chunk: str) -> list[_Attempt]:
+        """Give the attempts that ended with their worker alone."""
+        return [one for one in self._begun.get(chunk, [])[:-1] if not self._is_lost(one.machine)]
 
     def finish(self, chunk: str) -> None:
         """Forget a chunk that is done."""
-        for state in (self._begun, self._under_way, self._culprits):
-            state.pop(chunk, None)
+        self._begun.pop(chunk, None)
 
     def worker(self) -> str:
         """Name the worker that asks; the name stays when it is started anew."""
@@ -106,7 +120,7 @@ class Guard:
 
 def _crashed(image: pa.StructArray, stage: Stage) -> pa.StructArray:
     """Give the same item, failed: every stage lets it pass untouched."""
-    reason = "this image ended its worker process three times (crash or out of memory)"
+    reason = "its worker process ended twice at this image alone (crash or out of memory)"
     columns: dict[str, Any] = {f.name: image.field(f.name) for f in image.type}
     columns |= {name: [value] for name, value in failure(stage, ErrorCode.WORKER_CRASHED, reason).items()}
     return struct_array(columns | {"content": None, "pixels": None}, image.type)

@@ -88,9 +88,10 @@ class _SharedAttempts(Attempts):
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def begin(self, chunk: str) -> int:
-        """Count one more attempt."""
-        return int(ray.get(self._actor.begin.remote(chunk)))
+    def begin(self, chunk: str, _machine: str = "") -> int:
+        """Note one more attempt, on this machine."""
+        machine = ray.get_runtime_context().get_node_id()
+        return int(ray.get(self._actor.begin.remote(chunk, machine)))
 
     def may_try(self, chunk: str, position: int) -> bool:
         """Announce one image."""
@@ -103,6 +104,10 @@ class _SharedAttempts(Attempts):
     def worker(self) -> str:
         """Name the actor that asks: the id stays when Ray starts it anew."""
         return str(ray.get_runtime_context().get_actor_id())
+
+
+def _is_dead_node(node_id: str) -> bool:
+    return any(node["NodeID"] == node_id and not node["Alive"] for node in ray.nodes())
 
 
 def run_waves(tasks: Sequence[ShardTask], flow: Flow, pool: Pool) -> Iterator[list[Chunk]]:
@@ -119,7 +124,9 @@ def run_waves(tasks: Sequence[ShardTask], flow: Flow, pool: Pool) -> Iterator[li
     # decoded by one task and explained by one actor: of a large shard of small images, all of it.
     settings.target_max_block_size = 1
     # It may lose its counts when its own worker dies; it must not take the run with it.
-    attempts: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
+    attempts: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote(
+        _is_dead_node
+    )
     for start in range(0, len(tasks), WAVE_SHARDS):
         guard = Guard(_SharedAttempts(attempts))
         dataset = _graph(tasks[start : start + WAVE_SHARDS], flow, pool, guard)

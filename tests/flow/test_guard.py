@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from camray.errors import Stage
-from camray.flow.guard import WHOLE_CHUNK_TRIES, Attempts, Guard
+from camray.flow.guard import ALONE_TRIES, WHOLE_CHUNK_TRIES, Attempts, Guard
 from camray.records import DECODED, MEMBER, Chunk, Data, Member, member_array, struct_array
 
 
@@ -53,7 +53,7 @@ def test_a_healthy_chunk_is_done_at_once() -> None:
 def test_one_culprit_fails_and_its_neighbours_are_untouched() -> None:
     attempts, work, one = Attempts(), Work(2), chunk()
     tries, rows = run_until_done(Guard(attempts), work, one)
-    assert tries == 4  # twice whole, once one by one (dies at 2), once without 2
+    assert tries == 5  # twice whole, twice one by one (dies at 2), once without 2
     assert work.calls[:2] == [[0, 1, 2, 3]] * 2
     before = one.images.to_pylist()
     assert [rows[i] for i in (0, 1, 3)] == [before[i] for i in (0, 1, 3)]
@@ -67,9 +67,9 @@ def test_one_culprit_fails_and_its_neighbours_are_untouched() -> None:
     assert culprit["content"] is None
 
 
-def test_several_culprits_are_found_one_attempt_each() -> None:
+def test_several_culprits_are_found_two_attempts_each() -> None:
     tries, rows = run_until_done(Guard(Attempts()), Work(0, 3), chunk())
-    assert tries == 5
+    assert tries == 7
     assert [r["status"] for r in rows] == ["failed", "ok", "ok", "failed"]
 
 
@@ -81,6 +81,50 @@ def test_a_death_that_does_not_repeat_costs_no_image() -> None:
             guard.run(Stage.DECODE, one, work)
     work.deadly = ()
     assert [r["status"] for r in guard.run(Stage.DECODE, one, work).images.to_pylist()] == ["ok"] * 4
+
+
+def test_machines_that_die_blame_no_image() -> None:
+    """Seven machines are lost, each while another image of the chunk is under way; all images are done."""
+    lost, died = set[str](), [0]
+
+    class OnMachines(Attempts):
+        def begin(self, chunk: str, _machine: str = "") -> int:
+            return super().begin(chunk, f"machine {died[0]}")
+
+    def work(images: pa.StructArray) -> pa.StructArray:
+        if died[0] < 7 and (len(images) > 1 or images[0]["index"].as_py() == died[0] % 4):
+            lost.add(f"machine {died[0]}")
+            died[0] += 1
+            raise Killed
+        return images
+
+    tries, rows = run_until_done(Guard(OnMachines(lost.__contains__)), work, chunk())  # type: ignore[arg-type]
+    assert tries == 8
+    assert [r["status"] for r in rows] == ["ok"] * 4
+
+
+def test_a_machine_whose_death_is_told_late_blames_no_image_either() -> None:
+    """Ray tells that a machine is dead after its work was given to another."""
+    told = set[str]()
+    attempts = Attempts(told.__contains__)
+    assert [attempts.begin("c", machine) for machine in "abc"] == [1, 2, 3]
+    assert attempts.may_try("c", 2)
+    told |= {"a", "b", "c"}
+    assert attempts.begin("c", "d") == 1, "all at once again"
+    for machine in "ef":
+        attempts.begin("c", machine)
+        assert attempts.may_try("c", 2)
+    attempts.begin("c", "e")
+    assert not attempts.may_try("c", 2), "e and f live, and two workers died of it"
+    assert attempts.may_try("c", 3)
+
+
+def test_deaths_at_other_images_blame_none() -> None:
+    """Workers are killed by hand, whatever they are at: no image is at fault."""
+    attempts = Attempts()
+    for position in (0, 3, 1, 2):
+        attempts.begin("c")
+        assert attempts.may_try("c", position)
 
 
 def test_items_that_failed_before_keep_their_own_reason() -> None:
@@ -107,7 +151,7 @@ def test_the_result_of_a_failed_item_has_the_stage_s_own_type() -> None:
         )
 
     guard = Guard(Attempts())
-    for _ in range(WHOLE_CHUNK_TRIES + 1):
+    for _ in range(WHOLE_CHUNK_TRIES + ALONE_TRIES):
         with pytest.raises(Killed):
             guard.run(Stage.DECODE, one, to_decoded)
     done = guard.run(Stage.DECODE, one, to_decoded).images
@@ -132,8 +176,7 @@ def test_only_chunks_under_way_are_held() -> None:
     for index in range(50):
         guard.run(Stage.DECODE, chunk(1, index), Work())
     run_until_done(guard, Work(0), chunk(2, 50))
-    held = [len(state) for state in vars(attempts).values()]
-    assert held == [0, 0, 0]
+    assert attempts._begun == {}
 
 
 def test_an_ordinary_error_is_not_swallowed() -> None:
