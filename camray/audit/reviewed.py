@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,14 @@ from deltalake import write_deltalake
 from camray.errors import UsageError, printable
 from camray.ledger import log
 from camray.ledger.out import INBOX, QA
-from camray.ledger.side import LARGEST_BYTES, recovered
+from camray.ledger.side import LARGEST_BYTES, DamagedError, read_side, recovered
 from camray.storage import Folder
 
-DECISIONS = ("accepted", "problem")
+WITHDRAWN = "open"  # undoes what the same reviewer said before
+DECISIONS = ("accepted", "problem", WITHDRAWN)
 _COLUMNS = (
     "explainer", "shard", "member", "index", "content_sha256", "verdict", "decision", "decided_at", "cause",
+    "reviewer",
 )  # fmt: skip
 QA_SCHEMA = pa.schema([(name, pa.int32() if name == "index" else pa.string()) for name in _COLUMNS])
 Key = tuple[str, int, str | None, str]  # shard, index, content, verdict
@@ -71,14 +74,39 @@ def check_reviews(files: Sequence[str]) -> None:
 
 def decisions(out: Folder, explainer: str) -> Decisions:
     """Give the latest decision of each image and verdict, and of each cause."""
-    mine = [row for row in _table_rows(out) if row["explainer"] == explainer]
-    mine.sort(key=lambda row: row["decided_at"])
-    images = {
-        (r["shard"], r["index"], r["content_sha256"], r["verdict"]): r["decision"]
-        for r in mine
-        if not r["cause"]
-    }
-    return Decisions(images, {r["cause"]: r["decision"] for r in mine if r["cause"]})
+    said = standing([row for row in _table_rows(out) if row["explainer"] == explainer])
+    latest = {key: list(rows.values())[-1] for key, rows in said.items()}
+    images = {key: row["decision"] for key, row in latest.items() if not row["cause"]}
+    return Decisions(
+        {(shard, index, content, verdict): said for (_, shard, index, content, verdict), said in images.items()},
+        {row["cause"]: row["decision"] for row in latest.values() if row["cause"]},
+    )
+
+
+def what_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Name what a decision is on: (explainer, cause), or (explainer, shard, index, content, verdict)."""
+    names = ("cause",) if row.get("cause") else ("shard", "index", "content_sha256", "verdict")
+    return row["explainer"], *(row[name] for name in names)
+
+
+def standing(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], dict[str, Mapping[str, Any]]]:
+    """Give what stands of decisions: by what each is on, the last of each reviewer, the latest at the end."""
+    found: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["decided_at"]):
+        said = found.setdefault(what_of(row), {})
+        said.pop(reviewer := row.get("reviewer") or "", None)
+        if row["decision"] != WITHDRAWN:
+            said[reviewer] = row
+    return {what: said for what, said in found.items() if said}
+
+
+def known_decisions(out: Folder) -> list[dict[str, Any]]:
+    """Read every decision there is, taken in or still in the inbox; a damaged file is left to the audit."""
+    rows = _table_rows(out)
+    for path in (f"{INBOX}/{e.path}" for e in out.entries(INBOX) if e.path.endswith(".json")):
+        with suppress(DamagedError, FileNotFoundError):
+            rows += read_side(out, path, decisions_in)
+    return rows
 
 
 def _table_rows(out: Folder) -> list[dict[str, Any]]:
@@ -128,9 +156,10 @@ def _is_decision(row: Any) -> bool:
     if not isinstance(row, Mapping) or row.get("decision") not in DECISIONS:
         return False
     if row.get("cause"):
-        return all(isinstance(row.get(name), str) for name in ("explainer", "cause", "decided_at"))
+        is_text = all(isinstance(row.get(name), str) for name in ("explainer", "cause", "decided_at"))
+        return is_text and isinstance(row.get("reviewer") or "", str)
     texts = ("explainer", "shard", "verdict", "decided_at")
-    or_none = (row.get(name) for name in ("member", "content_sha256", "cause"))
+    or_none = (row.get(name) for name in ("member", "content_sha256", "cause", "reviewer"))
     return (
         type(row.get("index")) is int
         and all(isinstance(row.get(name), str) for name in texts)
