@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from camray.audit.columns import class_name
+from camray.audit.templates import templates
 from camray.errors import printable, said_by
 from camray.flow.progress import Reporter
 from camray.job.run import COMPLETE, Outcome
@@ -64,12 +63,7 @@ def write_gallery(place: str) -> str:
     good = [row for row in shown if row["error"] is None]
     for row in good:
         row["lost"] = row["picture"] is not None and row["run"] in pruned
-    pages = Environment(
-        loader=PackageLoader("camray.audit", "pages"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    pages.filters |= {"thousands": lambda v: f"{v:,}", "address": quote}
-    page = pages.get_template("gallery.html.j2").render(
+    page = templates().get_template("gallery.html.j2").render(
         what=what, total=total, rows=len(rows), good=good, failed=[row for row in shown if row["error"]],
         pictures=[row for row in good if row["picture"] and not row["lost"]],
         bare=[row for row in good if not row["picture"] or row["lost"]],

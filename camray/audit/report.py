@@ -12,22 +12,18 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from importlib.resources import files
 from itertools import islice
 from typing import Any
-from urllib.parse import quote
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from camray.audit.causes import CAUSES, CHANGES
-from camray.audit.clusters import Cluster, clusters_of_classes
-from camray.audit.counts import NightState
+from camray.audit.charts import RATES, cluster_maps, history, mean_maps, trend
+from camray.audit.clusters import clusters_of_classes
 from camray.audit.looks import SEEN, read_looks
 from camray.audit.night import Night, latest_nights, read_state
 from camray.audit.report_rows import (
@@ -40,6 +36,7 @@ from camray.audit.report_rows import (
     row_files,
     written_rows,
 )
+from camray.audit.templates import templates
 from camray.audit.verdicts import VERDICTS, title
 from camray.errors import ExitCode
 from camray.ledger.committed import checksum
@@ -55,8 +52,6 @@ NIGHTS = 60  # in the history
 CARDS, WALL = 24, 12  # causes that are shown, and hot spots on the wall of each
 _LOCAL = ("repeated thing", "place", "border")
 FIRST = 6  # pictures on the first page
-_RATES = ("confirmed_rate", "suspected_rate", "wrong_rate", "failed_rate")  # drawn in it
-WIDTH, HEIGHT = 640, 160
 
 
 def write_report(place: str, limit: int | None = None) -> str:
@@ -89,6 +84,7 @@ def write_report(place: str, limit: int | None = None) -> str:
         "lost": Counter(fact.lost for fact in facts if fact.lost),
         "bare": sum(1 for fact in facts if not (fact.has_picture or fact.lost or fact.error)),
         "causes": cause_cards(out, night),
+        "queued": Counter(cause for cause in judged.column("cause_id").to_pylist() if cause),
         "first": first_pictures(night, judged, texts, facts),
         "properties": property_rows(night, judged),
     }
@@ -112,39 +108,29 @@ def print_report(place: str, limit: int | None, as_json: bool) -> ExitCode:
 
 def _first_page(nights: Sequence[Night], what: dict[str, Any], drawn: dict[str, Any]) -> str:
     """Render the page: everything but the queue is in it, so that it shows before any script runs."""
-    pages = Environment(
-        loader=PackageLoader("camray.audit", "pages"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    pages = templates()
     night = nights[-1]
     titles = {verdict: title(verdict, night.has_labels) for verdict in VERDICTS}
-    pages.filters |= {"title": titles.__getitem__, "share": lambda v: f"{v:.2%}", "date": date_of}
-    pages.filters |= {"thousands": lambda v: f"{v:,}", "address": quote}
+    pages.filters["title"] = titles.__getitem__
     before = [n for n in nights[:-1] if n.images.rows and night.images.rows][-1:]
     config = {
         "run": night.run_id, "explainer": night.explainer, "verdicts": list(VERDICTS),
         "flags": list(QUEUE_FLAGS), "classes": what["class_names"], "out": "../",
         "titles": titles | {"picture": "has a picture"},
         "shown": SHOWN,
+        "causes": {c.id: f"{c.label or f'class {c.class_id}'}: {c.cause}" for c in night.causes},
+        "decided": {c.id: c.decision for c in night.causes if c.decision},
     }  # fmt: skip
     return pages.get_template("index.html.j2").render(
         night=night, before=before[0] if before else None, nights=nights[-NIGHTS:], what=what,
         verdicts=VERDICTS, version=installed_versions().get("camray", ""), config=_for_script(config),
-        history=history(nights[-NIGHTS:]), bars=bars(night), **drawn,
+        history=history(nights[-NIGHTS:]), bars=bars(night), rates=RATES, **drawn,
     )  # fmt: skip
 
 
 def _for_script(value: Any) -> str:
     """Give JSON that cannot end the script element it stands in."""
     return json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def date_of(run_id: str) -> str:
-    """Read when a run started from its name, for people; the name itself where it says no time."""
-    try:
-        return f"{datetime.strptime(run_id.partition('-')[0], '%Y%m%dT%H%M%SZ'):%-d %B %Y, %H:%M} UTC"
-    except ValueError:
-        return run_id
 
 
 def first_pictures(
@@ -190,7 +176,8 @@ def cause_cards(out: Folder, night: Night) -> list[dict[str, Any]]:
         found.append(
             {"card": card, "wall": [_crop_uri(crop) for crop in wall.column("crop").to_pylist()],
              "pair": [_shown_pair(row) for row in pairs.slice(0, 1).to_pylist()],
-             "what": CAUSES[card.cause], "change": CHANGES[card.intervention]}
+             "what": CAUSES[card.cause], "change": CHANGES.get(card.intervention, ""),
+             "trend": trend(card.nights)}
         )  # fmt: skip
     return found
 
@@ -222,56 +209,3 @@ def bars(night: Night) -> list[dict[str, Any]]:
          "width": min(100.0, 100 * counts.get(verdict, 0) / largest)}
         for verdict in VERDICTS
     ]  # fmt: skip
-
-
-def history(nights: Sequence[Night]) -> Markup:
-    """Draw the rates of the nights as lines; empty where there are not two to compare."""
-    shown = [night.rates for night in nights if night.images.rows]
-    if len(shown) < 2:
-        return Markup("")
-    top = max([rates[name] for rates in shown for name in _RATES] or [0.0]) or 0.01
-    lines = []
-    for which, name in enumerate(_RATES):
-        across = [10 + (WIDTH - 20) * (i / max(len(shown) - 1, 1)) for i in range(len(shown))]
-        down = [10 + (HEIGHT - 20) * (1 - rates[name] / top) for rates in shown]
-        points = list(zip(across, down, strict=True))
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
-        lines.append(f'<g class="line line-{which}"><polyline points="{path}" fill="none"/>{dots}</g>')
-    frame = f'<line class="axis" x1="0" x2="{WIDTH}" y1="{HEIGHT - 10}" y2="{HEIGHT - 10}"/>'
-    return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="rates of the last {len(shown)} nights; '
-        f'the largest is {top:.2%}">{frame}{"".join(lines)}</svg>'
-    )
-
-
-def mean_maps(night: Night, state: NightState | None) -> dict[int, Markup]:
-    """Draw where each of the first 200 classes looked, one small picture a class."""
-    if state is None:
-        return {}
-    known = [row.class_id for row in night.classes[:200] if row.class_id in state.map_sums]
-    means = {c: state.map_sums[c] / max(state.map_counts[c], 1) for c in known}
-    text = "where the class looks on average"
-    return {c: small_map(mean.tolist(), state.grid, text) for c, mean in means.items()}
-
-
-def cluster_maps(clusters: Mapping[int, Sequence[Cluster]], grid: Sequence[int]) -> dict[int, list[Markup]]:
-    """Draw the mean map of each group of heatmaps, by class."""
-    return {
-        c: [small_map(g.mean_map.tolist(), grid, f"{g.size} maps that look alike") for g in groups]
-        for c, groups in clusters.items()
-    }
-
-
-def small_map(values: Sequence[float], grid: Sequence[int], text: str) -> Markup:
-    """Draw one map of a grid (h, w), row by row, in ten shades; `text` is ours and says what it is."""
-    height, width = grid
-    top = max(*values, 1e-9)
-    shades: dict[int, str] = {}
-    for i, value in enumerate(values):
-        if (shade := round(10 * value / top)) > 0:
-            shades[shade] = f"{shades.get(shade, '')}M{i % width} {i // width}h1v1h-1z"
-    cells = "".join(f'<path opacity="{shade / 10}" d="{cell}"/>' for shade, cell in sorted(shades.items()))
-    return Markup(
-        f'<svg class="mean-map" viewBox="0 0 {width} {height}" role="img" aria-label="{text}">{cells}</svg>'
-    )

@@ -28,9 +28,10 @@ from camray.records import COLUMNS, shard_key
 from camray.storage import Folder
 
 ROWS_A_FILE = 100
+MOST_CAUSES = 2**16 - 1  # that can be filtered by
 SHOWN = {column.name: column.shown for column in COLUMNS if column.shown is not None}  # name -> decimals
 QUEUE_FLAGS = (*FLAGS, "picture")  # one more to filter by
-_LATER = ("cause", "others")  # columns that the audits of an earlier camray lack
+_LATER = ("cause", "others", "cause_id")  # columns that the audits of an earlier camray lack
 _JUDGED = [
     "night",
     "shard",
@@ -153,19 +154,22 @@ def facts_of(texts: Sequence[str]) -> list[Facts]:
 
 
 def index_file(judged: pa.Table, facts: Sequence[Facts]) -> bytes:
-    """Give what the filters ask of every row, as base64 of little-endian numbers; `error` counts from 1."""
+    """Give what the filters ask of every row, as base64 of little-endian numbers; `error` and `cause` count from 1."""
     numbers = {verdict: i for i, verdict in enumerate(VERDICTS)}
     bits = [_bits(*both) for both in zip(judged.column("flags").to_pylist(), facts, strict=True)]
     errors = sorted({fact.error for fact in facts if fact.error})
     places = {error: i for i, error in enumerate(errors, 1)}
+    given = judged.column("cause_id").to_pylist()
+    causes = {cause: i for i, cause in enumerate(sorted({c for c in given if c})[:MOST_CAUSES], 1)}
     packed = {
         "verdict": _packed(np.array([numbers[v] for v in judged.column("verdict").to_pylist()], "<u1")),
         "flags": _packed(np.array(bits, "<u4")),
         "class": _packed(np.array([fact.class_id for fact in facts], "<i4")),
         "night": _packed(judged.column("new").to_numpy().astype("<u1")),
         "error": _packed(np.array([places.get(fact.error or "", 0) for fact in facts], "<u1")),
+        "cause": _packed(np.array([causes.get(cause, 0) for cause in given], "<u2")),
     }
-    said = {"rows": len(judged), "perFile": ROWS_A_FILE, "errors": errors, **packed}
+    said = {"rows": len(judged), "perFile": ROWS_A_FILE, "errors": errors, "causes": [*causes], **packed}
     return f"camrayIndex({json.dumps(said)});\n".encode()
 
 
@@ -184,6 +188,7 @@ def as_shown(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequen
         "member": record["member"], "shard": record["shard"], "index": record["index"],
         "run": record["run_id"], "sha256": record["content_sha256"], "verdict": judged["verdict"],
         "flags": judged["flags"], "score": _short(judged["audit_score"]), "reviewed": judged["reviewed"],
+        "cause": judged["cause_id"],
         "error": record["error_code"],
         "class": record["predicted_class"], "predicted": record["predicted_label"],
         "confidence": _short(record["confidence"]), **{name: _short(record[name]) for name in SHOWN},

@@ -78,7 +78,10 @@ def decisions(out: Folder, explainer: str) -> Decisions:
     latest = {key: list(rows.values())[-1] for key, rows in said.items()}
     images = {key: row["decision"] for key, row in latest.items() if not row["cause"]}
     return Decisions(
-        {(shard, index, content, verdict): said for (_, shard, index, content, verdict), said in images.items()},
+        {
+            (shard, index, content, verdict): said
+            for (_, shard, index, content, verdict), said in images.items()
+        },
         {row["cause"]: row["decision"] for row in latest.values() if row["cause"]},
     )
 

@@ -65,7 +65,9 @@ class Reviews:
         """
         reviewer = printable(reviewer.strip(), LONGEST_NAME)
         if decision not in DECISIONS or not reviewer:
-            raise UsageError("decision", f"{decision!r} by {reviewer!r}", f"a name, and {', '.join(DECISIONS)}")
+            raise UsageError(
+                "decision", f"{decision!r} by {reviewer!r}", f"a name, and {', '.join(DECISIONS)}"
+            )
         names = ("explainer", "cause") if row.get("cause") else _IMAGE
         said = {name: row[name] for name in names} | {"decision": decision, "reviewer": reviewer}
         with self._lock:

@@ -73,7 +73,9 @@ class View:
         said = dict(query)
         filters = [_filter_of(name, value) for name, value in query if value and name in COLUMNS]
         if unknown := sorted({name for name, _ in query} - {*COLUMNS, "q", "state", "sort", "page", "at"}):
-            raise UsageError("filter", printable(f"{unknown[0]!r} is no column"), f"one of {', '.join(COLUMNS)}")
+            raise UsageError(
+                "filter", printable(f"{unknown[0]!r} is no column"), f"one of {', '.join(COLUMNS)}"
+            )
         sort = said.get("sort", "") or "-audit_score"
         column, state = sort.removeprefix("-"), said.get("state", "")
         if column not in COLUMNS or (state and state not in STATES):
@@ -106,7 +108,9 @@ def _filter_of(column: str, text: str) -> tuple[str, str, Any]:
         elif column in _TRUTHS:
             value = {"true": True, "false": False}[value]
     except (ValueError, KeyError):
-        raise UsageError(column, printable(f"{value!r} is no value of it"), "such as 0.5, <0.5 or >=0.5") from None
+        raise UsageError(
+            column, printable(f"{value!r} is no value of it"), "such as 0.5, <0.5 or >=0.5"
+        ) from None
     if sign == "~" and not isinstance(value, str):
         raise UsageError(column, "is no text, ~ looks for a part of a text", "compare with =, < or >")
     return column, sign or "=", value
@@ -155,7 +159,11 @@ class Rows:
         self._counted = OrderedDict[Any, dict[str, list[tuple[Any, int]]]]()
         self._decisions = 0  # how often they changed
         self._files: dict[str, list[Any]] | None = None
-        limits = {"memory_limit": MEMORY, "temp_directory": self._spill.name, "autoinstall_known_extensions": "false"}
+        limits = {
+            "memory_limit": MEMORY,
+            "temp_directory": self._spill.name,
+            "autoinstall_known_extensions": "false",
+        }
         self._db = duckdb.connect(":memory:", config=limits)
         self._db.execute("attach ':memory:' as kept (compress)")
         self._db.execute("use kept")
@@ -231,11 +239,15 @@ class Rows:
     def rows(self, ids: Sequence[int], columns: Sequence[str] = COLUMNS) -> list[Row]:
         """Give rows by id, in the order asked for."""
         chosen = ", ".join(f'"{name}"' for name in columns if name in COLUMNS)
-        found = self._ask(f"select id, {chosen} from rows where id in (select unnest($1::bigint[]))", [[*map(int, ids)]])
+        found = self._ask(
+            f"select id, {chosen} from rows where id in (select unnest($1::bigint[]))", [[*map(int, ids)]]
+        )
         known = {row[0]: dict(zip(("id", *columns), row, strict=True)) for row in found}
         return [known[int(i)] for i in ids if int(i) in known]
 
-    def each(self, ids: NDArray[np.int64], columns: Sequence[str] = COLUMNS, size: int = 5000) -> Iterator[Row]:
+    def each(
+        self, ids: NDArray[np.int64], columns: Sequence[str] = COLUMNS, size: int = 5000
+    ) -> Iterator[Row]:
         """Give many rows, some at a time."""
         for start in range(0, len(ids), size):
             yield from self.rows(ids[start : start + size].tolist(), columns)
@@ -263,7 +275,9 @@ class Rows:
                 self._counted.popitem(last=False)
         return found
 
-    def decide(self, said: Mapping[tuple[Any, ...], Mapping[str, Mapping[str, Any]]], image: Row | None = None) -> None:
+    def decide(
+        self, said: Mapping[tuple[Any, ...], Mapping[str, Mapping[str, Any]]], image: Row | None = None
+    ) -> None:
         """Take over what stands of decisions (`Reviews.standing`), of all images or of one."""
         rows = [row for of in said.values() for row in of.values()]
         on_images = [row for row in rows if not row.get("cause") and (image is None or _is_of(row, image))]

@@ -27,6 +27,8 @@ window.camrayIndex = (packed) => {
     night: unpack(packed.night, Uint8Array),
     error: unpack(packed.error, Uint8Array),
     errors: packed.errors,
+    cause: unpack(packed.cause, Uint16Array),
+    causes: packed.causes,
   };
 };
 
@@ -67,16 +69,17 @@ try {
   decisions = {};
 }
 const keyOf = (r) => `${r.shard}\n${r.index}\n${r.sha256 || ""}\n${r.verdict}`;
+const keyOfCause = (cause) => `cause\n${cause}`;
 
-function decide(r, decision) {
-  if (decision) {
-    decisions[keyOf(r)] = {
-      explainer: config.explainer, shard: r.shard, member: r.member, index: r.index,
-      content_sha256: r.sha256 || null, verdict: r.verdict, decision,
+// `open` takes back what an audit has taken in already; what is only here is forgotten.
+function keep(key, what, decision, known) {
+  if (decision || (known && !decisions[key])) {
+    decisions[key] = {
+      explainer: config.explainer, ...what, decision: decision || "open",
       decided_at: new Date().toISOString().slice(0, 19) + "Z",
     };
   } else {
-    delete decisions[keyOf(r)];
+    delete decisions[key];
   }
   try {
     localStorage.setItem(STORE, JSON.stringify(decisions));
@@ -86,10 +89,29 @@ function decide(r, decision) {
   showDecided();
 }
 
+function decide(r, decision) {
+  const what = { shard: r.shard, member: r.member, index: r.index, content_sha256: r.sha256 || null, verdict: r.verdict };
+  keep(keyOf(r), what, decision, r.reviewed);
+}
+
+const wordsOf = (decision) => (decision === "open" ? "" : decision);
+const causeSaid = (cause) => wordsOf((decisions[keyOfCause(cause)] || {}).decision || config.decided[cause] || "");
+
+function decisionOf(r) {
+  const own = decisions[keyOf(r)];
+  if (own) return wordsOf(own.decision);
+  return (r.cause && decisions[keyOfCause(r.cause)] ? causeSaid(r.cause) : r.reviewed) || "";
+}
+
 function showDecided() {
   const count = Object.keys(decisions).length;
   byId("decided").textContent = count;
   byId("save").disabled = count === 0;
+  document.querySelectorAll(".causes li").forEach((card) => {
+    const said = causeSaid(card.dataset.cause);
+    card.querySelector(".decision").textContent = said;
+    card.querySelectorAll("button").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.decision === said)));
+  });
 }
 
 function save() {
@@ -143,7 +165,7 @@ function part(r, which, text) {
   return picture;
 }
 
-const NO_PICTURE = { pruned: "its picture was pruned", missing: "its picture is missing" };
+const NO_PICTURE = { pruned: "its picture was pruned; camray serve draws it", missing: "its picture is missing" };
 
 function bare(r) {
   const said = make("span", {}, r.error ? words(r.error) : NO_PICTURE[r.lost] || "no picture was kept");
@@ -158,7 +180,7 @@ function thumb(r) {
 }
 
 // ---- the list --------------------------------------------------------------------------------------------
-const FIELDS = ["night", "verdict", "flag", "class", "error", "review"];
+const FIELDS = ["night", "verdict", "flag", "class", "cause", "error", "review"];
 let chosen = []; // places in the queue that pass the filters
 let open = -1; // place within `chosen`
 let last = -1; // the place that was opened last
@@ -181,6 +203,7 @@ function filtered(query) {
   const wanted = (field) => query.get(field) || "";
   const among = (list, field) => (wanted(field) ? list.indexOf(wanted(field)) : null);
   const [verdict, flag, error] = [among(config.verdicts, "verdict"), among(config.flags, "flag"), among(index.errors, "error")];
+  const cause = among(index.causes, "cause");
   const night = among(["old", "new"], "night");
   const ofClass = wanted("class") && Number(wanted("class"));
   const found = [];
@@ -188,6 +211,7 @@ function filtered(query) {
     if (verdict !== null && index.verdict[i] !== verdict) continue;
     if (flag !== null && !(flag >= 0 && (index.flags[i] >>> flag) & 1)) continue;
     if (error !== null && index.error[i] !== error + 1) continue;
+    if (cause !== null && index.cause[i] !== cause + 1) continue;
     if (night !== null && index.night[i] !== night) continue;
     if (ofClass !== "" && index.class[i] !== ofClass) continue;
     found.push(i);
@@ -199,7 +223,7 @@ async function reviewedOnly(places, which) {
   if (!which) return places;
   const marks = await Promise.all(places.map(async (p) => {
     const r = await row(p);
-    return Boolean(r.reviewed || decisions[keyOf(r)]);
+    return Boolean(decisionOf(r));
   }));
   return places.filter((_, i) => marks[i] === (which === "done"));
 }
@@ -270,8 +294,6 @@ function card(r, place, query) {
   ));
 }
 
-const decisionOf = (r) => (decisions[keyOf(r)] || {}).decision || r.reviewed || "";
-
 // Each option says how many images it would leave, the other filters as they are.
 function fillFilters(query) {
   const tally = (field, of) => {
@@ -298,6 +320,7 @@ function fillFilters(query) {
   fill("verdict", (i) => [config.verdicts[index.verdict[i]]], config.verdicts.map((v) => [v, words(v)]), true);
   fill("flag", (i) => bits(index.flags[i]), config.flags.map((f) => [f, words(f)]));
   fill("class", (i) => [index.class[i]], config.classes.map((c, i) => [i, cut(c || `class ${i}`, 60)]));
+  fill("cause", (i) => [index.causes[index.cause[i] - 1]], index.causes.map((c) => [c, cut(config.causes[c] || c, 60)]));
   fill("error", (i) => [index.errors[index.error[i] - 1]], index.errors.map((e) => [e, words(e)]));
   byId("filters").elements.review.value = query.get("review") || "";
 }
@@ -321,7 +344,7 @@ function showDetail(r) {
   // aria-disabled: a button that is disabled loses the focus, and with it the keys
   byId("previous").setAttribute("aria-disabled", String(open === 0));
   byId("following").setAttribute("aria-disabled", String(open === chosen.length - 1));
-  const now = (decisions[keyOf(r)] || {}).decision;
+  const now = decisionOf(r);
   for (const [id, decision] of [["accept", "accepted"], ["problem", "problem"]]) {
     byId(id).setAttribute("aria-pressed", String(now === decision));
     byId(id).onclick = () => mark(now === decision ? null : decision);
@@ -423,6 +446,24 @@ async function show() {
   }
 }
 
+// ---- causes: the keys of images, for all images of one ---------------------------------------------------
+const causes = [...document.querySelectorAll(".causes li")];
+const causeAt = () => causes.indexOf(document.activeElement.closest(".causes li"));
+const toCause = (by) => causes.length && causes[Math.min(causes.length - 1, Math.max(0, causeAt() + by))].focus();
+const press = (decision) => causeAt() >= 0 && causes[causeAt()].querySelector(`[data-decision="${decision}"]`).click();
+const CAUSE_KEYS = {
+  j: () => toCause(1), k: () => toCause(-1), a: () => press("accepted"), p: () => press("problem"), u: () => press("open"), s: save,
+  "?": () => byId("keys").showModal(),
+};
+causes.forEach((card) => {
+  card.tabIndex = -1;
+  const { cause } = card.dataset;
+  card.querySelectorAll("button").forEach((button) => button.addEventListener("click", () => {
+    const decision = button.dataset.decision === "open" ? null : button.dataset.decision;
+    keep(keyOfCause(cause), { cause }, decision, config.decided[cause]);
+  }));
+});
+
 const KEYS = {
   j: () => walk(1), k: () => walk(-1), a: () => mark("accepted"), p: () => mark("problem"), u: () => mark(null),
   s: save, f: () => byId("filters").elements.verdict.focus(), Escape: close, "?": () => byId("keys").showModal(),
@@ -431,9 +472,9 @@ const KEYS = {
 document.addEventListener("keydown", (event) => {
   const arrow = event.key.startsWith("Arrow");
   const typing = event.target.closest("select, textarea, #keys") || (arrow && (open < 0 || event.target.closest("input")));
-  const action = KEYS[event.key];
+  const keys = { queue: KEYS, overview: CAUSE_KEYS }[address()[0]] || { "?": KEYS["?"] };
+  const action = keys[event.key];
   if (!action || typing || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key !== "?" && address()[0] !== "queue") return;
   event.preventDefault();
   action();
 });
