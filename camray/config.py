@@ -118,9 +118,17 @@ class ArchiveConfig:
         verbs=RUNS)
     allow_http: bool = setting(
         False, "read images that a list names by https:// or http://, from public addresses", "--allow-http")
+    bands: tuple[int, ...] | None = setting(
+        None, "images are bands (TIFF, .npy, arrays in Parquet); these, from 1, are the picture",
+        "--bands R,G,B", 1, 4096, verbs=EVERY, result=True)
     max_member_bytes: int = setting(256 * 2**20, "refuse larger files", "", 1)
     max_pixels: int = setting(
         100_000_000, "refuse larger images", "--max-pixels N", 1, verbs=RUNS, result=True)
+
+    @property
+    def reads_arrays(self) -> bool:
+        """Whether files and columns of arrays are images."""
+        return bool(self.bands)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +182,8 @@ class PreprocessConfig:
         None, "of channels in 0..1: one number, or R,G,B", "--mean M", -1e6, 1e6)
     std: tuple[float, ...] | None = setting(
         None, "of channels in 0..1: one number, or R,G,B", "--std S", 1e-6, 1e6)
+    channels: int | None = setting(
+        None, "of the model's input; default: what receives the image says", "--channels N", 1, 4096)
     fast_decode: bool = setting(False, "large JPEGs at 1/2, 1/4 or 1/8 of their size", "--fast-decode")
 
 
@@ -338,6 +348,7 @@ class InputSpec:
     fill: tuple[int, int, int] = (0, 0, 0)
     fast_decode: bool = False  # JPEGs at a reduced scale
     crop_floor: bool = False  # an odd margin's last pixel lies right and below; else half-to-even, as timm
+    bands: tuple[int, ...] = ()  # images are read as bands, of which these, from 1, are the picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +381,7 @@ class Explainer:
         """Give the canonical JSON: sorted keys, no spaces."""
         fields = dataclasses.asdict(self)
         for owner, name in ((fields, "confirm"), (fields["input"], "fast_decode"),
-                            (fields["input"], "crop_floor")):  # fmt: skip
+                            (fields["input"], "crop_floor"), (fields["input"], "bands")):  # fmt: skip
             if not owner[name]:
                 del owner[name]  # as before there was such a setting: ids of older tables stay
         if self.heat_boxes == Explainer.__dataclass_fields__["heat_boxes"].default:

@@ -393,9 +393,12 @@ MEMBER = _struct(*_IDENTITY, *_FRAME, ("boxes_in_pixels", _BOOL), ("mask", _BYTE
 """One image between read and decode. Frames of one file in a chunk share its content: that of the member with
 the index `content_of`."""
 
-DECODED = _struct(*_IDENTITY, *_FRAME, *_IMAGE, ("mask", _BYTES), ("pixels", _BYTES), ("content", _BYTES))
+DECODED = _struct(
+    *_IDENTITY, *_FRAME, *_IMAGE, ("mask", _BYTES), ("pixels", _BYTES), ("bands", _BYTES), ("content", _BYTES)
+)
 """One image between decode and explain: pixels are uint8 (H, W, 3) of the model's input, mask uint8 (H, W),
-255 on the object; content is kept only where overlays are drawn on the original."""
+255 on the object, bands float32 (H, W, C) where the model takes those; content is kept only where
+overlays are drawn on the original."""
 
 EXPLAINED = _struct(
     *_IDENTITY, *_IMAGE, *_PREDICTION, *_CORRECT, *_EXPLANATION, *_SIGNALS, *_CONFIRMATION, *_DETECTION,

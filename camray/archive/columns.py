@@ -13,11 +13,13 @@ a reader searches the raw schema for one before Arrow sees it, and looks again a
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from camray.archive.annotations import (
@@ -112,6 +114,18 @@ def list_columns(schema: pa.Schema) -> list[str]:
     return [name for name in image_columns(schema) if _item(schema.field(name).type)[1]]
 
 
+def array_columns(schema: pa.Schema) -> list[str]:
+    """Find the columns whose cells are arrays of numbers, as lists of lists."""
+    return [f.name for f in schema if _is_array(f.type)]
+
+
+def _is_array(kind: pa.DataType) -> bool:
+    depth, (inner, is_list) = 0, _item(kind)
+    while is_list:
+        depth, (inner, is_list) = depth + 1, _item(inner)
+    return depth in (2, 3) and bool(pa.types.is_integer(inner) or pa.types.is_floating(inner))
+
+
 def path_column(schema: pa.Schema, option: str | None) -> str | None:
     """Find the column of paths of a file that is a list; None where it holds images."""
     texts = {f.name.lower(): f.name for f in schema if _is_text(f.type)}
@@ -126,8 +140,9 @@ def columns_of(schema: pa.Schema, config: ArchiveConfig) -> Columns:
     Raises:
         UsageError: naming the columns that are there.
     """
-    image = _image_column(schema, config.image_column)
+    image = _image_column(schema, config.image_column, config.reads_arrays)
     kind, is_list = _item(schema.field(image).type)
+    is_list = is_list and not _is_array(schema.field(image).type)
     has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
     texts = [n for n in _known(schema, _NAME_COLUMNS) if n != image and _is_text(schema.field(n).type)]
     label = _label_column(schema, config.label_column)
@@ -167,9 +182,9 @@ def _content_paths(field: pa.Field) -> list[str]:
     return [f"{field.name}.{part}" for part in ("bytes", "path") if field.type.get_field_index(part) >= 0]
 
 
-def _image_column(schema: pa.Schema, option: str | None) -> str:
+def _image_column(schema: pa.Schema, option: str | None, arrays: bool) -> str:
     there = ", ".join(f"{f.name} ({f.type})" for f in schema)
-    candidates = image_columns(schema)
+    candidates = image_columns(schema) or (array_columns(schema) if arrays else [])
     if option is None:
         named = [name for name in candidates if name.lower() in _IMAGES]
         if len(candidates) != 1 and len(named) != 1:
@@ -178,7 +193,7 @@ def _image_column(schema: pa.Schema, option: str | None) -> str:
         return named[0] if len(named) == 1 else candidates[0]
     if option not in schema.names:
         raise UsageError("--image-column", f"no column {option!r}", f"one of {printable(there)}")
-    if not _holds_images(schema.field(option).type):
+    if not _holds_images(schema.field(option).type) and not (arrays and _is_array(schema.field(option).type)):
         problem = f"column {option!r} holds {schema.field(option).type}, not bytes"
         raise UsageError("--image-column", problem, f"one of {printable(there)}")
     return option
@@ -347,11 +362,29 @@ class _Content:
 def _content(cell: pa.Scalar | None) -> _Content:
     if cell is None or not cell.is_valid:
         return _Content()
+    if _is_array(cell.type):
+        return _Content(_array_bytes(cell))
     if not pa.types.is_struct(cell.type):
         return _Content(_plain_cell(cell).as_buffer())
     path = cell_value(cell["path"]) if cell.type.get_field_index("path") >= 0 else None
     has_bytes = cell.type.get_field_index("bytes") >= 0 and cell["bytes"].is_valid
     return _Content(_plain_cell(cell["bytes"]).as_buffer() if has_bytes else None, path)
+
+
+def _array_bytes(cell: pa.ListScalar) -> pa.Buffer | None:
+    """Give the array of a cell as a NumPy file; None where rows differ in length, or a number is missing."""
+    values, shape = cell.values, [len(cell.values)]
+    while _item(values.type)[1]:
+        lengths = set(values.value_lengths().to_pylist())
+        if len(lengths) != 1 or None in lengths:
+            return None
+        shape.append(lengths.pop())
+        values = values.flatten()
+    if values.null_count or not len(values):
+        return None
+    file = io.BytesIO()
+    np.save(file, values.to_numpy().reshape(shape), allow_pickle=False)
+    return pa.py_buffer(file.getvalue())
 
 
 def _member(
@@ -361,7 +394,7 @@ def _member(
     if not is_needed:
         return Member(index, name)
     if image.data is None and not image.path:
-        return failed(index, name, ErrorCode.MEMBER_UNREADABLE, "the cell holds no bytes")
+        return failed(index, name, ErrorCode.MEMBER_UNREADABLE, "the cell holds no bytes, and no full array")
     for what, role in ((image.data, ""), (mask.data, "mask: ")):
         problem = what and size_problem(what.size, config.max_member_bytes)
         if problem:

@@ -53,7 +53,7 @@ def read_files(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iter
 
 
 def _member(find: Finder, file: LooseFile, index: int, config: ArchiveConfig, is_needed: IsNeeded) -> Member:
-    kind, limit = file_kind(file.path), config.max_member_bytes
+    kind, limit = file_kind(file.path, config.reads_arrays), config.max_member_bytes
     noted, _ = from_note(file.note)
     if noted.problem is not None:
         return annotated(Member(index, file.path), noted)

@@ -178,19 +178,20 @@ def _check_encoding(option: str, name: str | None) -> None:
 def _from_file(place: Folder, config: ArchiveConfig) -> Listing:
     parent, name = place.parent()
     if packed_format(name) is None:
-        _refuse_what_is_not_read(place, name)
+        _refuse_what_is_not_read(place, name, config.reads_arrays)
     entry = entry_now(place, name)
     return _from_folder(parent, [entry] if entry else [], Counter(), config)
 
 
-def _refuse_what_is_not_read(place: Folder, name: str) -> None:
+def _refuse_what_is_not_read(place: Folder, name: str, arrays: bool) -> None:
     """Refuse one file that is no image by its name, or packed by its content."""
     try:
         with place.open() as file:
             looks = looks_like(file.read(512))
     except OSError as error:
         raise UsageError("ARCHIVE", f"{place.uri}: {error.strerror or error}", "make it readable") from None
-    if file_kind(name) == "image" and not is_packed(looks):
+    is_array = arrays and looks == "NumPy array"
+    if file_kind(name, arrays) == "image" and (is_array or not is_packed(looks)):
         return
     endings = ", ".join(suffix for reader in readers().values() for suffix in reader.suffixes)
     what = (
@@ -241,7 +242,7 @@ def _from_pattern(pattern: str, config: ArchiveConfig) -> Listing:
         count = f"{len(unmatched):,} of the {len(inner):,} paths it stands for match nothing"
         problem = f"{pattern}: {count}, the first is {unmatched[0]}"
         raise UsageError("ARCHIVE", printable(problem), f"see what {printable(folder.uri)} holds")
-    stems = {stem_of(path) for path in meant if name_kind(path) == "image"}
+    stems = {stem_of(path) for path in meant if name_kind(path, config.reads_arrays) == "image"}
     for entry in entries:
         is_sidecar = name_kind(entry.path) == "sidecar" and stem_of(entry.path) in stems
         if is_sidecar or entry.path.rpartition("/")[2] in METADATA:
@@ -328,12 +329,13 @@ def _from_folder(
             loose.append(entry)
         else:
             shards.append(_shard(folder.child_uri(entry.path), packed, entry, config))
-    tables = check_shards(shards, config, any(file_kind(entry.path) == "image" for entry in loose))
+    has_others = any(file_kind(entry.path, config.reads_arrays) == "image" for entry in loose)
+    tables = check_shards(shards, config, has_others)
     left_out["table without images"] += len(tables)
     shards = [shard for shard in shards if shard.uri not in tables]
     annotations = said_of_files(metadata.annotations, [entry.path for entry in entries], left_out)
     versions = {entry.path: entry.version for entry in entries}
-    files = _loose_files(loose, annotations, versions, config.frames)
+    files = _loose_files(loose, annotations, versions, config)
     left_out["sidecar"] += len(loose) - len(files)
     return Listing(tuple(shards), folder.uri, files, +left_out)
 
@@ -348,10 +350,13 @@ def _beside_shards(entries: list[Entry]) -> set[str]:
 
 
 def _loose_files(
-    entries: list[Entry], annotations: Mapping[str, Annotation], versions: Mapping[str, str], frames: str
+    entries: list[Entry],
+    annotations: Mapping[str, Annotation],
+    versions: Mapping[str, str],
+    config: ArchiveConfig,
 ) -> tuple[LooseFile, ...]:
     """Make loose files of all but the sidecars that belong to an image."""
-    images = {stem_of(entry.path) for entry in entries if name_kind(entry.path) == "image"}
+    images = {stem_of(e.path) for e in entries if name_kind(e.path, config.reads_arrays) == "image"}
     sidecars: dict[str, list[Entry]] = {}
     others = []
     for entry in entries:
@@ -362,11 +367,12 @@ def _loose_files(
             others.append(entry)
     files = []
     for entry in others:
-        beside = sidecars.get(stem_of(entry.path), ()) if name_kind(entry.path) == "image" else ()
+        is_image = name_kind(entry.path, config.reads_arrays) == "image"
+        beside = sidecars.get(stem_of(entry.path), ()) if is_image else ()
         annotation = annotations.get(entry.path)
         note = to_note(annotation, True) if annotation else ""
         mask = versions.get(annotation.mask or "", "") if annotation else ""
-        files.append(loose_file(entry, beside, note, mask, frames))
+        files.append(loose_file(entry, beside, note, mask, config.frames))
     return tuple(files)
 
 

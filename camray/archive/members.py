@@ -154,7 +154,7 @@ def _limited(listing: Listing, limit: int, config: ArchiveConfig) -> Listing:
         indices, is_whole = _first(shard, left, config)
         shards.append(shard if is_whole else replace(shard, selection=tuple(indices)))
         left -= len(indices)
-    images = [file for file in listing.files if file_kind(file.path) == "image"]
+    images = [file for file in listing.files if file_kind(file.path, config.reads_arrays) == "image"]
     return _with_files(listing, shards, images[:left], dropped)
 
 
@@ -174,7 +174,7 @@ def _first(shard: Shard, count: int, config: ArchiveConfig) -> tuple[list[int], 
 def _sampled(listing: Listing, count: int, config: ArchiveConfig) -> Listing:
     dropped = Counter(listing.left_out)
     by_shard = [_first(shard, 2**62, config)[0] for shard in listing.shards]
-    images = [file for file in listing.files if file_kind(file.path) == "image"]
+    images = [file for file in listing.files if file_kind(file.path, config.reads_arrays) == "image"]
     total = sum(map(len, by_shard)) + len(images)
     chosen = set(random.Random(config.seed).sample(range(total), min(count, total)))
     shards: list[Shard] = []

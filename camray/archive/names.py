@@ -34,32 +34,32 @@ _SPLITS = frozenset((
 ))  # fmt: skip
 
 
-def name_kind(name: str) -> NameKind:
-    """Tell what a name promises; `name` may hold folders.
+def name_kind(name: str, arrays: bool = False) -> NameKind:
+    """Tell what a name promises; `name` may hold folders. `arrays`: files of NumPy arrays are images, too.
 
     An image is a known image extension (whether or not it can be decoded: that gets a code later) or no
     extension at all. Junk is what other programs leave behind, and whatever is hidden.
     """
-    return "junk" if junk_part(name) else _kind_by_extension(name)
+    return "junk" if junk_part(name) else _kind_by_extension(name, arrays)
 
 
-def _kind_by_extension(name: str) -> NameKind:
+def _kind_by_extension(name: str, arrays: bool) -> NameKind:
     extension = extension_of(name)
     if _PART.search(name):
         return "other"
-    if extension in _IMAGE or not extension:
+    if extension in _IMAGE or not extension or (arrays and extension == "npy"):
         return "image"
     return "sidecar" if extension in _SIDECAR else "other"
 
 
-def file_kind(path: str) -> NameKind:
+def file_kind(path: str, arrays: bool = False) -> NameKind:
     """Tell what a loose file's name promises, whatever its folders are called, and though it may be hidden.
 
     A walk has left hidden ones out already, and a list or an `--include` has named them.
     """
     name = path.rpartition("/")[2]
     is_left_over = name.lower() in _JUNK or name.startswith("._")
-    return "junk" if is_left_over else _kind_by_extension(name)
+    return "junk" if is_left_over else _kind_by_extension(name, arrays)
 
 
 def may_hold_images(name: str) -> bool:

@@ -20,6 +20,7 @@ from camray.archive import sniff
 from camray.archive.annotations import label_of
 from camray.archive.columns import (
     Columns,
+    array_columns,
     cell_value,
     columns_of,
     image_columns,
@@ -158,7 +159,10 @@ def _check(file: NativeFile, size: int, config: ArchiveConfig) -> None:
     try:
         columns = columns_of(parquet.schema_arrow, config)
     except UsageError as error:
-        if config.image_column is None and not image_columns(parquet.schema_arrow):
+        found = image_columns(parquet.schema_arrow) or (
+            config.reads_arrays and array_columns(parquet.schema_arrow)
+        )
+        if config.image_column is None and not found:
             raise NoImagesError(error.field, error.problem, error.fix) from None
         raise
     layout = layout_of(file, size)

@@ -35,7 +35,7 @@ from typing import Any
 import pyarrow as pa
 
 from camray.archive.annotations import Annotation, from_row, join_boxes, label_columns, read_json
-from camray.archive.columns import PATHS, cell_value, check_label_type, path_column
+from camray.archive.columns import PATHS, array_columns, cell_value, check_label_type, path_column
 from camray.archive.names import is_web, table_ending
 from camray.archive.parquet import bounded_batches, layout_of, open_parquet
 from camray.archive.places import leads_out, tidy
@@ -101,7 +101,10 @@ def is_list(place: Folder, config: ArchiveConfig) -> bool:
     if table_ending(place.path) != "parquet":
         return bool(table_ending(place.path))
     try:
-        return path_column(_parquet_schema(place), config.image_column) is not None
+        schema = _parquet_schema(place)
+        if config.reads_arrays and array_columns(schema) and config.image_column is None:
+            return False
+        return path_column(schema, config.image_column) is not None
     except (ShardError, OSError):
         return False  # told as a record, when the shard is read
 

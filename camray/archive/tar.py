@@ -94,7 +94,7 @@ def _take(
 def _member(
     entry: TarEntry, stream: ForwardStream, index: int, config: ArchiveConfig, is_needed: IsNeeded
 ) -> Member:
-    name, kind = entry.name.removeprefix("./"), name_kind(entry.name)
+    name, kind = entry.name.removeprefix("./"), name_kind(entry.name, config.reads_arrays)
     shown = _capped(name)
     if entry.kind != "file":
         return skipped(index, shown, _NO_FILE[entry.kind], ErrorCode.NOT_A_FILE)

@@ -184,7 +184,8 @@ class _Contents:
 
     def rows(self) -> Iterator[zipfile.ZipInfo]:
         """Pick the files that get a row: all but the sidecars of an image."""
-        names = [info.filename for info in self._files if name_kind(info.filename) == "image"]
+        arrays = self._config.reads_arrays
+        names = [info.filename for info in self._files if name_kind(info.filename, arrays) == "image"]
         images = {place for name in names for place in _places(name)}
         for info in self._files:
             if name_kind(info.filename) != "sidecar" or stem_of(info.filename) not in images:
@@ -196,7 +197,7 @@ class _Contents:
         return replace(member, note=self._guessed[info]) if info in self._guessed else member
 
     def _member(self, info: zipfile.ZipInfo, index: int, name: str, is_needed: IsNeeded) -> Member:
-        kind = name_kind(name)
+        kind = name_kind(name, self._config.reads_arrays)
         if not _is_file(info):
             return skipped(index, name, "a link or device; links are not followed", ErrorCode.NOT_A_FILE)
         if info in self._metadata:

@@ -93,7 +93,8 @@ def describe_looks(images: int | None, share: float) -> str:
 def look_again(ready: Prepared, engine: Engine, _run_id: str, reporter: Reporter) -> None:
     """Look again at images of the runs that nobody looked at, and commit what was found."""
     explainer, config = ready.explainer, ready.config
-    if "task" in explainer.model_args:  # its interventions are of classifiers: what resolved it said so
+    # the interventions are of classifiers and of pictures: what resolved the model said so
+    if "task" in explainer.model_args or explainer.input.bands:
         return
     table = Table(ready.out)
     known = read_looks(ready.out, explainer.id, ["run_id"])

@@ -81,7 +81,8 @@ def _add(parser: Any, option: Setting, text: str, is_shown: bool) -> None:
     how: dict[str, Any] = {"metavar": metavar} if metavar else {}
     if get_origin(option.kind) is Literal and len(get_args(option.kind)) <= 4:  # colour maps are too many
         how["choices"] = get_args(option.kind)
-    how |= {"type": names} if "," in metavar else _FORMS.get(option.kind, {})
+    is_list = "," in metavar and option.kind == tuple[str, ...]
+    how |= {"type": names} if is_list else _FORMS.get(option.kind, {})
     parser.add_argument(first, dest=dest, help=text if is_shown else argparse.SUPPRESS, **how)
 
 
@@ -111,8 +112,8 @@ class Pairs(argparse.Action):
 
 
 def sizes(text: str) -> list[int]:
-    """Read `256` or `256x320`, height and width."""
-    return [int(part) for part in text.lower().split("x")]
+    """Read `256` or `256x320`, height and width; or numbers with commas."""
+    return [int(part) for part in text.lower().replace(",", "x").split("x")]
 
 
 def numbers(text: str) -> list[float]:

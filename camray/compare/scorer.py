@@ -59,16 +59,20 @@ class BatchScorer(BatchExplainer):
         for i, item in enumerate(items):
             own = [item | score for score in scores.get(i, [{}])]
             if item["index"] in pictured and i in scores:
-                own[0]["picture"] = _jpeg(self.view(images.field("pixels")[i]))
+                own[0]["picture"] = _jpeg(self._picture(images.field("pixels")[i]))
             rows += own
         return struct_array({f.name: [row.get(f.name) for row in rows] for f in SCORED}, SCORED)
+
+    def _picture(self, pixels: pa.LargeBinaryScalar) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        spec = self.explainer.input
+        return np.frombuffer(pixels.as_buffer(), np.uint8).reshape(spec.height, spec.width, 3)
 
     def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
         """Give the rows of a batch, image by image: what `BatchExplainer` asks for."""
         return self._rows(self.score(rows, views))
 
     def score(self, items: Sequence[Row], views: np.ndarray[Any, Any]) -> Scores:
-        """Measure the panel on views, uint8 (B, H, W, 3), of decoded items."""
+        """Measure the panel on views, (B, H, W, 3 or C), of decoded items."""
         x = self.model_input(views)
         if self._copies is None:
             self._copies = Copies.of(self.module, x, self.settings.seed)
@@ -142,7 +146,9 @@ class Trial:
     def costs(self) -> dict[str, Any]:
         """Measure each method alone: {device, batch, methods: {method: `cost.Cost`}}."""
         scorer = self._scorer
-        x = scorer.model_input(np.stack([scorer.view(v) for v in self._images.field("pixels") if v.is_valid]))
+        x = scorer.model_input(
+            np.stack([scorer.view(v) for v in self._images.field(scorer.source) if v.is_valid])
+        )
         explains = {m: partial(cam.explain, scorer.module, x, scorer.layer, m) for m in scorer.panel.methods}
         costs = {m: asdict(measure_cost(scorer.module, x, explain)) for m, explain in explains.items()}
         return {"device": self.device, "batch": len(x), "methods": costs}

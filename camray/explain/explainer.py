@@ -52,7 +52,7 @@ def resolve(
     Raises:
         UsageError: a model, checkpoint, layer, class or method that cannot work.
     """
-    loaded = load_model(config.model, config.preprocess, folders)
+    loaded = load_model(config.model, config.preprocess, folders, config.archive.bands or ())
     if "task" in loaded.build_args:
         from camray.explain.detections import resolve_detector
 
@@ -205,7 +205,7 @@ class BatchExplainer:
         """
         rows, explained = self.in_batches(images)
         if self.explainer.confirm and self.explainer.activation != "value":
-            self._look_again(explained, images.field("pixels"))
+            self._look_again(explained, images.field(self.source))
         out = [row | result for i, row in enumerate(rows) for result in explained.get(i) or [{}]]
         columns: dict[str, Any] = {name: [row.get(name) for row in out] for name in _FILLED}
         return struct_array(columns | {"heatmap": _list_column(columns["heatmap"])}, EXPLAINED)
@@ -215,7 +215,7 @@ class BatchExplainer:
         rows = _as_rows({name: images.field(name).to_pylist() for name in _PASSED})
         for row in rows:
             row["label_class"] = self.label_class(row)
-        pixels = images.field("pixels")
+        pixels = images.field(self.source)
         ready = [i for i, row in enumerate(rows) if row["status"] == Status.OK and self.accept(row)]
         results: dict[int, list[Row]] = {}
         for start in range(0, len(ready), self.batch_size):
@@ -224,13 +224,19 @@ class BatchExplainer:
             results |= zip(batch, self._explain_or_split([rows[i] for i in batch], views), strict=True)
         return rows, results
 
-    def view(self, pixels: pa.LargeBinaryScalar) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Read an item's pixels: (H, W, 3)."""
+    @property
+    def source(self) -> str:
+        """The column of decoded items that the model sees."""
+        return "bands" if self.explainer.input.bands else "pixels"
+
+    def view(self, pixels: pa.LargeBinaryScalar) -> np.ndarray[Any, Any]:
+        """Read an item's pixels: uint8 (H, W, 3), or float32 (H, W, C) of its bands."""
         spec = self.explainer.input
-        return np.frombuffer(pixels.as_buffer(), np.uint8).reshape(spec.height, spec.width, 3)
+        kind, channels = (np.float32, len(spec.mean)) if spec.bands else (np.uint8, 3)
+        return np.frombuffer(pixels.as_buffer(), kind).reshape(spec.height, spec.width, channels)
 
     def model_input(self, views: np.ndarray[Any, Any]) -> Tensor:
-        """Normalise views, uint8 (B, H, W, 3), to what the model takes: (B, C, H, W), on its device."""
+        """Normalise views, (B, H, W, 3 or C), to what the model takes: (B, C, H, W), on its device."""
         return to_input(torch.from_numpy(views).to(self.device), self.mean, self.std)
 
     def _explain_or_split(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
@@ -337,7 +343,7 @@ def _why_no_class(label: str | None, class_names: tuple[str, ...]) -> str:
     return f"label {label!r} is no class of the model"
 
 
-_PASSED = [f.name for f in DECODED if f.name not in ("pixels", "content")]
+_PASSED = [f.name for f in DECODED if f.name not in ("pixels", "bands", "content")]
 _FILLED = [f.name for f in EXPLAINED if f.name not in ("pixels", "content", "overlay")]
 
 

@@ -21,6 +21,7 @@ from camray.records import Chunk, Data, Lost, failure, struct_array
 
 WHOLE_CHUNK_TRIES = 2
 ALONE_TRIES = 2  # deaths of a worker, at one image, that make this image the culprit
+_HEAVY = ("pixels", "bands", "content")  # columns that a failed image does not need
 STARTS = 3  # of one worker; Ray would start it again for ever
 
 _T = TypeVar("_T")
@@ -123,4 +124,4 @@ def _crashed(image: pa.StructArray, stage: Stage) -> pa.StructArray:
     reason = "its worker process ended twice at this image alone (crash or out of memory)"
     columns: dict[str, Any] = {f.name: image.field(f.name) for f in image.type}
     columns |= {name: [value] for name, value in failure(stage, ErrorCode.WORKER_CRASHED, reason).items()}
-    return struct_array(columns | {"content": None, "pixels": None}, image.type)
+    return struct_array(columns | {f.name: None for f in image.type if f.name in _HEAVY}, image.type)

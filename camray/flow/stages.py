@@ -187,6 +187,7 @@ class Decode:
             "boxes": [dict(zip(EDGES, edges, strict=True)) for edges in decoded.boxes] or None,
             "mask": decoded.mask.data if decoded.mask is not None else None,
             "pixels": decoded.pixels.data,
+            "bands": decoded.bands.data if decoded.bands is not None else None,
         }
 
 
@@ -284,7 +285,7 @@ class Sink(ChunkSink):
         if self._overlay.on == "original":
             try:
                 source = decoder_of(self._max_pixels).upright(
-                    image["content"].as_py(), image["frame"].as_py()
+                    image["content"].as_py(), image["frame"].as_py(), self._spec
                 )
             except ImageError:  # its decoder was killed, as the machine's memory was short: the record counts
                 return None

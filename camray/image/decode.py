@@ -35,10 +35,12 @@ from camray.archive import sniff
 from camray.config import InputSpec
 from camray.errors import ErrorCode, ImageError, printable
 from camray.image import extras, jpeg
+from camray.image.bands import Bands, as_bands, fit_bands, read_bands
+from camray.image.bands import picture as show_bands
 from camray.image.dicom import is_dicom, read_dicom
 from camray.image.fit import FILTERS, fit_image, geometry, plan_fit
 from camray.image.frames import seek_frame
-from camray.image.pixels import check_size, to_mask, to_rgb
+from camray.image.pixels import check_size, stored_channels, to_mask, to_rgb
 from camray.image.tiff import is_tiff, read_tiff, read_tiff_mask
 from camray.records import Boxes, Geometry
 
@@ -106,6 +108,7 @@ class Decoded:
     pixel_rule: str | None = None  # how deep or medical values became 8 bits
     boxes: tuple[Edges, ...] = ()  # edges, in shares of the upright image's sides
     mask: NDArray[np.uint8] | None = None  # (H, W) of the input, 255 on the object
+    bands: NDArray[np.float32] | None = None  # (H, W, C) of the input, where the model takes bands
 
 
 def decode(
@@ -124,6 +127,8 @@ def decode(
         ImageError: with one of the image codes of `ErrorCode` and a printable one-line message. A mask that
             cannot be decoded, or is of another shape than the image, is one of them.
     """
+    if spec.bands:
+        return _decode_bands(content, spec, max_pixels, boxes, mask, frame)
     picture = _open_upright(content, max_pixels, spec if spec.fast_decode else None, frame)
     try:
         fit = plan_fit(*picture.size, spec)
@@ -141,12 +146,48 @@ def decode(
     )
 
 
-def upright(content: bytes, max_pixels: int, frame: int | None = None) -> NDArray[np.uint8]:
-    """Decode an image at its own size, EXIF applied: uint8 (h, w, 3).
+def _decode_bands(
+    content: bytes, spec: InputSpec, max_pixels: int, boxes: Boxes | None, mask: bytes | None,
+    frame: int | None,
+) -> Decoded:  # fmt: skip
+    found = _open_bands(content, len(spec.mean), max_pixels, frame)
+    height, width = found.values.shape[:2]
+    fit = plan_fit(width, height, spec)
+    where = geometry(width, height, fit, spec)
+    values = fit_bands(found, fit, spec)
+    return Decoded(
+        show_bands(values, spec.bands, found.is_8_bit), where, found.format, found.rule,
+        _in_shares(boxes, where) if boxes else (),
+        _mask_on_input(mask, where, spec, max_pixels) if mask is not None else None,
+        values,
+    )  # fmt: skip
+
+
+def _open_bands(content: bytes, count: int, max_pixels: int, frame: int | None) -> Bands:
+    """Read all bands; of what Pillow reads, its channels."""
+    found = _guarded(partial(read_bands, count=count, frame=frame), content, max_pixels)
+    if found is not None:
+        return found
+    name = _reader_of(content, frame)[0]
+    if name:
+        raise ImageError(
+            ErrorCode.FORMAT_NOT_ALLOWED, f"{name} is not read as bands: TIFF and NumPy arrays are"
+        )
+    samples, _, name = _opened(content, max_pixels, stored_channels, frame=frame)
+    return as_bands(samples, count, name)
+
+
+def upright(
+    content: bytes, max_pixels: int, frame: int | None = None, spec: InputSpec | None = None
+) -> NDArray[np.uint8]:
+    """Decode an image at its own size, EXIF applied: uint8 (h, w, 3); of bands (`spec`) those to look at.
 
     Raises:
         ImageError: as `decode`.
     """
+    if spec is not None and spec.bands:
+        found = _open_bands(content, len(spec.mean), max_pixels, frame)
+        return show_bands(found.values, spec.bands, found.is_8_bit)
     return np.ascontiguousarray(np.array(_open_upright(content, max_pixels, frame=frame).image))
 
 

@@ -71,7 +71,7 @@ def geometry(width: int, height: int, fit: Fit, spec: InputSpec) -> Geometry:
 
 
 def fit_image(image: Image.Image, fit: Fit, spec: InputSpec) -> Image.Image:
-    """Resize and crop an RGB image to the model's input size."""
+    """Resize and crop an image, RGB or one band of floats, to the model's input size."""
     columns = (max(fit.left, 0), min(fit.left + spec.width, fit.width))
     rows = (max(fit.top, 0), min(fit.top + spec.height, fit.height))
     resample = FILTERS[spec.interpolation]
@@ -82,7 +82,8 @@ def fit_image(image: Image.Image, fit: Fit, spec: InputSpec) -> Image.Image:
         seen = _resize_window(image, fit, columns, rows, resample)
     if seen.size == (spec.width, spec.height):
         return seen
-    canvas = Image.new("RGB", (spec.width, spec.height), spec.fill)
+    fill = spec.fill if image.mode == "RGB" else 0
+    canvas = Image.new(image.mode, (spec.width, spec.height), fill)
     canvas.paste(seen, (max(-fit.left, 0), max(-fit.top, 0)))
     return canvas
 

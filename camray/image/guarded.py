@@ -62,6 +62,7 @@ class _Question(TypedDict, total=False):
     """What is asked of an image: the model's input; without `spec`, its own size; or its number of frames."""
 
     spec: InputSpec
+    picture_of: InputSpec | None
     boxes: Boxes | None
     has_mask: bool
     frame: int | None
@@ -97,13 +98,15 @@ class GuardedDecoder:
         with _checked():
             return _read_decoded(parts, spec, mask is not None)
 
-    def upright(self, content: Bytes, frame: int | None = None) -> NDArray[np.uint8]:
-        """Decode an image at its own size, EXIF applied: uint8 (h, w, 3).
+    def upright(
+        self, content: Bytes, frame: int | None = None, spec: InputSpec | None = None
+    ) -> NDArray[np.uint8]:
+        """Decode an image at its own size, EXIF applied: uint8 (h, w, 3), as `decode.upright` does.
 
         Raises:
             ImageError: as `decode`.
         """
-        parts = self._ask(content, _Question(frame=frame))
+        parts = self._ask(content, _Question(frame=frame, picture_of=spec))
         with _checked():
             shape, pixels, *_ = parts
             return np.frombuffer(pixels, np.uint8).reshape(*_SHAPE.unpack(shape), 3)
@@ -223,9 +226,9 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-# ── what travels: the lengths of seven parts, and the parts; what is not needed is empty ─────────
+# ── what travels: the lengths of eight parts, and the parts; what is not needed is empty ─────────
 
-_LENGTHS = struct.Struct("!7Q")
+_LENGTHS = struct.Struct("!8Q")
 _GEOMETRY = struct.Struct("!2i4d")
 _SHAPE = struct.Struct("!2I")
 _SMALL_BYTES = 2**16
@@ -243,11 +246,13 @@ def _pack_decoded(decoded: Decoded) -> list[Bytes]:
     where = _GEOMETRY.pack(*dataclasses.astuple(decoded.geometry))
     texts = [decoded.format.encode(), (decoded.pixel_rule or "").encode()]
     mask = b"" if decoded.mask is None else decoded.mask.data
-    return [where, *texts, _pack_edges(decoded.boxes), decoded.pixels.data, mask]
+    bands = b"" if decoded.bands is None else decoded.bands.data
+    return [where, *texts, _pack_edges(decoded.boxes), decoded.pixels.data, mask, bands]
 
 
 def _read_decoded(parts: list[memoryview], spec: InputSpec, has_mask: bool) -> Decoded:
-    where, name, rule, edges, pixels, mask = parts
+    where, name, rule, edges, pixels, mask, bands = parts
+    shape = (spec.height, spec.width, len(spec.mean))
     return Decoded(
         pixels=np.frombuffer(pixels, np.uint8).reshape(spec.height, spec.width, 3),
         geometry=Geometry(*_GEOMETRY.unpack(where)),
@@ -255,6 +260,7 @@ def _read_decoded(parts: list[memoryview], spec: InputSpec, has_mask: bool) -> D
         pixel_rule=printable(str(rule, "utf-8")) or None,
         boxes=_read_edges(edges),
         mask=np.frombuffer(mask, np.uint8).reshape(spec.height, spec.width) if has_mask else None,
+        bands=np.frombuffer(bands, np.float32).reshape(shape) if spec.bands else None,
     )
 
 
@@ -268,7 +274,7 @@ def _checked() -> Iterator[None]:
 
 
 def _send(connection: socket.socket, parts: Sequence[Bytes]) -> None:
-    lengths = [memoryview(part).nbytes for part in parts] + [0] * (7 - len(parts))
+    lengths = [memoryview(part).nbytes for part in parts] + [0] * (8 - len(parts))
     small = _LENGTHS.pack(*lengths)  # small parts go together: the other side wakes once for them
     for part, length in zip(parts, lengths, strict=False):
         if length < _SMALL_BYTES:
@@ -339,7 +345,7 @@ def _answer(max_pixels: int, content: bytes, asked: _Question, mask: bytes) -> l
         if asked.get("is_count"):
             return [b"", _SHAPE.pack(_count(content), 0)]
         if "spec" not in asked:
-            picture = upright(content, max_pixels, asked.get("frame"))
+            picture = upright(content, max_pixels, asked.get("frame"), asked.get("picture_of"))
             return [b"", _SHAPE.pack(*picture.shape[:2]), picture.data]
         given = mask if asked["has_mask"] else None
         decoded = decode(content, asked["spec"], max_pixels, asked["boxes"], given, asked["frame"])

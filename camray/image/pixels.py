@@ -26,6 +26,7 @@ from camray.errors import ErrorCode, ImageError
 _PLAIN = ("RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "RGBX")
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _MID_GREY = 128
+_BANDS = 4  # numbers for each pixel that is allowed
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
@@ -41,6 +42,18 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
             ErrorCode.TOO_MANY_PIXELS,
             f"{width} x {height} = {width * height:,} pixels, more than {max_pixels:,}",
         )
+
+
+def check_bands(width: int, height: int, bands: int, max_pixels: int) -> None:
+    """Refuse a size before any pixel is decoded; many bands count as more pixels.
+
+    Raises:
+        ImageError: as `check_size`.
+    """
+    check_size(width, height, max_pixels)
+    if width * height * bands > _BANDS * max_pixels:
+        said = f"{width} x {height} pixels of {bands} bands: more than {_BANDS * max_pixels:,} numbers"
+        raise ImageError(ErrorCode.TOO_MANY_PIXELS, said)
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
@@ -60,6 +73,18 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     if image.mode in _PLAIN:
         return image.convert("RGB"), None
     raise ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"pixel mode {image.mode} has no conversion to RGB")
+
+
+def stored_channels(image: Image.Image) -> NDArray[Any]:
+    """Give the channels (H, W, C) of a loaded image as they are stored.
+
+    Raises:
+        ImageError: FORMAT_NOT_ALLOWED for a palette, and for colours that are no channels.
+    """
+    if image.mode not in ("L", "LA", "RGB", "RGBA", "I;16") or "transparency" in image.info:
+        raise ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"pixel mode {image.mode} is not read as bands")
+    values = np.asarray(image)
+    return values[..., None] if values.ndim == 2 else values
 
 
 def to_mask(image: Image.Image | NDArray[Any]) -> Image.Image:
@@ -133,7 +158,7 @@ def levels(values: NDArray[Any], nodata: float | None = None) -> tuple[NDArray[n
     Raises:
         ImageError: NONFINITE_PIXELS.
     """
-    empty = _is_nodata(values, nodata)
+    empty = is_nodata(values, nodata)
     seen = values if empty is None else values[~empty]
     if seen.size == 0:
         return np.zeros(values.shape, np.uint8), "nodata everywhere"
@@ -149,7 +174,7 @@ def levels(values: NDArray[Any], nodata: float | None = None) -> tuple[NDArray[n
     return np.where(empty, np.uint8(0), out), f"{rule}, nodata {empty.mean():.3f}"
 
 
-def _is_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
+def is_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
     """Find the values that stand for none; None where there are none of them."""
     if nodata is None:
         return None

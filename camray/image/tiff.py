@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camray.errors import ErrorCode, ImageError, printable
-from camray.image.pixels import check_size, eight_bits, levels, to_mask, to_rgb, with_alpha
+from camray.image.pixels import check_bands, check_size, eight_bits, levels, to_mask, to_rgb, with_alpha
 
 EXTRA = "pip install camray[tiff]"
 _WHITE, _BLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
@@ -178,6 +178,34 @@ def read_tiff_mask(content: bytes, max_pixels: int) -> Image.Image:
         ImageError: as `read_tiff`.
     """
     return to_mask(_loaded(content, _chosen(content)[0], max_pixels))
+
+
+def tiff_bands(
+    content: bytes, count: int, max_pixels: int, frame: int | None = None
+) -> tuple[NDArray[Any], int, float | None]:
+    """Give all samples, upright (H, W, bands), their bits and GDAL's nodata value.
+
+    Bands are the samples of a pixel; or the pages, where there are `count` of one sample and one size.
+
+    Raises:
+        ImageError: as `read_tiff`; colours that are no bands.
+    """
+    page, full = _chosen(content, frame)[0], full_pages(content)
+    is_stack = page.samples == 1 and frame is None and len(full) == count
+    pages = full if is_stack and len({_kind_of(p) for p in full}) == 1 else [page]
+    for each in pages:
+        check_bands(*each.size, each.samples * len(pages), max_pixels)
+        problem = _storage_problem(each)
+        if each.photometric in (_WHITE, _PALETTE, _YCBCR):
+            problem = "colours that are no bands (white is 0, a palette, YCbCr)"
+        if problem:
+            raise ImageError(ErrorCode.FORMAT_NOT_ALLOWED, printable(f"TIFF with {problem} is not read"))
+    samples = [_turned(_samples(content, p, max_pixels), p.number(_ORIENTATION, 1)) for p in pages]
+    return np.concatenate(samples, axis=2), page.bits, page.nodata
+
+
+def _kind_of(page: Page) -> tuple[Any, ...]:
+    return (*page.size, page.samples, page.bits, page.kind)
 
 
 def _loaded(content: bytes, page: Page, max_pixels: int) -> Image.Image | NDArray[Any]:
@@ -336,8 +364,6 @@ def _check_readable(page: Page) -> None:
     colours = _COLOURS.get(means, 0)
     alpha = sum(value in _ALPHA for value in page.extra)
     problem = None
-    if bands < 1 or bands > 4096:
-        raise ImageError(ErrorCode.CORRUPT_IMAGE, f"TIFF of {bands} samples a pixel")
     if means == _YCBCR or not colours:
         name = "YCbCr" if means == _YCBCR else _PHOTOMETRIC.get(means, f"photometric {means}")
         problem = f"colours as {name}"
@@ -345,19 +371,28 @@ def _check_readable(page: Page) -> None:
         problem = f"{bands} samples a pixel where its colours need {colours}"
     elif means in (_WHITE, _BLACK) and (len(page.extra) != alpha or alpha > 1):
         problem = f"{bands} bands, and no word which of them are red, green and blue"
-    elif not kind or not bits:
-        problem = "samples of mixed or complex type"
-    elif bits not in {"u": (*range(1, 17), 32, 64), "i": (8, 16, 32, 64), "f": (16, 32, 64)}[kind]:
-        problem = f"samples of {bits} bits"
     elif kind == "i" and bands > 1:
         problem = "signed samples in several bands"
     elif means == _PALETTE and (kind != "u" or bits > 16):
         problem = f"a palette for samples of {bits} bits"
-    elif page.compression not in (1, 5, 8, 32773, 32946, 34925, 50000):
-        named = _COMPRESSION.get(page.compression, f"number {page.compression}")
-        problem = f"compression {named} of {_words(page)}"
+    problem = problem or _storage_problem(page)
     if problem:
         raise ImageError(ErrorCode.FORMAT_NOT_ALLOWED, printable(f"TIFF with {problem} is not read"))
+
+
+def _storage_problem(page: Page) -> str | None:
+    """Say what of the way its samples are stored is not read here."""
+    bits, kind = page.bits, page.kind
+    if not 1 <= page.samples <= 4096:
+        raise ImageError(ErrorCode.CORRUPT_IMAGE, f"TIFF of {page.samples} samples a pixel")
+    if not kind or not bits:
+        return "samples of mixed or complex type"
+    if bits not in {"u": (*range(1, 17), 32, 64), "i": (8, 16, 32, 64), "f": (16, 32, 64)}[kind]:
+        return f"samples of {bits} bits"
+    if page.compression not in (1, 5, 8, 32773, 32946, 34925, 50000):
+        named = _COMPRESSION.get(page.compression, f"number {page.compression}")
+        return f"compression {named} of {_words(page)}"
+    return None
 
 
 def _words(page: Page) -> str:

@@ -78,7 +78,9 @@ def prepare(config: Config) -> Prepared:
     table.check_columns()
     table.update()
     listing = listed_for(out, config.archive)
-    is_empty = not listing.shards and not any(file_kind(file.path) == "image" for file in listing.files)
+    arrays = config.archive.reads_arrays
+    are_images = (file_kind(file.path, arrays) == "image" for file in listing.files)
+    is_empty = not listing.shards and not any(are_images)
     if is_empty and not config.run.allow_empty:
         others = f", but {len(listing.files):,} other files" if listing.files else ""
         raise EmptyArchiveError(

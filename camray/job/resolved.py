@@ -64,7 +64,8 @@ def origin_of(config: Config, folders: Iterable[str], cached: Iterable[Path] = (
         return None
     said = {
         "settings": [config.model, config.preprocess, config.method],
-        "run": [run.top_k, run.batch_size == 1, config.archive.max_pixels, config.audit.confirm],
+        "run": [run.top_k, run.batch_size == 1, config.archive.max_pixels, config.audit.confirm,
+                config.archive.bands],
         "folders": sorted(folders), "code": code,
         "place": [os.getcwd(), *map(os.environ.get, _HOMES)], "software": [*_software()],
     }  # fmt: skip

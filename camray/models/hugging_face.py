@@ -305,8 +305,10 @@ def weights_file(folder: Path) -> Path | None:
     return found
 
 
-def read_processor(folder: Path) -> dict[str, Any]:
+def read_processor(folder: Path, channels: int = 3) -> dict[str, Any]:
     """Give what the folder's processor does to an image, as `InputSpec` says it; empty where it has none.
+
+    It can only be tried on pictures: for a network of other `channels` its fields are taken at their word.
 
     Raises:
         ModelError: a processor whose pixels no size, crop and interpolation explain.
@@ -316,7 +318,7 @@ def read_processor(folder: Path) -> dict[str, Any]:
     try:
         with _quiet():
             processor = _transformers().AutoImageProcessor.from_pretrained(folder, **_LOCAL)
-            return _proved(processor)
+            return _proved(processor) if channels in (1, 3) else _at_its_word(processor)
     except ModelError as error:
         raise ModelError(error.field, f"{folder}: {error.problem}", error.fix) from None
     except Exception as error:  # noqa: BLE001 - processors raise anything
@@ -334,6 +336,15 @@ def input_size(args: Mapping[str, Any]) -> dict[str, Any]:
         "crop_mode": "squash",
         "crop_pct": 1.0,
     }
+
+
+def _at_its_word(processor: Any) -> dict[str, Any]:
+    size = processor.size or {}
+    edge = getattr(size, "shortest_edge", None)
+    side = [edge or getattr(size, name, None) or 224 for name in ("height", "width")]
+    interpolation = _INTERPOLATIONS.get(int(getattr(processor, "resample", 2) or 0), "bilinear")
+    said = {"mean": processor.image_mean, "std": processor.image_std, "interpolation": interpolation}
+    return input_size({"image_size": side}) | {name: value for name, value in said.items() if value}
 
 
 def _proved(processor: Any) -> dict[str, Any]:

@@ -102,7 +102,9 @@ def activation(loaded: LoadedModel, content: bytes, layer: str, max_pixels: int)
     """
     spec = loaded.input
     found = cam.find_target_layer(loaded.module, (len(spec.mean), spec.height, spec.width), layer)
-    pixels = torch.from_numpy(decode(content, spec, max_pixels).pixels)[None]  # (1, H, W, 3)
+    decoded = decode(content, spec, max_pixels)
+    seen = decoded.pixels if decoded.bands is None else decoded.bands
+    pixels = torch.from_numpy(seen)[None]  # (1, H, W, 3 or C)
     x = to_input(pixels, torch.tensor(spec.mean), torch.tensor(spec.std))
     with as_found(loaded.module):
         return run_split(loaded.module, x, [found], differentiate=False).activation(found.name)[0]

@@ -65,16 +65,21 @@ class LoadedModel:
 
 
 def load_model(
-    config: ModelConfig, preprocess: PreprocessConfig | None = None, folders: Iterable[str] = ()
+    config: ModelConfig,
+    preprocess: PreprocessConfig | None = None,
+    folders: Iterable[str] = (),
+    bands: tuple[int, ...] = (),
 ) -> LoadedModel:
     """Build the model and load its weights. `folders`: the archive's top folders, which may name classes.
+
+    `bands`: of images that are bands, those to look at.
 
     Raises:
         ModelError: unknown name, no weights, a checkpoint that does not fit, NaN weights, no classifier.
     """
     source = sources.find_source(config)
     if config.prompts is not None or config.head is not None:
-        source, module, notes, activation = _headed(source, config)
+        source, module, notes, activation = _headed(source, config, preprocess, bands)
     else:
         _refuse_embeddings(source)
         source, module, notes = _weighted(source, config)
@@ -82,10 +87,12 @@ def load_model(
         activation = config.activation
     module.eval().requires_grad_(False)
     if detectors.layer_of(module):
+        if bands:
+            raise ModelError("--bands", "a detector takes pictures", "leave it out")
         return _detector(source, module, notes, config, preprocess or PreprocessConfig())
     _refuse_kind(module)
     _refuse_nonfinite(module)
-    spec, told = _input_spec(source, module, config, preprocess)
+    spec, told = _input_spec(source, module, config, preprocess, bands)
     reading = read_output(module, spec, activation, config.output, config.task)
     as_logits(module, **reading.to_dict())
     names, named = ((), ()) if reading.activation == "value" else _class_names(
@@ -112,7 +119,7 @@ def load_classifier(config: Config) -> LoadedModel:
     Raises:
         ModelError: as `load_model`; a detector, which is explained at a layer of its own.
     """
-    loaded = load_model(config.model, config.preprocess)
+    loaded = load_model(config.model, config.preprocess, (), config.archive.bands or ())
     if "task" in loaded.build_args:
         raise ModelError("--model", f"{loaded.name} is a detector: nothing of it is chosen", "camray explain")
     return loaded
@@ -232,9 +239,13 @@ def _materialise(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _input_spec(
-    source: Source, module: nn.Module, config: ModelConfig, preprocess: PreprocessConfig | None
+    source: Source,
+    module: nn.Module,
+    config: ModelConfig,
+    given: PreprocessConfig | None,
+    bands: tuple[int, ...],
 ) -> tuple[InputSpec, tuple[str, ...]]:
-    recipe = source.recipe
+    recipe, preprocess = source.recipe, given or PreprocessConfig()
     notes: tuple[str, ...] = ()
     if recipe.kind == "transformers" and source.pretrained_cfg:
         defaults = dict(source.pretrained_cfg)
@@ -251,15 +262,20 @@ def _input_spec(
             defaults |= hugging_face.input_size(recipe.args)
             notes = ("preprocessing of ImageNet (its mean and std): there is no preprocessor_config.json",)
         else:
-            notes = preprocessing.guessed(preprocess or PreprocessConfig())
-    sized = preprocessing.input_spec(
-        defaults, 3, replace(preprocess or PreprocessConfig(), mean=None, std=None)
-    )
-    channels = preprocessing.input_channels(module, sized.height, sized.width)
-    return preprocessing.input_spec(defaults, channels, preprocess), notes
+            notes = preprocessing.guessed(preprocess)
+    any_number = replace(preprocess, mean=(0.5,), std=(0.5,))
+    sized = preprocessing.input_spec(defaults, 3, any_number)
+    channels = preprocess.channels or preprocessing.input_channels(module, sized.height, sized.width)
+    if bands:
+        notes += preprocessing.read_as_bands(channels, bands)
+    if recipe.kind == "transformers" and channels not in (1, 3):
+        notes += ("size, mean and std are taken at their word: a processor reads pictures alone",)
+    return preprocessing.input_spec(defaults, channels, preprocess, bands), notes
 
 
-def _headed(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, tuple[str, ...], str]:
+def _headed(
+    source: Source, config: ModelConfig, preprocess: PreprocessConfig | None, bands: tuple[int, ...]
+) -> tuple[Source, nn.Module, tuple[str, ...], str]:
     """Put a head of prompts or of a file on a network that gives embeddings."""
     if config.prompts is not None and config.head is not None:
         raise ModelError("--prompts", "given together with --head", "give one of the two")
@@ -273,7 +289,7 @@ def _headed(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, tup
     else:
         head = heads.from_prompts(config.prompts or "", source.folder, source.contrast)
     source, tower, notes = _weighted(source, config)
-    spec, _ = _input_spec(source, tower, config, None)
+    spec, _ = _input_spec(source, tower, config, preprocess, bands)
     with torch.no_grad():
         output = tower.eval()(torch.zeros(1, len(spec.mean), spec.height, spec.width))
     facts = {**source.recipe.args, "has_class_token": hugging_face.has_class_token(tower)}

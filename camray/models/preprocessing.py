@@ -19,6 +19,7 @@ from camray.config import InputSpec, PreprocessConfig
 from camray.errors import ModelError
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_MOST_CHANNELS = 16  # that are tried: more are to be said
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, as everywhere where colour becomes grey
 
 # What most own models were trained with, in torchvision's words: Resize(256), CenterCrop(224).
@@ -47,16 +48,24 @@ def torchvision_defaults(name: str, pretrained: bool) -> dict[str, Any]:
 
 
 def input_spec(
-    defaults: Mapping[str, Any], channels: int = 3, config: PreprocessConfig | None = None
+    defaults: Mapping[str, Any],
+    channels: int = 3,
+    config: PreprocessConfig | None = None,
+    bands: tuple[int, ...] = (),
 ) -> InputSpec:
-    """Join the model's recipe with what the user gave.
+    """Join the model's recipe with what the user gave; `bands` are those to look at, of images of bands.
 
     Raises:
         ModelError: numbers of channels that images cannot have, or that mean and std do not have.
     """
     given = config or PreprocessConfig()
-    if channels not in (1, 3):
-        raise ModelError("--model", f"it takes {channels} channels; images have 3, or 1 as grey", "")
+    if channels not in (1, 3) and not bands:
+        said = f"it takes {channels} channels; pictures have 3, or 1 as grey"
+        shown = "1,2,3" if channels > 2 else "1"
+        raise ModelError("--model", said, f"--bands {shown}: images are {channels} bands, these are shown")
+    if bands and (len(bands) not in (1, 3) or max(bands) > channels):
+        said = f"{','.join(map(str, bands))} of a model that takes {channels} bands"
+        raise ModelError("--bands", said, f"give three numbers, or one, of 1..{channels}")
     height, width = _pair(given.input_size) or tuple(defaults["input_size"][1:])
     return InputSpec(
         height=height,
@@ -68,26 +77,30 @@ def input_spec(
         std=_per_channel("--std", given.std, defaults["std"], channels),
         fast_decode=given.fast_decode,
         crop_floor=bool(defaults.get("crop_floor")),
+        bands=bands,
     )
 
 
 def input_channels(module: nn.Module, height: int, width: int) -> int:
-    """Find how many channels the network takes, by running it: 3 where it takes colour, else 1.
+    """Find how many channels the network takes, by running it: 3 where it takes colour.
 
-    Where it takes neither, what receives the image says how many it wants.
+    Else as many as what receives the image wants; where nothing says so, the lowest number that runs, and 1
+    last: one channel runs, too, where a mean of several is subtracted.
     """
     with torch.no_grad():
-        for channels in (3, 1):
+        wanted = _wanted_channels(module, torch.zeros(1, 3, height, width))
+        for channels in dict.fromkeys((3, *wanted, *range(2, _MOST_CHANNELS + 1), 1)):
             try:
                 module(torch.zeros(1, channels, height, width))
             except Exception:  # noqa: BLE001 - the user's own code may raise anything; what fits decides
                 continue
             return channels
-        return _wanted_channels(module, torch.zeros(1, 3, height, width))
+        first = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
+        return wanted[0] if wanted else first
 
 
-def _wanted_channels(module: nn.Module, image: Tensor) -> int:
-    """Give the channels of the first module that gets the image and has a say in it; 3 where none has."""
+def _wanted_channels(module: nn.Module, image: Tensor) -> list[int]:
+    """Give the channels of the modules that get the image and have a say in it, the first in front."""
     wanted: list[int] = []
 
     def watch(own: nn.Module, args: tuple[Any, ...]) -> None:
@@ -103,8 +116,16 @@ def _wanted_channels(module: nn.Module, image: Tensor) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    first = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
-    return wanted[0] if wanted else first
+    return wanted[:1]
+
+
+def read_as_bands(channels: int, bands: tuple[int, ...]) -> tuple[str, ...]:
+    """Say how images are read whose bands the model takes, in words, for people."""
+    shown = ",".join(map(str, bands))
+    return (
+        f"images are {channels} bands, {shown} to look at: unsigned integers as shares of the largest of "
+        "their type, other values as they are, then mean and std; an audit makes no second looks at them",
+    )
 
 
 def guessed(given: PreprocessConfig) -> tuple[str, ...]:
@@ -119,9 +140,13 @@ def guessed(given: PreprocessConfig) -> tuple[str, ...]:
 
 
 def to_input(views: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Normalise uint8 RGB (B, H, W, 3) to (B, C, H, W); with one channel, of the luminance."""
-    x = views.permute(0, 3, 1, 2).float() / 255
-    if len(mean) == 1:
+    """Normalise uint8 RGB (B, H, W, 3) to (B, C, H, W); with one channel, of the luminance.
+
+    Bands, float32 (B, H, W, C), are taken as they are.
+    """
+    is_rgb = views.dtype == torch.uint8
+    x = views.permute(0, 3, 1, 2).float() / (255 if is_rgb else 1)
+    if is_rgb and len(mean) == 1:
         weights = torch.tensor(_LUMINANCE, device=x.device)
         x = torch.einsum("bchw,c->bhw", x, weights)[:, None]
     return (x - mean[:, None, None]) / std[:, None, None]

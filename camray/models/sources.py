@@ -289,7 +289,11 @@ def _described(file: Path) -> Source:
 def _of_transformers(file: Path) -> Source:
     found = hugging_face.describe(file)
     is_detector = found.architecture.endswith(hugging_face.DETECTOR)
-    cfg = {} if is_detector else hugging_face.read_processor(file.parent)
+    cfg = (
+        {}
+        if is_detector
+        else hugging_face.read_processor(file.parent, int(found.args.get("num_channels") or 3))
+    )
     args = dict(found.args) | {key: True for key in (hugging_face.FLIPPED,) if cfg.pop(key, False)}
     recipe = Recipe("transformers", found.architecture, args, task="detection" if is_detector else "")
     return Source(recipe, None, found.class_names, cfg, file.parent, found.contrast, found.gives_classes)

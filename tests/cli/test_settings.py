@@ -152,7 +152,8 @@ def test_what_toml_has_no_form_for_is_refused(value: Any) -> None:
 # ── what decides a result ────────────────────────────────────────────────────────────────────────
 
 DECIDES: dict[str, Any] = {  # another value of each, for the demonstration's model
-    "archive.max_pixels": 10**6, "method.heat_boxes": 0.25, "model.name": str(MODELS / "hans64-poisoned"),
+    "archive.max_pixels": 10**6, "archive.bands": [3, 2, 1], "method.heat_boxes": 0.25,
+    "model.name": str(MODELS / "hans64-poisoned"),
     "model.args": {"drop_rate": 0.1}, "model.trust_pickle": True,
     "model.checkpoint": str(MODELS / "hans64-poisoned" / "model.safetensors"),
     "model.class_names": "names.txt", "model.activation": "sigmoid", "preprocess.input_size": 96,
@@ -163,8 +164,8 @@ DECIDES: dict[str, Any] = {  # another value of each, for the demonstration's mo
 }  # fmt: skip
 WITH_ANOTHER_HEAD = {"model.num_classes", "model.partial"}  # both need a checkpoint of another size
 ELSEWHERE = {  # of models that the demonstration has not: tests/models, test_explain_readings.py
-    "model.prompts", "model.head", "model.task", "model.output", "method.grid", "method.prefix",
-    "method.min_score", "method.max_detections",
+    "preprocess.channels", "model.prompts", "model.head", "model.task", "model.output", "method.grid",
+    "method.prefix", "method.min_score", "method.max_detections",
 }  # fmt: skip
 NEITHER = {"archive.path", "out"}
 

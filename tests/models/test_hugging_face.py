@@ -189,6 +189,23 @@ def test_a_grey_network_and_its_processor(tmp_path: Path, photographs: list[Path
         assert torch.equal(loaded.module(theirs), logits_of(network, theirs))
 
 
+def test_a_network_of_five_bands_takes_its_processor_at_its_word(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(**FOLDERS[0].config, num_channels=5)
+    network = transformers.ViTForImageClassification(config).eval()
+    network.save_pretrained(tmp_path)
+    mean, std = [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
+    transformers.ViTImageProcessor(size=64, image_mean=mean, image_std=std).save_pretrained(tmp_path)
+    assert "it takes 5 channels" in refusal(name=tmp_path)
+    loaded = load_model(ModelConfig(name=str(tmp_path)), bands=(4, 3, 2))
+    assert (loaded.input.mean, loaded.input.std) == (tuple(mean), tuple(std))
+    assert (loaded.input.resize, loaded.input.crop_mode) == ((64, 64), "squash")
+    assert any("taken at their word" in note for note in loaded.notes)
+    x = torch.randn(2, 5, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded.module(x), logits_of(network, x))
+
+
 def test_code_that_lies_in_a_folder_is_never_run(vit: Path) -> None:
     (vit / "modeling_mine.py").write_text("raise SystemExit('it ran')")
     name = "MineForImageClassification"

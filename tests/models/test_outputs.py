@@ -199,9 +199,30 @@ def test_what_is_still_guessed_is_named(given: dict[str, Any], said: str) -> Non
     assert guessed(PreprocessConfig(**given)) == wanted
 
 
+class Normalised(nn.Module):
+    """Subtracts a mean of its own first, so that images of other channels never reach a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.fixed, self.stem = nn.Conv2d(9, 1, 1), nn.Conv2d(channels, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stem(x - self.mean).mean((2, 3))
+
+
+@pytest.mark.parametrize("channels", [2, 6, 13])
+def test_channels_are_tried_where_the_image_reaches_nothing(channels: int) -> None:
+    assert input_channels(Normalised(channels).eval(), 8, 8) == channels
+
+
 def test_channels_that_images_do_not_have() -> None:
-    with pytest.raises(ModelError, match="it takes 4 channels; images have 3, or 1 as grey"):
+    with pytest.raises(ModelError, match=r"it takes 4 channels; pictures have 3, .*Fix: --bands 1,2,3"):
         input_spec(USUAL, 4)
+    with pytest.raises(ModelError, match=r"it takes 2 channels; .*Fix: --bands 1:"):
+        input_spec(USUAL, 2)
+    with pytest.raises(ModelError, match=r"--mean: 3 numbers for 4 channels"):
+        input_spec(USUAL, 4, bands=(1,))
     with pytest.raises(ModelError, match=r"--mean: 2 numbers for 3 channels"):
         input_spec(USUAL, 3, PreprocessConfig(mean=(0.1, 0.2)))
 
