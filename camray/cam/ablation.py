@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from camray.cam.gradients import Combine, weigh, weigh_each
 from camray.cam.layout import TargetLayer
 from camray.cam.registry import method
 from camray.cam.scene import Scene
@@ -26,7 +27,7 @@ _TOKEN_PARTS = ("attn.qkv", "attn.proj", "norm2", "mlp")  # of the last block
     paper="Desai and Ramaswamy, Ablation-CAM: Visual Explanations for Deep Convolutional Network via "
     "Gradient-free Localization, WACV 2020",
 )  # fmt: skip
-def ablationcam(scene: Scene) -> Tensor:
+def ablationcam(scene: Scene, combine: Combine = weigh) -> Tensor:
     """Ablation-CAM: c = sum_c w_c A_c, w_c = (S - S without channel c) / S.
 
     A channel is ablated by zero, also where A has negative values; in a token layer its prefix tokens are
@@ -39,7 +40,7 @@ def ablationcam(scene: Scene) -> Tensor:
     else:
         drop = before[:, None] - _ablated_scores(scene)
     weights = drop / torch.where(before == 0, 1.0, before)[:, None]
-    return torch.einsum("bck,bchw->bkhw", weights, A)
+    return weigh_each(weights, A, combine)
 
 
 def _ablated_scores(scene: Scene) -> Tensor:

@@ -27,6 +27,11 @@ def weigh(weights: Tensor, A: Tensor) -> Tensor:
     return torch.einsum("bchw,bchw->bhw", weights, A)
 
 
+def weigh_each(weights: Tensor, A: Tensor, combine: Combine = weigh) -> Tensor:
+    """Join weights of K targets (B, C, K) and A (B, C, h, w), each by `combine`: (B, K, h, w)."""
+    return torch.stack([combine(own, A) for own in weights.unbind(2)], 1)
+
+
 @method(
     "gradcam", needs="gradient", cost="1", doc="mean gradient weighs channels",
     when="the default; coarse, robust",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camray.cam.gradients import SPACE
+from camray.cam.gradients import SPACE, Combine, weigh, weigh_each
 from camray.cam.registry import method
 from camray.cam.scene import Scene
 from camray.errors import UsageError
@@ -27,14 +27,16 @@ GUARD = 1e-8  # of min-max, the customary one
     paper="Wang et al., Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks, "
     "CVPR Workshops 2020",
 )  # fmt: skip
-def scorecam(scene: Scene, channels: int | None = None, normalise_first: bool = False) -> Tensor:
+def scorecam(
+    scene: Scene, channels: int | None = None, normalise_first: bool = False, combine: Combine = weigh
+) -> Tensor:
     """Score-CAM: c = sum_c w_c A_c, w = softmax over channels of S(x * M_c), M_c = minmax(up(A_c)).
 
     `channels=N` keeps the N channels that vary most over positions and leaves the others out: an
     approximation, N forwards per image instead of C. `normalise_first` scales channels before enlarging
     them with half-pixel centres, another reading in use; the mask then rarely reaches 1.
     """
-    return _weigh(scene.A, *_mask_scores(scene, channels, normalise_first))
+    return _weigh(scene.A, *_mask_scores(scene, channels, normalise_first), combine)
 
 
 @method(
@@ -42,7 +44,12 @@ def scorecam(scene: Scene, channels: int | None = None, normalise_first: bool = 
     paper="Naidu et al., SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization, 2020",
 )  # fmt: skip
 def sscam(
-    scene: Scene, samples: int = 35, std: float = 2.0, seed: int = 0, channels: int | None = None
+    scene: Scene,
+    samples: int = 35,
+    std: float = 2.0,
+    seed: int = 0,
+    channels: int | None = None,
+    combine: Combine = weigh,
 ) -> Tensor:
     """SS-CAM: Score-CAM with the score averaged over masks M_c + noise, noise of mean 0 and `std`.
 
@@ -53,26 +60,26 @@ def sscam(
     size = (samples, 1, *scene.inputs.shape[2:])
     noise = (torch.randn(size, generator=generator) * std).to(scene.inputs.device)
     alter = [lambda masks, n=n: masks + n for n in noise]
-    return _weigh(scene.A, *_mask_scores(scene, channels, True, alter))
+    return _weigh(scene.A, *_mask_scores(scene, channels, True, alter), combine)
 
 
 @method(
     "iscam", needs="scene", cost="1 + n C", doc="Score-CAM over fading masks", when="research; very slow",
     paper="Naidu et al., IS-CAM: Integrated Score-CAM for axiomatic-based explanations, 2020",
 )  # fmt: skip
-def iscam(scene: Scene, samples: int = 10, channels: int | None = None) -> Tensor:
+def iscam(scene: Scene, samples: int = 10, channels: int | None = None, combine: Combine = weigh) -> Tensor:
     """IS-CAM: Score-CAM with the score averaged along the path i/N * M_c, i = 1..N.
 
     An integral from the empty mask to the mask, which ends at the mask itself.
     """
     alter = [lambda masks, i=i: masks * (i / samples) for i in range(1, samples + 1)]
-    return _weigh(scene.A, *_mask_scores(scene, channels, True, alter))
+    return _weigh(scene.A, *_mask_scores(scene, channels, True, alter), combine)
 
 
-def _weigh(A: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
+def _weigh(A: Tensor, scores: Tensor, kept: Tensor, combine: Combine) -> Tensor:
     """Softmax the scores (B, C, K) of the kept channels into weights, and sum."""
     scores = scores.masked_fill(~kept[:, :, None], -torch.inf)
-    return torch.einsum("bck,bchw->bkhw", scores.softmax(1), A)
+    return weigh_each(scores.softmax(1), A, combine)
 
 
 def _mask_scores(

@@ -134,6 +134,14 @@ def smooth_gap(method: str, name: str, place: str) -> float:
     return gap(ours(c, f"{method}(eigen_smooth=True)"), truth, bound)
 
 
+def smooth_scene_gap(method: str, name: str, place: str) -> float:
+    """The same of methods that look at altered images, where the peer's sign is that of its plain map."""
+    c = case(name, place)
+    kind = {"scorecam": "ScoreCAM", "ablationcam": "AblationCAM"}[method]
+    truth = turned(theirs(c, kind, eigen_smooth=True), theirs(c, kind))
+    return gap(ours(c, f"{method}(eigen_smooth=True)"), truth, 1e-7 * truth.abs().amax())
+
+
 def score_gap(name: str, place: str) -> float:
     c = case(name, place)
     return gap(ours(c, "scorecam"), theirs(c, "ScoreCAM"), c.unit * mask_condition(c.A, c.logits))

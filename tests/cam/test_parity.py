@@ -46,6 +46,11 @@ def test_eigen_smooth(method: str) -> None:
     assert peers.smooth_gap(method, "regnet", "middle") <= 1
 
 
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam"])
+def test_eigen_smooth_of_methods_that_alter_the_image(method: str) -> None:
+    assert peers.smooth_scene_gap(method, "regnet", "middle") <= 1
+
+
 @pytest.mark.parametrize(
     ("name", "place"),
     [("regnet", "middle"), ("mobilenetv3", "middle"), ("vit", "last"), ("swin", "middle")]
