@@ -95,11 +95,12 @@ def to_toml(config: Config) -> str:
             section = head
         value = attrgetter(name)(config)
         if value is not None:
-            lines.append(f"{leaf} = {_toml(name, value)}")
+            lines.append(f"{leaf} = {in_toml(name, value)}")
     return "\n".join(lines) + "\n"
 
 
-def _toml(name: str, value: Any) -> str:
+def in_toml(name: str, value: Any) -> str:
+    """Write a value as TOML has it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -107,9 +108,9 @@ def _toml(name: str, value: Any) -> str:
     if isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(name, item) for item in value)}]"
+        return f"[{', '.join(in_toml(name, item) for item in value)}]"
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return f"{{{', '.join(f'{_toml(name, k)} = {_toml(name, v)}' for k, v in value.items())}}}"
+        return f"{{{', '.join(f'{in_toml(name, k)} = {in_toml(name, v)}' for k, v in value.items())}}}"
     raise UsageError(name, printable(f"{value!r} has no form in TOML"), "give it as an option")
 
 

@@ -143,4 +143,4 @@ def doctor(args: argparse.Namespace) -> ExitCode:
     """Check that this machine, and the place of an OUT, can do the work; each fault with its fix."""
     from camray.job.doctor import print_doctor
 
-    return print_doctor(args.out, args.json)
+    return print_doctor(getattr(args, "out", None), args.json)

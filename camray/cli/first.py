@@ -1,0 +1,70 @@
+"""`camray init FILE`: a commented TOML of settings to begin with, from options or a few questions."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from operator import attrgetter
+from pathlib import Path
+
+from camray.cli.arguments import verb
+from camray.config import Config, Setting
+from camray.errors import ExitCode, UsageError
+from camray.options import SETTINGS, expected_of, in_toml, load
+
+_ASKED = {  # option, its setting, and how it is asked for
+    "--archive ARCHIVE": ("archive.path", "ARCHIVE: a folder, tars, a list, s3://..."),
+    "--out OUT": ("out", "OUT: where records go"),
+    "--model NAME": ("model.name", "model"),
+    "--checkpoint FILE": ("model.checkpoint", "its weights (none: nothing)"),
+}
+
+
+@verb(
+    Setting("the file to write", "FILE", name="file", default=""),
+    *(Setting(SETTINGS[name].text, option) for option, (name, _) in _ASKED.items()),
+    given="[FILE]",
+)  # fmt: skip
+def init(args: argparse.Namespace) -> ExitCode:
+    """Write a commented file of settings, camray.toml, from options or a few questions."""
+    path = Path(getattr(args, "file", "camray.toml"))
+    options = {option.split()[0][2:]: name for option, (name, _) in _ASKED.items()}
+    given = {name: getattr(args, option) for option, name in options.items() if hasattr(args, option)}
+    if sys.stdin.isatty() and not given:
+        answers = {name: input(f"{question}: ").strip() for name, question in _ASKED.values()}
+        given = {name: answer for name, answer in answers.items() if answer}
+    text = commented({"archive.path": "ARCHIVE", "out": "OUT", "model.name": "resnet50"} | given)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError("FILE", f"{path} is there already", "another name, or remove it first") from None
+    print(f"{path} is written. Next: camray plan --config {path}, then camray audit --config {path}")
+    return ExitCode.DONE
+
+
+def commented(given: dict[str, str]) -> str:
+    """Give TOML with the given settings, and what most audits set, commented out, with its default.
+
+    Raises:
+        UsageError: a value that will not do.
+    """
+    load(None, dict(given), "audit")
+    defaults, section = Config(), ""
+    lines = ["# Settings of `camray audit --config FILE`; options on the command line win.",
+             "# Every setting: docs/settings.md. Remove the `# ` before a line to set it."]  # fmt: skip
+    shown = [s for s in SETTINGS.values() if s.name in given or "audit" in s.common.split()]
+    for setting in shown:
+        head, _, leaf = setting.name.rpartition(".")
+        if head != section:
+            lines += ["", f"[{head}]"]
+            section = head
+        lines.append(f"# {setting.told.get('audit', setting.text)}")
+        if setting.name in given:
+            lines.append(f"{leaf} = {in_toml(setting.name, given[setting.name])}")
+            continue
+        value = setting.own.get("audit", attrgetter(setting.name)(defaults))
+        form = in_toml(setting.name, value) if value is not None else f"  # {expected_of(setting.kind)}"
+        lines.append(f"# {leaf} = {form}")
+    return "\n".join(lines) + "\n"
