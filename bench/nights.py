@@ -1,4 +1,4 @@
-"""What a night costs beside explaining: seconds and memory of each part of the audit over a table that is there.
+"""What a night costs beside explaining: seconds and memory of each part of the audit.
 
     python bench/nights.py --rows 20000 --new 20                 one night on so many rows
     python bench/nights.py --rows 0 --new 20 --nights 500        so many nights in one OUT
@@ -16,7 +16,8 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from functools import wraps
+from functools import reduce, wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ import pyarrow as pa
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from camray.audit import night, report  # noqa: E402
 from camray.audit.looks import BATTERY, write_looks  # noqa: E402
+from camray.config import AuditConfig  # noqa: E402
 from camray.ledger.runs import write_explainer  # noqa: E402
 from camray.ledger.sink import write_records  # noqa: E402
 from camray.ledger.table import ShardCommit, Table  # noqa: E402
@@ -37,13 +40,17 @@ from tests.audit.report_world import explainer, records  # noqa: E402
 TEMPLATE, ROWS_A_FILE, FILES_A_COMMIT = 5000, 20_000, 50
 LOOKED = 64  # images of a night that get looks
 PARTS = {  # what is timed: module -> functions
-    "camray.audit.night": ("audit_night", "read_nights", "take_in", "decisions", "_nights", "judge_archive", "_drift", "_write"),
-    "camray.audit.report": ("write_report", "audit_rows", "written_rows", "clusters_of_classes", "cause_cards"),
+    "camray.audit.night": ("audit_night", "read_nights", "_nights", "judge_archive", "_drift", "_write"),
+    "camray.audit.judge": ("read_carried", "write_carried", "put_rows", "write_whole"),
+    "camray.audit.cause_book": ("CauseBook.__init__", "CauseBook.close"),
+    "camray.audit.report": (
+        "write_report", "latest_nights", "audit_rows", "written_rows", "clusters_of_classes", "cause_cards"
+    ),
 }  # fmt: skip
 
 
 def generated(start: int, count: int, run_id: str, shard: str) -> pa.Table:
-    """Rows of images `start` to `start + count`, from a template that is repeated; one in 500 is a duplicate."""
+    """Rows of images `start` to `start + count`, from a repeated template; one in 500 is a duplicate."""
     first = start % 997
     made = records(20 + first, min(count, TEMPLATE), run_id, shard)
     made = pa.concat_tables([made] * -(-count // len(made))).slice(0, count)
@@ -89,9 +96,8 @@ def looks_of(found: pa.Table) -> list[dict[str, Any]]:
     looks = []
     for row in rows:
         crop = chance.integers(0, 255, 24 * 24 * 3, np.uint8).tobytes()
-        looks.append(
-            row | {"intervention": "repeat", "sampled": False, "same": 0.3, "other": 0.3, "crop": crop}
-        )
+        alike = {"same": 0.3, "other": 0.3, "crop": crop}
+        looks.append(row | {"intervention": "repeat", "sampled": False} | alike)
         for name in BATTERY[:8]:
             drop = float(chance.uniform(0, 0.35))
             looks.append(row | {"intervention": name, "sampled": True, "drop": drop, "flip": False})
@@ -118,19 +124,16 @@ def timed(seconds: dict[str, float], name: str, work: Callable[..., Any]) -> Cal
     return run
 
 
-def one_night(place: str, run_id: str) -> None:
+def one_night(place: str, run_id: str, full: bool) -> None:
     """Audit and report; print CPU seconds of each part."""
-    from importlib import import_module
-
-    from camray.audit import night, report
-    from camray.config import AuditConfig
-
     seconds: dict[str, float] = defaultdict(float)
     for module, names in PARTS.items():
         for name in names:
-            setattr(import_module(module), name, timed(seconds, name, getattr(import_module(module), name)))
+            *path, last = name.split(".")
+            owner = reduce(getattr, path, import_module(module))
+            setattr(owner, last, timed(seconds, name, getattr(owner, last)))
     before, wall = peak_mib(), time.perf_counter()
-    night.audit_night(place, explainer().id, run_id, AuditConfig())
+    night.audit_night(place, explainer().id, run_id, AuditConfig(full=full))
     report.write_report(place)
     wall = time.perf_counter() - wall
     memory = {"MiB": round(peak_mib() - before), "MiB_before": round(before)}
@@ -149,12 +152,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000, help="that are there")
     parser.add_argument("--new", type=int, default=20, help="that are new")
     parser.add_argument("--nights", type=int, default=1)
+    parser.add_argument("--show", type=int, nargs="*", default=[1, 2, 10, 100, 200, 300, 400], help="nights")
+    parser.add_argument("--full", action="store_true", help="the last one judges everything")
     parser.add_argument("--out", help="keep it here")
     parser.add_argument("--audit", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.audit:
-        one_night(args.out, args.audit)
+        one_night(args.out, args.audit, args.full)
         return
+    shown = set(args.show)
     with tempfile.TemporaryDirectory() as scratch:
         place = args.out or f"{scratch}/out"
         counts = [args.rows] * bool(args.rows) + [args.new] * args.nights
@@ -162,7 +168,11 @@ def main() -> None:
         for number, count in enumerate(counts):
             add_rows(place, start, count, run_of(number))
             start += count
-            subprocess.run([sys.executable, __file__, "--out", place, "--audit", run_of(number)], check=True)
+            if number + 1 in shown or number + 1 == len(counts):
+                said = [sys.executable, __file__, "--out", place, "--audit", run_of(number)]
+                subprocess.run([*said, *["--full"] * args.full], check=True)
+            else:
+                night.audit_night(place, explainer().id, run_of(number), AuditConfig())
 
 
 if __name__ == "__main__":

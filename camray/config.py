@@ -276,6 +276,7 @@ class AuditConfig:
     fail_on: str = setting(
         "", "exit 5: confirmed_rate>0.5%,drift=major ...", "--fail-on WHAT", common="audit")
     baseline: str | None = setting(None, "compare with this run too, beside last night", "--against RUN")
+    full: bool = setting(False, "judge every image anew, not only what changed", "--full", common="audit")
     canary: int = setting(0, "images explained anew every night", "", 0, 10_000, own={"audit": 16})
 
 

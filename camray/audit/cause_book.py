@@ -119,6 +119,34 @@ class CauseBook:
             if drop > self._drop:
                 self._fell[keys[i]] = Given(known, "border", "border", drop, night)
 
+    def recall(self, before: Mapping[str, Any]) -> bool:
+        """Begin with what `carried` gave the night before; False where its nights are not those of now."""
+        if list(self._nights.names[: len(before["nights"])]) != before["nights"]:
+            return False
+        self._there = set(self._images) - {(shard, i, content) for shard, i, content in before["gone"]}
+        for night, answer, moved, still in before["border"]:
+            self._border[night][answer].update({True: moved, False: still})
+        for shard, i, content, answer, drop, night in before["fell"]:
+            self._fell[shard, i, content] = Given(answer, "border", "border", drop, night)
+        return True
+
+    def carried(self) -> dict[str, Any]:
+        """Give what batches told, for the next night, as plain values."""
+        self.close()
+        border = [
+            [night, answer, counts[True], counts[False]]
+            for night, classes in self._border.items()
+            for answer, counts in classes.items()
+        ]
+        fell = [[*key, given.answer, given.drop, given.night] for key, given in self._fell.items()]
+        gone = sorted(self._gone, key=str)
+        return {"nights": list(self._nights.names), "border": border, "fell": fell, "gone": gone}
+
+    def placed(self) -> dict[Key, tuple[str, int, int]]:
+        """Give of each image with a cause: the cause's name, how many more have it, its place among them."""
+        names = self.close()
+        return {key: (names[key], self._sizes[names[key]] - 1, self._ranks[key]) for key in self._given}
+
     def of(self, batch: pa.RecordBatch) -> dict[str, NDArray[Any]]:
         """Tell of each row: `cause` (empty: none), `cause_id`, `cause_drop`, `has_cause`, `place_drop`.
 
@@ -178,6 +206,7 @@ class CauseBook:
         """Decide, and count the groups, once all batches are known; give the cause of each image."""
         if self._names is not None:
             return self._names
+        self._gone = self._images.keys() - self._there
         self._images = {key: image for key, image in self._images.items() if key in self._there}
         self._tests: dict[tuple[int, str], Excess] = {}  # the most surprising
         latest = max([i.night for i in self._images.values()] + [*self._border, 0])

@@ -77,20 +77,38 @@ class ClassCounts:
         self.rows = 0
         self.failed = 0
 
-    def add(self, batch: pa.RecordBatch, flags: Marks) -> None:
-        """Count one batch."""
-        self.rows += len(batch)
-        self.failed += int(flags["failed"].sum())
+    def add(self, batch: pa.RecordBatch, flags: Marks, sign: int = 1) -> None:
+        """Count one batch; -1: it is no more."""
+        self.rows += sign * len(batch)
+        self.failed += sign * int(flags["failed"].sum())
         predicted, labelled = number(batch, "predicted_class"), ~np.isnan(number(batch, "correct"))
 
         def of_class(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
             classes = predicted[chosen & ~np.isnan(predicted)].astype(np.int64)
-            return np.bincount(classes, minlength=len(self.images))
+            return sign * np.bincount(classes, minlength=len(self.images))
 
         self.images += of_class(np.ones(len(batch), bool))
         self.labelled += of_class(labelled)
         for name, mark in flags.items():
             self.flags[name] += of_class(mark)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain lists and numbers."""
+        arrays = {"images": self.images, "labelled": self.labelled, **self.flags}
+        return {"rows": self.rows, "failed_rows": self.failed, **{n: a.tolist() for n, a in arrays.items()}}
+
+    @staticmethod
+    def from_json(said: Any) -> ClassCounts:
+        """Read what `to_json` gave.
+
+        Raises:
+            LookupError: it is of other flags.
+        """
+        counts = ClassCounts(len(said["images"]))
+        counts.rows, counts.failed = said["rows"], said["failed_rows"]
+        counts.images, counts.labelled = (np.array(said[name], np.int64) for name in ("images", "labelled"))
+        counts.flags = {name: np.array(said[name], np.int64) for name in FLAGS}
+        return counts
 
     @property
     def ok(self) -> int:

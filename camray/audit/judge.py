@@ -1,66 +1,52 @@
 """The audit of an OUT: every committed record gets flags, a verdict and a place in the queue.
 
-records ──pass 1──> sums over the archive ──pass 2──> verdicts ──one transaction──> OUT/audit
-                                             └──> counts by class, state of the night
+new records, and what was carried over ──> sums over the archive ──> verdicts ──one transaction──> OUT/audit
+                                                  └──> earlier images that are told of otherwise
 
-A verdict is a function of the records, the settings and the reviewers' words alone, so nothing needs to be
-resumed: an audit that was killed left the table of the audit before, and the next one writes it anew.
+A verdict is a function of the records, the settings and the reviewers' words, so nothing needs to be resumed:
+an audit that was killed left the table of the audit before, and the next one finds that what was carried over
+is not of this table, and judges the archive anew as a whole: all records in two passes.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import compress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from camray.audit import verdicts
 from camray.audit.archive_view import ArchiveView
-from camray.audit.cause_book import Card, CauseBook
+from camray.audit.carried import (
+    Carried,
+    has_new_decisions,
+    new_files,
+    new_looks,
+    read_carried,
+    write_carried,
+)
+from camray.audit.cause_book import CauseBook
 from camray.audit.columns import NUMBERS, WORDS, as_arrays
-from camray.audit.counts import ClassCounts, NightState
 from camray.audit.history import Key as ImageKey
 from camray.audit.history import Nights
 from camray.audit.looks import read_looks
-from camray.audit.properties import Properties
 from camray.audit.reviewed import Decisions
-from camray.audit.slices import Slices
+from camray.audit.tally import Judged, Place, Tally, places_of
+from camray.audit.verdict_table import AUDIT_SCHEMA, among, put_rows, read_rows, write_whole
 from camray.config import AuditConfig
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
-from camray.ledger.out import AUDIT
+from camray.ledger.out import AUDIT, LOOKS
 from camray.ledger.table import Table
 from camray.records import Status
 from camray.storage import Folder
 
-AUDIT_SCHEMA = pa.schema(
-    [
-        (PARTITION, pa.string()),
-        ("shard", pa.string()),
-        ("member", pa.string()),
-        ("index", pa.int32()),
-        ("content_sha256", pa.string()),
-        ("night", pa.string()),  # the run whose audit saw this row first
-        ("verdict", pa.string()),
-        ("flags", pa.list_(pa.string())),
-        ("audit_score", pa.float32()),  # 0..1, what to look at first
-        ("heat_lift", pa.float32()),
-        ("suggested_class", pa.int32()),
-        ("reviewed", pa.string()),  # what a person said of this image and verdict
-        ("cause", pa.string()),  # of a confirmed shortcut, one of causes.CAUSES
-        ("others", pa.int32()),  # confirmed images with the same cause, beside this one
-        ("cause_id", pa.string()),  # the same from night to night
-    ]
-)
 _COPIED = ("shard", "member", "index", "content_sha256")
 _READ = [
     *_COPIED, "run_id", "predicted_class", "label_class", "error_code", *WORDS, *NUMBERS, "heatmap", "heat_h",
@@ -69,6 +55,7 @@ _READ = [
 _LOOKED = ("run_id", "shard", "index", "content_sha256", "predicted_class", "intervention", "sampled", "drop",
            "same", "other")  # fmt: skip
 BATCH_ROWS = 16384
+OTHERS_LAG, SCORE_LAG = 0.1, 0.01  # share, score: so far a number of an earlier image with a cause may be off
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,72 +67,11 @@ class Past:
     nights: Nights = field(default_factory=Nights)
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """One batch of records, its flags, and its rows of the audit table."""
-
-    batch: pa.RecordBatch
-    flags: verdicts.Marks
-    rows: pa.RecordBatch
-
-
-class Tally:
-    """What is counted while rows are judged: of the archive, of new rows, of earlier nights that are open."""
-
-    def __init__(self, num_classes: int, open_nights: Mapping[str, frozenset[str]]) -> None:
-        self.open_nights = {night: ClassCounts(num_classes) for night in open_nights}
-        self._runs_of = open_nights
-        self.archive, self.night = ClassCounts(num_classes), ClassCounts(num_classes)
-        self.asked = ClassCounts(num_classes)  # of the gate: the night without what a person accepted
-        self.accepted = 0  # new images whose cause a person accepted
-        self.archive_verdicts: Counter[str] = Counter()
-        self.verdicts: Counter[str] = Counter()
-        self.errors: Counter[str] = Counter()
-        self.state = NightState()
-        self.properties = Properties()
-        self.archive_slices, self.night_slices = Slices(), Slices()
-        self.causes: list[Card] = []
-        self.covered: set[str] = set()  # the runs that have a new row
-
-    def add(self, judged: Judged, covered: frozenset[str]) -> None:
-        """Count a batch; the rows of the runs in `covered` are not new."""
-        verdict, runs = (judged.rows.column(name).to_pylist() for name in ("verdict", "night"))
-        self.archive.add(judged.batch, judged.flags)
-        self.properties.add(judged.batch, judged.flags)
-        self.archive_slices.add(judged.batch, judged.flags)
-        self.archive_verdicts.update(verdict)
-        for night, counts in self.open_nights.items():
-            self._add_open(counts, judged, np.array([run in self._runs_of[night] for run in runs], bool))
-        new = np.array([run not in covered for run in runs], bool)
-        if new.any():
-            self.covered |= set(runs) - covered
-            self._add_open(self.asked, judged, new)
-            said = judged.rows.column("reviewed").to_pylist()
-            self.accepted += sum(
-                s == "accepted" for s, is_new in zip(said, new.tolist(), strict=True) if is_new
-            )
-            rows = judged.batch.filter(pa.array(new))
-            flags = {name: mark[new] for name, mark in judged.flags.items()}
-            self.night.add(rows, flags)
-            self.state.add(rows, flags)
-            self.night_slices.add(rows, flags)
-            self.verdicts.update(compress(verdict, new))
-            self.errors.update(code for code in rows.column("error_code").to_pylist() if code)
-
-    def _add_open(self, counts: ClassCounts, judged: Judged, mine: NDArray[np.bool_]) -> None:
-        """Count the images of an earlier night; of what a person accepted nothing is held against it."""
-        if mine.any():
-            accepted = np.array([said == "accepted" for said in judged.rows.column("reviewed").to_pylist()])
-            flags = {name: (mark & ~accepted)[mine] for name, mark in judged.flags.items()}
-            counts.add(judged.batch.filter(pa.array(mine)), flags)
-
-
-def batches(table: Table, explainer: str) -> Iterator[pa.RecordBatch]:
-    """Read the records in bounded batches, one row an image: of several targets the first."""
-    rows = table.dataset().scanner(
-        columns=_READ, filter=ds.field(PARTITION) == explainer, batch_size=BATCH_ROWS, batch_readahead=2,
-        fragment_readahead=4,
-    )  # fmt: skip
+def batches(table: Table, explainer: str, paths: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Read the records, or these files of them, in bounded batches: one row an image, the first."""
+    rows = table.dataset(explainer, paths).scanner(
+        columns=_READ, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=4
+    )
     for batch in rows.to_batches():
         chosen = batch.filter(pa.array(_first_of_each_image(batch)))
         if len(chosen):
@@ -172,7 +98,7 @@ def judge(
         keys = zip(*images, verdict.tolist(), strict=True)
         reviewed = [decisions.images.get(key, said) for key, said in zip(keys, reviewed, strict=True)]
     scores = verdicts.audit_scores(verdict, columns, flags, known["cause_drop"])
-    scores = np.where(flags["shortcut_confirmed"], 0.9 + 0.1 / (1 + known["rank"]), scores)  # causes in turn
+    scores = np.where(flags["shortcut_confirmed"], _score(known["rank"]), scores)
     accepted = np.array([decision == "accepted" for decision in reviewed], bool)
     rows: dict[str, Any] = {name: batch.column(name) for name in _COPIED} | {
         PARTITION: [explainer] * len(batch),
@@ -194,36 +120,151 @@ def judge_archive(
     out: Folder, table: Table, explainer: str, num_classes: int, settings: AuditConfig, past: Past,
     run_id: str, open_nights: Mapping[str, frozenset[str]], names: Sequence[str] = (),
 ) -> Tally:  # fmt: skip
-    """Judge every record of an explainer, write the audit table, and give the counts.
+    """Judge the records of an explainer, bring the audit table up to date, and give the counts.
 
-    `open_nights` names earlier nights to be counted again, with the runs that each covers.
+    Judged are new records, and earlier ones whose verdict may be another one since; all of them where nothing
+    holds that the night before carried over. `open_nights` names earlier nights to be counted again, with the
+    runs that each covers.
     """
-    view, tally = ArchiveView(num_classes), Tally(num_classes, open_nights)
-    book = CauseBook(_looks(out, explainer), settings.drop, past.nights, partial(_crops, out, explainer))
-    for batch in batches(table, explainer):
-        view.add(batch)
-        book.add(batch)
-    book.close()  # it reads a table, which nothing may do while another is written
-
-    def rows() -> Iterator[pa.RecordBatch]:
-        for batch in batches(table, explainer):
-            judged = judge(batch, view, settings, past.decisions, explainer, book)
-            tally.add(judged, past.covered)
-            yield judged.rows
-
-    uri = out.child_uri(AUDIT)
-    if not log.exists(out, AUDIT):
-        DeltaTable.create(
-            uri, AUDIT_SCHEMA, mode="ignore", partition_by=[PARTITION], name="camray audit",
-            configuration=log.BESIDE,
-        )  # fmt: skip
-    note = CommitProperties(custom_metadata={"camray": json.dumps({"run_id": run_id})})
-    write_deltalake(
-        uri, pa.RecordBatchReader.from_batches(AUDIT_SCHEMA, rows()), mode="overwrite",
-        predicate=f"{PARTITION} = '{explainer}'", commit_properties=note, schema_mode="merge",
-    )  # fmt: skip
+    work = _Work(table, explainer, num_classes, settings, past, run_id, open_nights)
+    carried = None if settings.full else read_carried(out, explainer, settings)
+    done = work.judge_new(carried) if carried else None
+    view, book, tally = done or work.judge_all()
+    facts = {"tally": tally.carried(run_id), "causes": book.carried()}
+    write_carried(table, explainer, settings, view.carried(), facts, tally.sample.rows())
     tally.causes = book.cards(names, past.decisions.causes)
     return tally
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One audit of one explainer's records."""
+
+    table: Table
+    explainer: str
+    num_classes: int
+    settings: AuditConfig
+    past: Past
+    run_id: str
+    open_nights: Mapping[str, frozenset[str]]
+
+    def judge_all(self) -> tuple[ArchiveView, CauseBook, Tally]:
+        """Judge every record, in two passes, and write the audit table anew."""
+        view, book = ArchiveView(self.num_classes), self._book()
+        tally = Tally(self.num_classes, self.open_nights)
+        for batch in batches(self.table, self.explainer):
+            view.add(batch)
+            book.add(batch)
+        book.close()  # it reads a table, which nothing may do while another is written
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            for batch in batches(self.table, self.explainer):
+                judged = self._judge(batch, view, book)
+                tally.add(judged, self.past.covered)
+                yield judged.rows
+
+        write_whole(self.table.out, self.explainer, self.run_id, rows())
+        return view, book, tally
+
+    def judge_new(self, carried: Carried) -> tuple[ArchiveView, CauseBook, Tally] | None:
+        """Judge what is new, and what else may be judged otherwise now; None where all has to be judged."""
+        out, explainer = self.table.out, self.explainer
+        paths = new_files(out, self.table.kind.folder, carried, self.table.version)
+        looked = new_looks(out, carried)
+        tally, book = Tally(self.num_classes, self.open_nights), self._book()
+        known = tally.recall(carried.facts["tally"], carried.sample) and book.recall(carried.facts["causes"])
+        if paths is None or looked is None or not known:
+            return None
+        mine = [path for path in paths if path.startswith(f"{PARTITION}={explainer}/")]
+        new = list(batches(self.table, explainer, mine)) if mine else []
+        view = ArchiveView(self.num_classes, carried.arrays)
+        for batch in new:
+            view.add(batch)
+            book.add(batch)
+        if view.has_moved():
+            return None
+        fresh = {place for batch in new for place in places_of(batch)}
+        looked = [path for path in looked if path.startswith(f"{PARTITION}={explainer}/")]
+        again = (view.moved() | self._moved(book, carried) | _looked_at(out, looked)) - fresh
+        before = read_rows(out, explainer, again)
+        judged = [self._judge(batch, view, book) for batch in new]
+        for part in judged:
+            tally.add(part, self.past.covered)
+        rejudged = self._judge_again(before, view, book, tally)
+        rows = [part.rows for part in (*judged, *rejudged)]
+        put_rows(out, explainer, self.run_id, rows, {place for r in rejudged for place in places_of(r.rows)})
+        return view, book, tally
+
+    def _judge(self, batch: pa.RecordBatch, view: ArchiveView, book: CauseBook) -> Judged:
+        return judge(batch, view, self.settings, self.past.decisions, self.explainer, book)
+
+    def _book(self) -> CauseBook:
+        out, explainer = self.table.out, self.explainer
+        return CauseBook(
+            _looks(out, explainer), self.settings.drop, self.past.nights, partial(_crops, out, explainer)
+        )
+
+    def _judge_again(
+        self, before: pa.Table, view: ArchiveView, book: CauseBook, tally: Tally
+    ) -> list[Judged]:
+        """Judge records of earlier nights again, which have these rows in the audit table."""
+        if not len(before):
+            return []
+        rows = {place: i for i, place in enumerate(places_of(before))}
+        paths = self.table.files_of(self.explainer, {shard for shard, _ in rows})
+        found = []
+        for batch in batches(self.table, self.explainer, paths):
+            mine = batch.filter(among(batch, rows.keys()))
+            if not len(mine):
+                continue
+            now = self._judge(mine, view, book)
+            old = before.take([rows[place] for place in places_of(mine)]).combine_chunks().to_batches()[0]
+            held = [set(flags) for flags in old.column("flags").to_pylist()]
+            marks = {name: np.array([name in flags for flags in held], bool) for name in verdicts.FLAGS}
+            tally.swap(Judged(mine, marks, old), now)
+            found.append(now)
+        return found
+
+    def _moved(self, book: CauseBook, carried: Carried) -> set[Place]:
+        """Give earlier images whose cause is another one, or that a person decided on since."""
+        out, placed = self.table.out, book.placed()
+        table = log.dataset(out, AUDIT, log.opened(out, AUDIT))
+        mine, decisions = ds.field(PARTITION) == self.explainer, self.past.decisions
+        columns = [*_COPIED, "cause_id", "others", "audit_score", "reviewed"]
+        told = ds.field("cause_id").is_valid() | ds.field("reviewed").is_valid()
+        rows = table.to_table(columns=columns, filter=mine & told).to_pylist()
+        before = {(row["shard"], row["index"], row["content_sha256"]): row for row in rows}
+        found = {
+            key[:2] for key in before.keys() | placed.keys() if _differs(before.get(key), placed.get(key))
+        }
+        if has_new_decisions(out, carried):
+            found |= {(shard, index) for shard, index, *_ in decisions.images}
+            found |= {key[:2] for key, row in before.items() if row["reviewed"]}
+            found |= {key[:2] for key, (cause, _, _) in placed.items() if cause in decisions.causes}
+        return found
+
+
+def _differs(row: Mapping[str, Any] | None, placed: tuple[str, int, int] | None) -> bool:
+    """Tell whether the cause of an image is another one, or its numbers are further off than may be."""
+    if row is None or placed is None:
+        return placed is not None or bool(row and row["cause_id"])
+    cause, others, rank = placed
+    if cause != row["cause_id"]:
+        return True
+    far = abs(others - row["others"]) > OTHERS_LAG * row["others"]
+    return bool(far or (row["audit_score"] and abs(_score(rank) - row["audit_score"]) > SCORE_LAG))
+
+
+def _score(rank: Any) -> Any:
+    """Give the audit score of an image with a cause: causes in turn."""
+    return 0.9 + 0.1 / (1 + rank)
+
+
+def _looked_at(out: Folder, paths: Sequence[str]) -> set[Place]:
+    """Give the images that files of looks speak of."""
+    folder = log.file_system(out, LOOKS)
+    read = partial(pq.read_table, columns=["shard", "index"], filesystem=folder, partitioning=None)
+    return {place for path in paths for place in places_of(read(path))}
 
 
 def _looks(out: Folder, explainer: str) -> Iterator[dict[str, Any]]:

@@ -19,10 +19,11 @@ from camray.audit.counts import ClassCounts, ClassRow, NightState
 from camray.audit.drift import Finding, compare_nights, level_of, worst_first
 from camray.audit.gate import DRIFT_LEVELS, Condition, parse_gate
 from camray.audit.history import Nights
-from camray.audit.judge import Past, Tally, judge_archive, named_before
+from camray.audit.judge import Past, judge_archive, named_before
 from camray.audit.properties import PropertyFinding
 from camray.audit.reviewed import decisions, take_in
 from camray.audit.slices import SliceRow
+from camray.audit.tally import Tally
 from camray.audit.update import ModelUpdate, compare_models
 from camray.config import AuditConfig
 from camray.errors import ExitCode, UsageError, printable
@@ -250,6 +251,7 @@ def audit_night(
         out, table, explainer, what.num_classes, settings, past, run_id,
         {night.run_id: frozenset(night.covers) for night in open_nights}, names,
     )  # fmt: skip
+    properties, slices = tally.sample.described()
     rates, drift = tally.night.rates(), _drift(out, tally.state, before, settings.baseline)
     update = None
     if nights and not before:  # a new model or setting: what did it change?
@@ -274,9 +276,9 @@ def audit_night(
         errors=dict(tally.errors),
         classes=tally.night.ranked(names)[:LISTED],
         archive_classes=tally.archive.ranked(names)[:LISTED],
-        properties=tally.properties.findings(names),
+        properties=properties.findings(names),
         slices=tally.night_slices.found()[:LISTED],
-        archive_slices=tally.archive_slices.found()[:LISTED],
+        archive_slices=slices.found()[:LISTED],
         labelled=tally.night.known_labels,
         archive_labelled=tally.archive.known_labels,
         drift=drift,

@@ -24,7 +24,7 @@ from camray.ledger import log
 from camray.ledger.committed import PARTITION
 from camray.ledger.out import AUDIT, pruned_runs
 from camray.ledger.table import Table
-from camray.records import COLUMNS, shard_key
+from camray.records import COLUMNS
 from camray.storage import Folder
 
 ROWS_A_FILE = 100
@@ -68,8 +68,8 @@ def audit_rows(
 ) -> pa.Table:  # fmt: skip
     """Read at most `limit` rows of the queue, sorted: the highest audit score first.
 
-    `new`: whether a row is of `new_runs`. Where not all rows find room, these come before older ones, of which
-    there are at most `older`, and those that `also` names by shard and index.
+    `new`: whether a row is of `new_runs`. Where not all rows find room, these come before older ones, of
+    which there are at most `older`, and those that `also` names by shard and index.
     """
     table = log.dataset(out, AUDIT, log.opened(out, AUDIT))
     there = [name for name in _JUDGED if name in table.schema.names]
@@ -101,8 +101,8 @@ def written_rows(
     pruned = pruned_runs(out)
     places = judged.select(["shard", "index"]).append_column("place", pa.array(np.arange(len(judged))))
     said = judged.to_pylist()
-    shards = judged.column("shard").unique().to_pylist()
-    records = rows_of_shards(table, explainer, shards).scanner(
+    paths = table.files_of(explainer, judged.column("shard").unique().to_pylist())
+    records = table.dataset(explainer, paths).scanner(
         columns=_RECORD, batch_size=16384, batch_readahead=2, fragment_readahead=4
     )
     for batch in records.to_batches():
@@ -118,17 +118,6 @@ def written_rows(
                     shown["lost"] = "pruned" if record["run_id"] in pruned else "missing"
                 texts[place] = json.dumps(shown)
     return texts
-
-
-def rows_of_shards(table: Table, explainer: str, shards: Collection[str]) -> ds.FileSystemDataset:
-    """Open the record files of these shards, and no other; no row is read yet.
-
-    All files, where a shard's name is no UTF-8: its record tells it otherwise.
-    """
-    committed = table.shards(explainer)
-    files = [committed.get(shard_key(uri)) for uri in shards]
-    known = [file.path for of_shard in files for file in of_shard or ()]
-    return table.dataset(explainer, known if all(files) else None)
 
 
 def _is_there(out: Folder, picture: str, kept: dict[str, set[str]]) -> bool:

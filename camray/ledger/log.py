@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -115,6 +116,38 @@ def versions(out: Folder) -> dict[str, int]:
         numbers = [int(name[:20]) for name in names if _ENTRY.fullmatch(name)]
         found |= {folder: max(numbers)} if numbers else {}
     return found
+
+
+class Changes(NamedTuple):
+    """Files that a table gained and lost between two versions, in the order of the log."""
+
+    added: list[str]
+    removed: list[str]
+
+
+def changes(out: Folder, folder: str, since: int, last: int) -> Changes | None:
+    """Read what the entries behind `since` up to `last` changed; None where one of them is gone.
+
+    Files that only lie otherwise now (`dataChange` false, a compaction) are no change.
+    """
+    added: dict[str, None] = {}
+    removed: list[str] = []
+    for version in range(since + 1, last + 1):
+        try:
+            lines = out.read(entry(folder, version)).splitlines()
+        except FileNotFoundError:
+            return None
+        for action in map(json.loads, lines):
+            for kind, file in action.items():
+                if kind in ("add", "remove") and file.get("dataChange", True):
+                    path = unquote(file["path"])
+                    if kind == "add":
+                        added[path] = None
+                    elif path in added:
+                        del added[path]
+                    else:
+                        removed.append(path)
+    return Changes(list(added), removed)
 
 
 def runs(table: DeltaTable) -> list[str]:

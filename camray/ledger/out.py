@@ -11,6 +11,7 @@ OUT/audit/, qa/, qa-inbox/, report/                            verdicts, people'
 OUT/looks/               the Delta table of second looks       audit.looks
 OUT/gallery/             the page of `explain`
 OUT/canary/<explainer>.json                                    the first answers of the canary images
+OUT/carried/<explainer>.npz                                    sums that the next audit begins with
 OUT/scores/, panels/, costs/, comparisons/                     what `compare` measured
 
 Every path here is relative to OUT.
@@ -38,6 +39,7 @@ LOG = "_delta_log"  # in each of them
 EXPLAINERS, PANELS, RUNS, OVERLAYS, REPORT, GALLERY, INBOX, HOLD, RESOLVED = (
     "explainers", "panels", "runs", "overlays", "report", "gallery", "qa-inbox", "hold", "resolved",
 )  # fmt: skip
+CARRIED = "carried"
 ANSWER = ("shard", "index", "content_sha256", "predicted_class", "confidence", "heatmap")
 """The columns that are kept of a canary image."""
 PRUNED = f"{OVERLAYS}/pruned.json"
@@ -86,6 +88,11 @@ def comparison_file(sample: str, name: str) -> str:
 def canary_file(explainer: str) -> str:
     """Give the place of the first answers of the canary images."""
     return f"canary/{explainer}.json"
+
+
+def carried_file(explainer: str) -> str:
+    """Give the place of what an audit carries over to the next."""
+    return f"{CARRIED}/{explainer}.npz"
 
 
 def mask_beside(overlay: str) -> str:

@@ -26,7 +26,15 @@ from camray.ledger import log
 from camray.ledger.committed import PARTITION, CommittedFiles, RecordFile, is_committed
 from camray.ledger.hold import Held
 from camray.ledger.out import TABLE
-from camray.records import LATER, RECORD_SCHEMA, SCHEMA_VERSION, Accounting, Receipt, Shard
+from camray.records import (
+    LATER,
+    RECORD_SCHEMA,
+    SCHEMA_VERSION,
+    Accounting,
+    Receipt,
+    Shard,
+    shard_key,
+)
 from camray.storage import Folder
 
 COMMIT_ATTEMPTS = 20
@@ -196,8 +204,8 @@ class Table:
     def dataset(self, owner: str = "", paths: Collection[str] | None = None) -> pads.FileSystemDataset:
         """Open the committed rows, of one explainer where one is named; no row is read yet.
 
-        `paths` names files of that explainer: they alone are opened, in this order. Reading fails where a page
-        is not as it was written. Columns that an earlier camray lacked are null.
+        `paths` names files of that explainer: they alone are opened, in this order. Reading fails where a
+        page is not as it was written. Columns that an earlier camray lacked are null.
         """
         assert self._delta is not None
         scan = pads.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
@@ -225,6 +233,12 @@ class Table:
         if self._read is None or self._read[:2] != (version, explainer):
             self._read = version, explainer, CommittedFiles(self._files(explainer))
         return self._read[2]
+
+    def files_of(self, explainer: str, uris: Collection[str]) -> list[str] | None:
+        """Give the record files of these shards; None, for all, where a name is no UTF-8."""
+        committed = self.shards(explainer)
+        files = [committed.get(shard_key(uri)) for uri in uris]
+        return [file.path for of_shard in files for file in of_shard or ()] if all(files) else None
 
     def holds_any(self, keys: AbstractSet[str]) -> bool:
         """Tell whether there are committed files of one of these shards, by their keys, of any explainer."""

@@ -3,7 +3,7 @@
 * its rows in the records and in the scores of comparisons: their files are written again without them, and
   the commit says that the shards have fewer members: the accounting holds, nothing is explained again
 * its overlays, the canary's copy of its answers, its rows in `audit`, `looks` and `qa`, decisions
-* the pages of the report and of comparisons, which are written anew on request
+* the pages of the report and of comparisons, and the sums of the audit, which are made anew
 * every old version of these tables, and with them all travel back in time
 
 What it cannot take out it names: the log and other texts in which the name still stands. An image that stays
@@ -29,7 +29,18 @@ from camray.errors import ExitCode, UsageError, printable
 from camray.ledger import log
 from camray.ledger.committed import owner_of, parse_name
 from camray.ledger.hold import hold
-from camray.ledger.out import AUDIT, INBOX, INTAKE, LOOKS, OVERLAYS, QA, REPORT, mask_beside, open_out
+from camray.ledger.out import (
+    AUDIT,
+    CARRIED,
+    INBOX,
+    INTAKE,
+    LOOKS,
+    OVERLAYS,
+    QA,
+    REPORT,
+    mask_beside,
+    open_out,
+)
 from camray.ledger.runs import new_run_id
 from camray.ledger.side import as_side
 from camray.ledger.sink import FOOTER_KEY, counts, write_records
@@ -113,6 +124,8 @@ def remove(out: Folder, image: Image, found: Found, run_id: str) -> None:
             kept = log.dataset(out, folder, judged).scanner(filter=image.others).to_reader()
             write_deltalake(judged, kept, mode="overwrite")  # a `delete` would write the name into the log
             judged.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
+    for entry in out.entries(CARRIED):
+        out.delete(f"{CARRIED}/{entry.path}")  # sums with the image in them; the next audit makes them anew
     for path, kept in _texts_without(out, image, found):
         if kept is None:
             out.delete(path)
