@@ -7,5 +7,6 @@ EXPORTS = {  # a format of the queue for other tools -> the function that writes
     "csv": "camray.audit.export:csv_table",
     "imagefolder": "camray.audit.export:imagefolder",  # of Hugging Face
     "label-studio": "camray.audit.export:label_studio",
+    "coco": "camray.audit.export:coco",
     "duckdb": "camray.audit.export:duckdb_views",
 }

@@ -10,7 +10,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import PurePosixPath
 from pkgutil import resolve_name
 from typing import Any
@@ -70,14 +71,20 @@ def print_export(place: str, kind: str, to: str, limit: int, prefix: str, as_jso
 
 def csv_table(_out: Folder, rows: Sequence[Row], _prefix: str) -> Files:
     """One row an image: keys to run again, verdict, flags, score."""
+    yield "queue.csv", b"".join(csv_lines(rows))
+
+
+def csv_lines(rows: Iterable[Row]) -> Iterator[bytes]:
+    """Give a CSV file line by line, the heading first."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(("shard", "member", "index", "sha256", "verdict", "flags", *_SAID))
-    for row in rows:
-        keys = [row.get(name) for name in ("shard", "member", "index", "sha256", "verdict")]
-        said = [row.get(name) for name in _SAID]
-        table.writerow([_cell(value) for value in (*keys, " ".join(row["flags"]), *said)])
-    yield "queue.csv", text.getvalue().encode("utf-8", "surrogatepass")
+    heading: Sequence[Any] = ("shard", "member", "index", "sha256", "verdict", "flags", *_SAID)
+    said = ([row.get(n) for n in heading] for row in rows)
+    for cells in chain([heading], ([" ".join(c) if isinstance(c, list) else c for c in row] for row in said)):
+        table.writerow([_cell(value) for value in cells])
+        yield text.getvalue().encode("utf-8", "surrogatepass")
+        text.seek(0)
+        text.truncate()
 
 
 def _cell(value: Any) -> Any:
@@ -90,14 +97,41 @@ def _cell(value: Any) -> Any:
 
 def imagefolder(out: Folder, rows: Sequence[Row], _prefix: str) -> Files:
     """Overlays and metadata.parquet: `load_dataset("imagefolder", data_dir=...)`."""
-    shown = [row for row in rows if row.get("picture") and out.exists(row["picture"])]
-    names = [f"images/{n:06d}-{PurePosixPath(row['picture']).name}" for n, row in enumerate(shown)]
-    for name, row in zip(names, shown, strict=True):
-        yield name, out.read(row["picture"])
+    shown = (row for row in rows if row.get("picture") and out.exists(row["picture"]))
+    return folder_of((row, out.read(row["picture"])) for row in shown)
+
+
+def folder_of(pictures: Iterable[tuple[Row, bytes]]) -> Files:
+    """Give the files of an image folder, the pictures first."""
+    names, shown = list[str](), list[Row]()
+    for row, picture in pictures:
+        name = PurePosixPath(row.get("picture") or "picture.jpg").name
+        names.append(f"images/{len(names):06d}-{name}")
+        shown.append(row)
+        yield names[-1], picture
     told = ("member", "shard", "index", "verdict", "flags", *_SAID)
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table({"file_name": names} | {n: [row.get(n) for row in shown] for n in told}), buffer)
     yield "metadata.parquet", buffer.getvalue().to_pybytes()
+
+
+def coco(_out: Folder, rows: Iterable[Row], _prefix: str) -> Files:
+    """instances.json: the boxes of the heat, of the class that was answered; pictures by the archive's names."""
+    images, boxes, classes = list[Any](), list[Any](), dict[int, str]()
+    for row in rows:
+        if "size" not in row or "class" not in row:
+            continue
+        classes[row["class"]] = row.get("predicted") or f"class {row['class']}"
+        width, height = row["size"]
+        images.append({"id": len(images) + 1, "file_name": row["member"], "width": width, "height": height})
+        for x0, y0, x1, y1 in row.get("boxes", ()):
+            boxes.append(
+                {"id": len(boxes) + 1, "image_id": len(images), "category_id": row["class"], "iscrowd": 0,
+                 "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "score": row.get("confidence")}
+            )  # fmt: skip
+    kinds = [{"id": number, "name": name} for number, name in sorted(classes.items())]
+    tree = {"info": {"description": "camray: where the model looked"}, "images": images, "annotations": boxes}
+    yield "instances.json", json.dumps(tree | {"categories": kinds}).encode()
 
 
 def label_studio(_out: Folder, rows: Sequence[Row], prefix: str) -> Files:

@@ -24,7 +24,7 @@ from camray.ledger import log
 from camray.ledger.committed import PARTITION
 from camray.ledger.out import AUDIT, pruned_runs
 from camray.ledger.table import Table
-from camray.records import COLUMNS
+from camray.records import COLUMNS, EDGES
 from camray.storage import Folder
 
 ROWS_A_FILE = 100
@@ -49,7 +49,7 @@ _RECORD = sorted({
     "width", "height", "predicted_class", "predicted_label", "confidence", "margin", "topk", "label",
     "label_class", "correct", "heatmap", "heat_h", "heat_w", "heat_ring_mass", "heat_corner_mass",
     "heat_corner", "heat_in_padding", "image_mean", "image_std", "image_sharpness", "confirm_drop",
-    "confirm_flip", "overlay_path", *SHOWN,
+    "confirm_flip", "overlay_path", "heat_boxes", *SHOWN,
 })  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def as_shown(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequen
         "top": [[t["label"] or f"class {t['class_id']}", _short(t["score"])] for t in record["topk"] or []],
         "size": [record["width"], record["height"]] if record["width"] else None,
         "picture": record["overlay_path"], "grid": [record["heat_h"], record["heat_w"]],
-        "heat": _heat(record["heatmap"]), "why": reasons(record, judged, names),
+        "heat": _heat(record["heatmap"]), "boxes": _boxes(record["heat_boxes"]), "why": reasons(record, judged, names),
     }  # fmt: skip
     return {name: value for name, value in row.items() if value is not None}
 
@@ -244,6 +244,10 @@ _REASONS = (  # flag, sentence; in this order
     ("exact_duplicate", "The same file is in the archive more than once."),
     ("near_duplicate", "Another image of the archive looks the same at 9 x 8 pixels."),
 )
+
+
+def _boxes(boxes: Sequence[Mapping[str, float]] | None) -> list[list[float]] | None:
+    return [[round(box[edge], 2) for edge in EDGES] for box in boxes] if boxes else None
 
 
 def _short(value: Any) -> Any:

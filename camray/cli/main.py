@@ -29,6 +29,7 @@ VERBS = (  # in the order of --help: module and function of `camray.cli`
     "upkeep.verify",
     "upkeep.accept",
     "upkeep.report",
+    "upkeep.serve",
     "upkeep.prune",
     "upkeep.forget",
     "jobs.layers",

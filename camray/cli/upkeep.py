@@ -1,4 +1,4 @@
-"""The verbs that read and tend an OUT: status, verify, accept, report, prune, forget."""
+"""The verbs that read and tend an OUT: status, verify, accept, report, serve, prune, forget."""
 
 from __future__ import annotations
 
@@ -59,6 +59,18 @@ def report(args: argparse.Namespace) -> ExitCode:
         raise UsageError("--to", "is missing", "--to FOLDER says where the export goes")
     prefix = getattr(args, "prefix", "/data/local-files/?d=")
     return print_export(args.out, kind, to, getattr(args, "limit", LARGEST), prefix, args.json)
+
+
+@verb(
+    _OUT,
+    Setting("let people decide on images and causes; without, nothing is written", "--review", kind=bool),
+    Setting("listen there, on 127.0.0.1 alone; 0: any free one", "--port N", kind=int, default=0),
+)
+def serve(args: argparse.Namespace) -> ExitCode:
+    """Show all records in a browser: filters, pictures, causes; --review saves decisions as they are made."""
+    from camray.serve.server import serve as serve_out
+
+    return serve_out(args.out, getattr(args, "port", 0), hasattr(args, "review"), args.json)
 
 
 @verb(

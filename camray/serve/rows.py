@@ -149,6 +149,15 @@ def _shard_of(path: str) -> str:
     return f"{folder.rpartition('=')[2]}/{name.partition('-')[0]}"
 
 
+def _files_of(row: Row) -> str:
+    """Give explainer and key of the shard of a row."""
+    return f"{row[PARTITION]}/{Shard(row['shard'], '', 0, '').key}"
+
+
+def _target(explainer: str, row: Row) -> tuple[Any, ...]:
+    return explainer, *(row[name] for name in ("shard", "index", "target_class", "detection"))
+
+
 class Rows:
     """The rows of an OUT as they were when it was opened."""
 
@@ -193,19 +202,24 @@ class Rows:
         self._db.execute("create table decided (id bigint, reviewer varchar, decision varchar)")
         self._db.execute("create table settled (explainer varchar, cause varchar, decision varchar)")
 
-    def record(self, row: Row) -> Row:
-        """Read the whole record of a row, its heatmap too, from its file."""
+    def records(self, rows: Sequence[Row]) -> list[Row]:
+        """Read the whole records of rows, heatmaps too, from their files; each file once."""
         if self._files is None:
             self._files = {}
             for fragment in self._table.dataset().get_fragments():
                 self._files.setdefault(_shard_of(fragment.path), []).append(fragment)
-        mine = self._files[f"{row[PARTITION]}/{Shard(row['shard'], '', 0, '').key}"]
-        asked = ds.field("index") == row["index"]
-        for fragment in mine:
-            for found in fragment.to_table(RECORD_SCHEMA, filter=asked).to_pylist():
-                if all(found[name] == row[name] for name in ("shard", "target_class", "detection")):
-                    return found
-        raise KeyError("its file has no such row")
+        wanted: dict[str, set[int]] = {}
+        for row in rows:
+            wanted.setdefault(_files_of(row), set()).add(row["index"] if row["index"] is not None else -1)
+        found = {
+            _target(name.partition("/")[0], record): record
+            for name, indices in wanted.items()
+            for fragment in self._files.get(name, [])
+            for record in fragment.to_table(
+                RECORD_SCHEMA, filter=ds.field("index").isin(sorted(indices))
+            ).to_pylist()
+        }
+        return [found[_target(row[PARTITION], row)] | {PARTITION: row[PARTITION]} for row in rows]
 
     def close(self) -> None:
         """Let go of the memory and the temporary files."""
@@ -245,12 +259,12 @@ class Rows:
         known = {row[0]: dict(zip(("id", *columns), row, strict=True)) for row in found}
         return [known[int(i)] for i in ids if int(i) in known]
 
-    def each(
+    def parts(
         self, ids: NDArray[np.int64], columns: Sequence[str] = COLUMNS, size: int = 5000
-    ) -> Iterator[Row]:
+    ) -> Iterator[list[Row]]:
         """Give many rows, some at a time."""
         for start in range(0, len(ids), size):
-            yield from self.rows(ids[start : start + size].tolist(), columns)
+            yield self.rows(ids[start : start + size].tolist(), columns)
 
     def counts(self, view: View, columns: Sequence[str], most: int = 200) -> dict[str, list[tuple[Any, int]]]:
         """Count the rows of a view by the values of each column, the most frequent first; one scan for all."""
@@ -274,6 +288,58 @@ class Rows:
             while len(self._counted) > 8 * VIEWS:
                 self._counted.popitem(last=False)
         return found
+
+    @property
+    def total(self) -> int:
+        """How many rows there are."""
+        return self.size(View())
+
+    def size(self, view: View) -> int:
+        """Count the rows of a view."""
+        where, values = view.where()
+        return int(self._ask(f"select count(*) from rows where {where}", values)[0][0])
+
+    def means(self, view: View) -> Row:
+        """Give the mean confidence of a view, and the share of its rows with a label that are right."""
+        where, values = view.where()
+        sql = f"select avg(confidence), avg(correct::int), avg(heat_ring_mass) from rows where {where}"
+        return dict(zip(("confidence", "correct", "heat_ring_mass"), self._ask(sql, values)[0], strict=True))
+
+    def classes(self, explainer: str) -> list[Row]:
+        """Count the answers of an explainer by class."""
+        flagged = ("shortcut_confirmed", "shortcut_suspected", "wrong", "label_suspect")
+        counts = ", ".join(f"count(*) filter (list_contains(flags, '{flag}')) as {flag}" for flag in flagged)
+        sql = (
+            f"select predicted_class, count(*) as images, {counts}, avg(confidence), avg(correct::int) from rows "
+            "where explainer = $1 and predicted_class is not null group by 1 order by 3 desc, 2 desc, 1"
+        )
+        names = ("class_id", "images", *flagged, "confidence", "correct")
+        return [dict(zip(names, row, strict=True)) for row in self._ask(sql, [explainer])]
+
+    def pairs(self, one: tuple[str, str], two: tuple[str, str], most: int = 24) -> Row | None:
+        """Compare the same images on two sides, each (explainer or run_id, value); None where no image is on both.
+
+        `first`: pairs of ids, other answers first, then by how much confidence moved.
+        """
+        if one == two or not {one[0], two[0]} <= {PARTITION, "run_id"}:
+            return None
+        sql = (
+            "with both_sides as materialized (select a.id as a, b.id as b, "
+            "a.predicted_class is distinct from b.predicted_class as flipped, b.confidence - a.confidence as shift, "
+            "coalesce(b.correct and not a.correct, false) as repaired, "
+            "coalesce(a.correct and not b.correct, false) as broken from rows a join rows b "
+            "on a.shard = b.shard and a.index = b.index and a.content_sha256 = b.content_sha256 and a.id <> b.id "
+            "and a.target_class is not distinct from a.predicted_class "
+            "and b.target_class is not distinct from b.predicted_class "
+            f'where a."{one[0]}" = $1 and b."{two[0]}" = $2) '
+        )
+        counted = "select count(*), sum(flipped::int), sum(repaired::int), sum(broken::int), avg(shift) from both_sides"
+        names = ("images", "flipped", "repaired", "broken", "shift")
+        found = dict(zip(names, self._ask(sql + counted, [one[1], two[1]])[0], strict=True))
+        if not found["images"]:
+            return None
+        order = f"select a, b from both_sides order by flipped desc, abs(shift) desc nulls last, a limit {int(most)}"
+        return found | {"first": self._ask(sql + order, [one[1], two[1]])}
 
     def decide(
         self, said: Mapping[tuple[Any, ...], Mapping[str, Mapping[str, Any]]], image: Row | None = None
