@@ -159,8 +159,8 @@ class ModelConfig:
         "auto", "how outputs become scores; none: they are scores", "--activation")
     output: str | None = setting(
         None, "which of several outputs: its key, or its index", "--output NAME")
-    task: Literal["classification", "regression"] = setting(
-        "classification", "regression: one number is a value, not a class", "--task")
+    task: Literal["classification", "regression", "segmentation"] = setting(
+        "classification", "regression: one number is a value; segmentation: each pixel has a class", "--task")
     download: bool = setting(
         False, "fetch pretrained weights from the hub", "--download", common=EVERY, result=False)
 
@@ -210,6 +210,9 @@ class MethodConfig:
         0.5, "a detector's: leave out what scores lower", "--min-score F", 0, 1, verbs=RUNS)
     max_detections: int = setting(
         20, "of each image: so many records, the best scores", "--max-detections N", 1, 1000, verbs=RUNS)
+    min_share: float = setting(
+        0.01, "a segmenter's: leave out classes with fewer of the pixels", "--min-share SHARE", 0, 1,
+        verbs=RUNS)
 
     @property
     def pair(self) -> tuple[int, int] | None:

@@ -300,12 +300,19 @@ _MODEL = (
     Column("weights_sha256", _TEXT, "of its weights file (of the tensors, for weights from the hub)"),
 )
 _DETECTION = (
-    Column("detection", _INT, "of a detector: number of the detection, best score first; null: none, or no "
-           "detector", "from 0", is_later=True),
+    Column("detection", _INT, "of a detector: number of the detection, best score first; of a segmenter: of "
+           "the class, most pixels first, background last; null: none, or neither", "from 0", is_later=True),
     Column("box_x0", _FLOAT, "its box in the upright image: left edge", "pixels", is_later=True),
     Column("box_y0", _FLOAT, "upper edge", "pixels", is_later=True),
     Column("box_x1", _FLOAT, "right edge", "pixels", is_later=True),
     Column("box_y1", _FLOAT, "lower edge", "pixels", is_later=True),
+    Column("segment_share", _FLOAT, "of a segmenter: share of the image's pixels that it takes for the class",
+           "0..1", is_later=True),
+    Column("segment_mask", pa.binary(), "these pixels in the input at a quarter of its size, set where at "
+           "least half are; a bit each, row-major, the highest bit first", is_later=True),
+    Column("segment_h", _INT, "its rows", "cells", is_later=True),
+    Column("segment_w", _INT, "its columns", "cells", is_later=True),
+    Column("heat_in_segment", _FLOAT, "share of the heat on these pixels", "0..1", is_later=True),
 )  # fmt: skip
 _EXPLANATION = (
     Column("method", _TEXT, "the class activation map"),

@@ -239,7 +239,7 @@ ResNet50              | did you mean resnet50
 resnet18.nope         | --model: resnet18 has no pretrained weights 'nope'. Fix: one of
 resnet18.a1_in1k      | pretrained weights of resnet18.a1_in1k are not on this machine. Fix: --checkpoint FILE
 torchvision:          | torchvision has no classifier ''
-torchvision:fcn_resnet50 | is a segmenter: its output is a picture of classes
+torchvision:r3d_18 | is a classifier of videos, not of single images
 torchvision:vgg16     | pretrained weights of torchvision:vgg16 are not on this machine
 hf-hub:               | hf-hub: cannot be fetched
 local-dir:/nope       | /nope/config.json: FileNotFoundError

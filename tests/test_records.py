@@ -196,7 +196,7 @@ def test_record_schema_keeps_to_types_delta_has() -> None:
             return [leaf for f in kind for leaf in leaves(f.type)]
         return [kind]
 
-    allowed = {pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.bool_()}
+    allowed = {pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.bool_(), pa.binary()}
     assert {leaf for f in RECORD_SCHEMA for leaf in leaves(f.type)} <= allowed
 
 

@@ -116,7 +116,7 @@ def _explain(model: nn.Module, inputs: Tensor, request: Request) -> Explanation:
     with torch.inference_mode(False), torch.enable_grad():
         scores = aim.scores(split.logits)  # (B, K)
         scenes = [Scene(model, inputs, layer, split, aim, request.chunk, biases) for layer in request.layers]
-        maps = _gradient_maps(split, scores, methods)
+        maps = gradient_maps(split, scores, methods)
         for method in methods:
             for scene in scenes:
                 maps |= _scene_maps(scene, method)
@@ -127,8 +127,8 @@ def _explain(model: nn.Module, inputs: Tensor, request: Request) -> Explanation:
     return Explanation(logits, aim.classes, scores.detach(), maps)
 
 
-def _gradient_maps(split: Split, scores: Tensor, methods: Sequence[Method]) -> Maps:
-    """All formulas in A and G, of all layers, from one backward through the tail per target."""
+def gradient_maps(split: Split, scores: Tensor, methods: Sequence[Method]) -> Maps:
+    """All formulas in A and G, of all layers, one backward through the tail a column of scores."""
     found: dict[tuple[str, str], list[Tensor]] = {}
     methods = [m for m in methods if m.entry.needs in ("gradient", "layers")]
     activations = {name: split.activation(name) for name in split.raw}

@@ -53,9 +53,10 @@ def find_target_layer(
     name: str | None = None,
     grid: Size | None = None,
     prefix: int | None = None,
+    within: str = "",
 ) -> TargetLayer:
-    """Find the layer for this model, or check the named one, by a probe."""
-    found = find_target_layers(model, input_size, name, grid, prefix)
+    """Find the layer for this model, or check the named one, by a probe; `within`: choose in this part."""
+    found = find_target_layers(model, input_size, name, grid, prefix, within)
     if len(found) > 1:
         raise ModelError("layer", f"{name!r} matches {len(found)} layers", "name one, or ask for several")
     return found[0]
@@ -67,9 +68,10 @@ def find_target_layers(
     pattern: str | None = None,
     grid: Size | None = None,
     prefix: int | None = None,
+    within: str = "",
 ) -> list[TargetLayer]:
     """As `find_target_layer`, for a pattern such as `layer*` or names joined by commas."""
-    infos = list_layers(model, input_size, grid, prefix)
+    infos = list_layers(model, input_size, grid, prefix, within)
     if pattern is None:
         chosen = [info.layer for info in infos if info.chosen and info.layer]
         if not chosen:
@@ -143,8 +145,9 @@ def list_layers(
     input_size: tuple[int, int, int] = (3, 224, 224),
     grid: Size | None = None,
     prefix: int | None = None,
+    within: str = "",
 ) -> list[LayerInfo]:
-    """Every module that ran, in the order they finished, with the chosen one marked.
+    """Every module that ran, in the order they finished, with the chosen one marked, a part of `within`.
 
     `grid`, `prefix`: how tokens are to be read, where the user knows; else it is proved.
     """
@@ -155,7 +158,7 @@ def list_layers(
         moves = watch_moves(inner, input_size) if proof else None
     reader = _Reader(inner, input_size[1:], moves, grid, prefix)
     infos = [_describe(inner, name, outputs.get(name), runs[name], gradients, reader) for name in runs]
-    choice = _choose(inner, infos, outputs)
+    choice = _choose(inner, [i for i in infos if f"{i.name}.".startswith(within)], outputs)
     return [replace(i, chosen=True, layer=choice) if choice and i.name == choice.name else i for i in infos]
 
 

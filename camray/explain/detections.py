@@ -27,6 +27,9 @@ from camray.models.load import LoadedModel
 from camray.models.sources import Recipe
 from camray.records import SCHEMA_VERSION, failure
 
+Place = tuple[int, int, int, int]
+"""Pixels of a canvas that are image: left, top, right, bottom."""
+
 CELLS = 64  # a side of a map: a pixel of it is a tenth of a large object
 
 
@@ -34,7 +37,10 @@ def core_of(
     explainer: Explainer, state: dict[str, Tensor], device: str, batch_size: int, folded: Pairs = ()
 ) -> BatchExplainer:
     """Make what explains with this explainer, whatever kind of network it is of."""
-    kind = DetectionExplainer if explainer.model_args.get("task") == TASK else BatchExplainer
+    from camray.explain.segments import SegmentationExplainer
+
+    kinds: dict[str, type[BatchExplainer]] = {TASK: DetectionExplainer, "segmentation": SegmentationExplainer}
+    kind = kinds.get(explainer.model_args.get("task", ""), BatchExplainer)
     return kind(explainer, state, device, batch_size, folded)
 
 
@@ -102,7 +108,7 @@ class DetectionExplainer(BatchExplainer):
         return [self._explain_one(row, view) for row, view in zip(rows, views, strict=True)]
 
     def _explain_one(self, row: Row, view: NDArray[np.uint8]) -> list[Row]:
-        left, top, right, bottom = place = _image_part(row, view.shape[:2])
+        left, top, right, bottom = place = image_part(row, view.shape[:2])
         seen = torch.from_numpy(view[top:bottom, left:right].copy()).to(self.device)
         found = self._detector(seen.permute(2, 0, 1).float() / 255, **self._chosen)
         common = {"method": METHOD, "target_layer": self.explainer.target_layer, "target_kind": TASK}
@@ -110,7 +116,7 @@ class DetectionExplainer(BatchExplainer):
             return [common]
         if not all(np.isfinite([*one.box, one.score]).all() for one in found):
             return [failure(Stage.EXPLAIN, ErrorCode.NONFINITE_OUTPUT, "the detector's boxes are not finite")]
-        maps = torch.stack([laid(one, place, view.shape[:2]) for one in found])
+        maps = torch.stack([laid(one.levels, one.covers, place, view.shape[:2]) for one in found])
         scale = (row["width"] / (right - left), row["height"] / (bottom - top))
         boxes = [_in_source(one, scale) for one in found]
         own = [row | {"boxes": [_shares(box, row)], "mask": None} for box in boxes]
@@ -124,15 +130,17 @@ class DetectionExplainer(BatchExplainer):
         ]  # fmt: skip
 
 
-def laid(one: Detection, place: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
-    """Lay the levels of a detection on the canvas of `size`, where its image has `place`: (cells, cells)."""
+def laid(
+    levels: Sequence[Tensor], covers: tuple[float, float], place: Place, size: tuple[int, int]
+) -> Tensor:
+    """Add levels (h, w), of which `covers` is image, on the canvas of `size`, where it has `place`."""
     (height, width), (left, top, right, bottom) = size, place
     cells = (min(CELLS, height), min(CELLS, width))
     total = np.zeros(cells)
-    for level in one.levels:
+    for level in levels:
         values = level.detach().double().cpu().numpy()
-        down = _spread(cells[0], values.shape[0], one.covers[0], top / height, bottom / height)
-        across = _spread(cells[1], values.shape[1], one.covers[1], left / width, right / width)
+        down = _spread(cells[0], values.shape[0], covers[0], top / height, bottom / height)
+        across = _spread(cells[1], values.shape[1], covers[1], left / width, right / width)
         total += down @ values @ across.T
     return torch.from_numpy(total.astype(np.float32))
 
@@ -144,8 +152,8 @@ def _spread(cells: int, pieces: int, covers: float, low: float, high: float) -> 
     return np.asarray(overlap(cells, cut) / np.diff(edges))
 
 
-def _image_part(row: Row, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Find the pixels of a canvas (height, width) that are image: left, top, right, bottom."""
+def image_part(row: Row, size: tuple[int, int]) -> Place:
+    """Find the pixels of a view (height, width) that are image."""
     ends = []
     for axis, side, pixels in (("x", "width", size[1]), ("y", "height", size[0])):
         low, high = row[f"crop_{axis}0"], row[f"crop_{axis}1"]

@@ -53,14 +53,13 @@ def resolve(
         UsageError: a model, checkpoint, layer, class or method that cannot work.
     """
     loaded = load_model(config.model, config.preprocess, folders, config.archive.bands or ())
-    if "task" in loaded.build_args:
+    if task := loaded.build_args.get("task"):
         from camray.explain.detections import resolve_detector
+        from camray.explain.segments import resolve_segmenter
 
         if methods:
-            raise ModelError(
-                "--model", "a detector has one method: there is nothing to compare", "camray explain"
-            )
-        return resolve_detector(config, loaded)
+            raise ModelError("--model", f"methods of {task} are not compared", "camray explain")
+        return (resolve_detector if task == "detection" else resolve_segmenter)(config, loaded)
     target = target_by_index(config.method.target, loaded.class_names)
     rule = _rule(target, loaded.activation)
     named = rule.classes if loaded.activation != "value" else ()
@@ -79,7 +78,7 @@ def resolve(
     cam.explain(
         loaded.module, grey, layer, [method, *methods], rule, labels=torch.zeros(1, dtype=torch.int64)
     )
-    doubts = _steadiness(loaded, config.run.batch_size == 1)
+    doubts = steadiness(loaded, config.run.batch_size == 1)
     explainer = Explainer(
         model=loaded.name,
         model_args=loaded.build_args,
@@ -103,7 +102,7 @@ def resolve(
     return explainer, loaded if methods or whole_network else _folded(loaded, layer)
 
 
-def _steadiness(loaded: LoadedModel, alone: bool) -> tuple[str, ...]:
+def steadiness(loaded: LoadedModel, alone: bool) -> tuple[str, ...]:
     """Run an image twice, and beside others: its answer must depend on itself only.
 
     Raises:

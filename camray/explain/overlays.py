@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +25,7 @@ cv2.setNumThreads(1)  # a worker draws one picture at a time; the workers share 
 
 Image = NDArray[np.uint8]
 Map = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 ORIGINAL_SIDE = 1024  # an overlay on the original is drawn at most this large
 _CAPTION_CHARACTERS = 300  # more than the widest picture shows
@@ -58,25 +61,42 @@ def overlay_on_original(image: Image, heat: Map, geometry: Geometry, style: Over
 def heat_mask(heat: Map, geometry: Geometry, input_size: tuple[int, int], share: float) -> bytes:
     """Give a PNG of the upright image's size, 255 where the map reaches `share` of its peak in the input."""
     unit = cv2.resize(np.maximum(heat, 0), input_size[::-1], interpolation=cv2.INTER_LINEAR)
-    hot = ((unit >= share * unit.max()) & (unit > 0)).astype(np.uint8) * 255
-    to_x = _axis(geometry.width, geometry.width, geometry.crop_x0, geometry.crop_x1, input_size[1])
-    to_y = _axis(geometry.height, geometry.height, geometry.crop_y0, geometry.crop_y1, input_size[0])
-    rows, columns = (np.rint(to).astype(int) for to in (to_y, to_x))
-    seen = np.outer((rows >= 0) & (rows < input_size[0]), (columns >= 0) & (columns < input_size[1]))
-    mask = hot[rows.clip(0, input_size[0] - 1)][:, columns.clip(0, input_size[1] - 1)] * seen
-    done, data = cv2.imencode(".png", mask.astype(np.uint8))
+    mask = on_original((unit >= share * unit.max()) & (unit > 0), geometry)
+    done, data = cv2.imencode(".png", mask.astype(np.uint8) * 255)
     if not done:
         raise ValueError("OpenCV could not encode the mask")
     return bytes(data)
 
 
+def on_original(mask: Mask, geometry: Geometry) -> Mask:
+    """Give a mask of the input as one of the upright image; what the model never saw is no part of it."""
+    height, width = mask.shape
+    to_x = _axis(geometry.width, geometry.width, geometry.crop_x0, geometry.crop_x1, width)
+    to_y = _axis(geometry.height, geometry.height, geometry.crop_y0, geometry.crop_y1, height)
+    rows, columns = (np.rint(to).astype(int) for to in (to_y, to_x))
+    seen = np.outer((rows >= 0) & (rows < height), (columns >= 0) & (columns < width))
+    return np.asarray(mask[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)] & seen)
+
+
 def with_box(image: Image, box: tuple[float, float, float, float]) -> Image:
     """Draw a box (x0, y0, x1, y1), in pixels, in white edged with black: seen on every picture."""
+    (x0, y0), (x1, y1) = ((round(box[i]), round(box[i + 1])) for i in (0, 2))
+    return _edged(image, [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.int32)])
+
+
+def with_outline(image: Image, mask: Mask) -> Image:
+    """Draw the outline of a mask, enlarged to the image, as a box is drawn."""
+    size = (image.shape[1], image.shape[0])
+    whole = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    return _edged(image, cv2.findContours(whole, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)[0])
+
+
+def _edged(image: Image, lines: Sequence[NDArray[Any]]) -> Image:
+    """Draw closed lines in white, edged with black."""
     thick = max(1, round(max(image.shape[:2]) / 300))
-    low, high = ((round(box[i]), round(box[i + 1])) for i in (0, 2))
     drawn = np.ascontiguousarray(image).copy()
     for colour, width in (((0, 0, 0), 3 * thick), ((255, 255, 255), thick)):
-        cv2.rectangle(drawn, low, high, colour, width)
+        cv2.polylines(drawn, lines, True, colour, width)
     return drawn
 
 

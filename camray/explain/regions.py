@@ -39,7 +39,7 @@ def _of_one(q: Grid, row: Mapping[str, Any], input_size: tuple[int, int]) -> dic
         found["heat_in_box"] = min(float((q * box_cover(boxes, row, q.shape)).sum() / total), 1.0)
     if mask is not None:
         view = np.frombuffer(mask, np.uint8).reshape(input_size)
-        found["heat_in_mask"] = min(float((q * mask_cover(view, q.shape)).sum() / total), 1.0)
+        found["heat_in_mask"] = min(float((q * mask_cover(view / 255.0, q.shape)).sum() / total), 1.0)
     inside = (q * box_cover([_WHOLE], row, q.shape)).sum() / total if padded else 1.0
     return found | {"heat_in_padding": max(1.0 - float(inside), 0.0)}
 
@@ -92,10 +92,17 @@ def box_cover(boxes: Sequence[Mapping[str, float]], where: Mapping[str, Any], sh
     return _shares(pieces, rows, columns, shape)
 
 
-def mask_cover(mask: NDArray[np.uint8], shape: tuple[int, ...]) -> Grid:
-    """Give the share of each cell that a mask of the input (H, W), 0..255, covers."""
-    rows, columns = (np.arange(n + 1) / n for n in mask.shape)
-    return _shares(mask / 255.0, rows, columns, shape)
+_ALL = (0.0, 1.0)
+
+
+def mask_cover(
+    mask: NDArray[Any], shape: tuple[int, ...], rows: tuple[float, float] = _ALL,
+    columns: tuple[float, float] = _ALL,
+) -> Grid:  # fmt: skip
+    """Give the share of each cell that a mask (H, W), 0..1, covers; `rows`, `columns`: where it lies."""
+    down, across = (low + (high - low) * np.arange(n + 1) / n
+                    for n, (low, high) in zip(mask.shape, (rows, columns), strict=True))  # fmt: skip
+    return _shares(mask.astype(np.float64), down, across, shape)
 
 
 def share_of_input(share: float, where: Mapping[str, Any], axis: str) -> float:

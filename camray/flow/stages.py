@@ -290,11 +290,14 @@ class Sink(ChunkSink):
             except ImageError:  # its decoder was killed, as the machine's memory was short: the record counts
                 return None
             source = source if box[0] is None else overlays.with_box(source, box)
+            if (mask := _segment(image)) is not None:
+                source = overlays.with_outline(source, overlays.on_original(mask, _where(image)))
             picture = overlays.overlay_on_original(source, heat, _where(image), self._overlay)
         else:
             view = np.frombuffer(image["pixels"].as_buffer(), np.uint8)
             view = view.reshape(self._spec.height, self._spec.width, 3)
             view = view if box[0] is None else overlays.with_box(view, self._on_input(image, box))
+            view = view if (mask := _segment(image)) is None else overlays.with_outline(view, mask)
             picture = overlays.overlay_on_input(view, heat, self._overlay)
         if self._overlay.caption:
             picture = overlays.with_caption(picture, _caption(image))
@@ -323,6 +326,14 @@ class Sink(ChunkSink):
 def _heat(image: pa.StructScalar) -> np.ndarray[Any, np.dtype[np.float32]]:
     shape = (image["heat_h"].as_py(), image["heat_w"].as_py())
     return np.array(image["heatmap"].as_py(), np.float32).reshape(shape)
+
+
+def _segment(image: pa.StructScalar) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    if not image["segment_mask"].is_valid:
+        return None
+    bits = np.unpackbits(np.frombuffer(image["segment_mask"].as_buffer(), np.uint8))
+    shape = (image["segment_h"].as_py(), image["segment_w"].as_py())
+    return bits[: shape[0] * shape[1]].reshape(shape).astype(bool)
 
 
 def _where(image: pa.StructScalar) -> Geometry:

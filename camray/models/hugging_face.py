@@ -31,6 +31,7 @@ from camray.image.fit import fit_image, plan_fit
 
 CLASSIFIER = "ForImageClassification"
 DETECTOR = "ForObjectDetection"
+SEGMENTER = "ForSemanticSegmentation"
 FLIPPED = "channels_reversed"  # argument of `build`: the network takes blue first
 
 
@@ -72,14 +73,10 @@ _MEAN_CHANGE, _LARGEST_CHANGE = 0.75, 6.0  # of 255: what two resizers may diffe
 _NOT_BUILT = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path",
               "id2label", "label2id", "num_labels")  # fmt: skip
 _KINDS: tuple[tuple[str, str, str], ...] = (  # end of an architecture's name, what it is, the way on
-    (
-        "ForSemanticSegmentation",
-        "a segmenter: its output is a picture of classes",
-        "give an image classifier",
-    ),
-    ("ForUniversalSegmentation", "a segmenter: its output is masks", "give an image classifier"),
-    ("ForInstanceSegmentation", "a segmenter: its output is masks", "give an image classifier"),
-    ("ForImageSegmentation", "a segmenter: its output is masks", "give an image classifier"),
+    ("ForUniversalSegmentation", "a segmenter of masks, not of pixels", "give one ForSemanticSegmentation"),
+    ("ForInstanceSegmentation", "a segmenter of masks, not of pixels", "give one ForSemanticSegmentation"),
+    ("ForImageSegmentation", "a segmenter of masks, not of pixels", "give one ForSemanticSegmentation"),
+    ("ForSegmentation", "a segmenter of masks, not of pixels", "give one ForSemanticSegmentation"),
     ("ForDepthEstimation", "a depth estimator: it has no classes", "give an image classifier"),
     ("ForVideoClassification", "a classifier of videos, not of single images", "give an image classifier"),
     ("ForMaskedImageModeling", "a pretraining model: it has no classes", "fine-tune it, or give --head FILE"),
@@ -127,7 +124,7 @@ def describe(file: Path) -> Description:
             "read that code, then --model FILE.py:ClassName --checkpoint WEIGHTS if you trust it",
         )  # fmt: skip
     args = {key: value for key, value in config.items() if key not in _NOT_BUILT}
-    if CLASSIFIER in name or name.endswith(DETECTOR):
+    if CLASSIFIER in name or name.endswith((DETECTOR, SEGMENTER)):
         args["num_classes"] = len(config.get("id2label") or ()) or int(config.get("num_labels") or 2)
         return Description(name, args, _class_names(config))
     if name in _CONTRASTS:

@@ -33,6 +33,7 @@ from camray.models import (
     heads,
     hugging_face,
     preprocessing,
+    segmenters,
     sources,
     weights,
 )
@@ -92,6 +93,8 @@ def load_model(
         return _detector(source, module, notes, config, preprocess or PreprocessConfig())
     _refuse_kind(module)
     _refuse_nonfinite(module)
+    if segmenters.is_segmenter(module, source.recipe) or config.task == segmenters.TASK:
+        return _segmenter(source, module, notes, config, preprocess, bands)
     spec, told = _input_spec(source, module, config, preprocess, bands)
     reading = read_output(module, spec, activation, config.output, config.task)
     as_logits(module, **reading.to_dict())
@@ -117,11 +120,13 @@ def load_classifier(config: Config) -> LoadedModel:
     """Load a model whose layers may be chosen.
 
     Raises:
-        ModelError: as `load_model`; a detector, which is explained at a layer of its own.
+        ModelError: as `load_model`; a detector or segmenter.
     """
     loaded = load_model(config.model, config.preprocess, (), config.archive.bands or ())
-    if "task" in loaded.build_args:
-        raise ModelError("--model", f"{loaded.name} is a detector: nothing of it is chosen", "camray explain")
+    if task := loaded.build_args.get("task"):
+        raise ModelError(
+            "--model", f"{loaded.name} is a network of {task}, not a classifier", "camray explain"
+        )
     return loaded
 
 
@@ -129,30 +134,63 @@ def _detector(
     source: Source, module: nn.Module, notes: tuple[str, ...], config: ModelConfig, given: PreprocessConfig
 ) -> LoadedModel:
     """Describe a detector: the canvas that images are laid on, its classes, its processor if it has one."""
-    if replace(given, input_size=None) != PreprocessConfig():
-        fix = "leave out what says how images are prepared; --input-size is that of the canvas"
-        raise ModelError("--model", "a detector prepares its images itself", fix)
+    spec = _canvas(given, detectors.canvas_side(module))
     _refuse_nonfinite(module)
     recipe = replace(source.recipe, task=detectors.TASK)
     made = _build_args(recipe, None, config)
     if recipe.kind == "transformers" and source.folder is not None:
         made["processor"] = hugging_face.processor_fields(source.folder)
     count = detectors.count_classes(module)
+    return _of_task(source, module, notes, config, made, spec, count)
+
+
+def _segmenter(
+    source: Source, module: nn.Module, notes: tuple[str, ...], config: ModelConfig,
+    given: PreprocessConfig | None, bands: tuple[int, ...],
+) -> LoadedModel:  # fmt: skip
+    """Describe a segmenter: of torchvision on a canvas, else with an input as a classifier has it."""
+    told: tuple[str, ...] = ()
+    if source.recipe.kind == "torchvision":
+        side = segmenters.preset(source.recipe.name).resize_size[0]
+        spec, seen = _canvas(given or PreprocessConfig(), segmenters.LONGEST * side), (3, side, side)
+    else:
+        spec, told = _input_spec(source, module, config, given, bands)
+        seen = (len(spec.mean), spec.height, spec.width)
+    output, count, read = segmenters.read_pixels(module, seen, config.output)
+    recipe = replace(source.recipe, task=segmenters.TASK)
+    made = _build_args(recipe, None, config) | {"output": output}
+    segmenters.as_sums(module, **output)
+    return _of_task(source, module, (*notes, *told, *read), config, made, spec, count)
+
+
+def _canvas(given: PreprocessConfig, side: int) -> InputSpec:
+    """Lay images at their own size on a canvas, where the network prepares them itself."""
+    if replace(given, input_size=None) != PreprocessConfig():
+        fix = "leave out what says how images are prepared; --input-size is that of the canvas"
+        raise ModelError("--model", "it prepares its images itself", fix)
+    height, width = (given.input_size[0], given.input_size[-1]) if given.input_size else (side, side)
+    return InputSpec(height, width, (height, width), "shrink", "bilinear", (0.0,) * 3, (1.0,) * 3)
+
+
+def _of_task(
+    source: Source, module: nn.Module, notes: tuple[str, ...], config: ModelConfig, made: dict[str, Any],
+    spec: InputSpec, count: int,
+) -> LoadedModel:  # fmt: skip
+    """Name the classes of a detector or segmenter."""
+    recipe = source.recipe
     if recipe.kind == "torchvision" and "num_classes" not in recipe.args:
         known = torchvision.models.get_model_weights(recipe.name).DEFAULT.meta["categories"]
         source = replace(source, class_names=tuple(known) if len(known) == count else ())
     names, named = _class_names(config, source, count, ())
-    side = detectors.canvas_side(module)
-    height, width = (given.input_size[0], given.input_size[-1]) if given.input_size else (side, side)
-    spec = InputSpec(height, width, (height, width), "shrink", "bilinear", (0.0,) * 3, (1.0,) * 3)
     digest = _file_sha256(source.weights) if source.weights else state_sha256(module.state_dict())
     name = config.name if recipe.kind == "torchvision" else recipe.name
     return LoadedModel(name, made, module, digest, spec, names, count, notes=(*notes, *named))
 
 
 def build(build_args: Mapping[str, Any]) -> nn.Module:
-    """Make the bare architecture, without weights, its call giving logits."""
-    return as_logits(sources.build(Recipe.from_dict(build_args)), **build_args["output"])
+    """Make the bare architecture, without weights, its call giving logits (of a segmenter sums of them)."""
+    read = segmenters.as_sums if build_args.get("task") == segmenters.TASK else as_logits
+    return read(sources.build(Recipe.from_dict(build_args)), **build_args["output"])
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -194,6 +232,7 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
     if adapters.is_adapted(found.state):
         merged, told = adapters.merge(found.state, path, lambda: _base_weights(source))
         found = checkpoints.Checkpoint(merged, (*found.notes, told))
+    source = replace(source, recipe=segmenters.as_trained(source.recipe, found.state))
     module = sources.build(source.recipe)
     state, renamed = weights.rename(module, found.state)
     _materialise(module, state)

@@ -27,7 +27,6 @@ from camray.errors import ModelError, printable
 
 Form = Literal["logits", "sigmoid", "softmax", "log_sigmoid", "log_softmax"]
 Activation = Literal["softmax", "sigmoid", "none", "value"]
-Task = Literal["classification", "regression"]
 
 EPSILON = 1e-7  # a probability nearer to 0 or 1 than this is taken as this: float32 knows no better
 PROBES = 4  # images: grey, noise, two with the spectrum of photographs
@@ -71,7 +70,7 @@ def read_output(
     spec: InputSpec,
     activation: str = "auto",
     output: str | None = None,
-    task: Task = "classification",
+    task: str = "classification",
 ) -> Reading:
     """Run the network on probe images and tell how its output is to be read.
 
@@ -226,7 +225,8 @@ def _count(module: nn.Module, raw: Tensor) -> int:
         raise ModelError("--model", "it has no head: its output is features", "give a classifier")
     if raw.ndim == 0 or len(raw) != PROBES or any(n != 1 for n in raw.shape[2:]):
         shape = "(images, " + ", ".join(str(n) for n in raw.shape[1:]) + ")" if raw.ndim else "one number"
-        raise ModelError("--model", f"its output is {shape}, not (images, classes)", "give a classifier")
+        fix = "--task segmentation where each pixel has a class" if raw.ndim == 4 else "give a classifier"
+        raise ModelError("--model", f"its output is {shape}, not (images, classes)", fix)
     return raw.numel() // PROBES
 
 
@@ -235,7 +235,7 @@ def _ending(inputs: deque[Tensor], raw: Tensor, values: Tensor) -> tuple[Form, i
 
     Where no recorded call gives them (compiled code), the graph still tells the last operation.
     """
-    count, ends = values.shape[1], _form(raw)
+    count, ends = values.shape[1], last_operation(raw)
     forms = {f: squash for f, squash in _SQUASHES.items() if ends in ("logits", f)}
     for back, z in enumerate(reversed(inputs), 1):
         if z.numel() == values.numel():
@@ -256,7 +256,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def _form(raw: Tensor) -> Form:
+def last_operation(raw: Tensor) -> Form:
     """Tell the last operation by the graph, through reshapes: exact, whatever the code looks like."""
     node: Any = raw.grad_fn
     while node is not None and _RESHAPES.match(node.name()):

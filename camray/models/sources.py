@@ -43,7 +43,6 @@ Kind = Literal["timm", "torchvision", "transformers", "own"]
 NORMALISE_AGAIN = ("googlenet", "inception_v3")
 _LONGEST_NAME = 1000
 _TASKS = {  # of torchvision's folders
-    "segmentation": "a segmenter: its output is a picture of classes",
     "video": "a classifier of videos, not of single images",
     "optical_flow": "a model of motion: it takes two images and has no classes",
     "quantization": "quantised: its whole numbers have no gradient",
@@ -61,7 +60,7 @@ class Recipe:
     args: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # own code: path -> text
     head: Mapping[str, Any] = field(default_factory=dict)  # arguments of `heads.Headed`
-    task: str = ""  # of a network that does not give classes of the whole image: detection
+    task: str = ""  # of a network that does not give classes of the whole image: detection, segmentation
 
     @property
     def code(self) -> OwnCode:
@@ -229,8 +228,9 @@ def _timm(name: str) -> Source:
 
 def _torchvision(name: str) -> Source:
     known = torchvision.models.list_models(module=torchvision.models)
-    if name in torchvision.models.list_models(module=torchvision.models.detection):
-        return Source(Recipe("torchvision", name, {"weights_backbone": None}, task="detection"))
+    for task in ("detection", "segmentation"):
+        if name in torchvision.models.list_models(module=getattr(torchvision.models, task)):
+            return Source(Recipe("torchvision", name, {"weights_backbone": None}, task=task))
     if name not in known:
         _refuse_other_task(name, known)
         near = difflib.get_close_matches(name, known, 3) or known[:3]
@@ -288,14 +288,12 @@ def _described(file: Path) -> Source:
 
 def _of_transformers(file: Path) -> Source:
     found = hugging_face.describe(file)
-    is_detector = found.architecture.endswith(hugging_face.DETECTOR)
-    cfg = (
-        {}
-        if is_detector
-        else hugging_face.read_processor(file.parent, int(found.args.get("num_channels") or 3))
-    )
+    tasks = {hugging_face.DETECTOR: "detection", hugging_face.SEGMENTER: "segmentation"}
+    task = next((task for ending, task in tasks.items() if found.architecture.endswith(ending)), "")
+    channels = int(found.args.get("num_channels") or 3)
+    cfg = {} if task == "detection" else hugging_face.read_processor(file.parent, channels)
     args = dict(found.args) | {key: True for key in (hugging_face.FLIPPED,) if cfg.pop(key, False)}
-    recipe = Recipe("transformers", found.architecture, args, task="detection" if is_detector else "")
+    recipe = Recipe("transformers", found.architecture, args, task=task)
     return Source(recipe, None, found.class_names, cfg, file.parent, found.contrast, found.gives_classes)
 
 

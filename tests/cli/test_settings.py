@@ -165,7 +165,7 @@ DECIDES: dict[str, Any] = {  # another value of each, for the demonstration's mo
 WITH_ANOTHER_HEAD = {"model.num_classes", "model.partial"}  # both need a checkpoint of another size
 ELSEWHERE = {  # of models that the demonstration has not: tests/models, test_explain_readings.py
     "preprocess.channels", "model.prompts", "model.head", "model.task", "model.output", "method.grid",
-    "method.prefix", "method.min_score", "method.max_detections",
+    "method.prefix", "method.min_score", "method.max_detections", "method.min_share",
 }  # fmt: skip
 NEITHER = {"archive.path", "out"}
 

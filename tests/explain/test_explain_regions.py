@@ -53,8 +53,8 @@ def test_cover_is_what_counting_pixels_gives(boxes: list[dict[str, float]], shap
 def test_masks_are_averaged_by_area() -> None:
     mask = np.random.default_rng(0).integers(0, 2, (21, 35)).astype(np.uint8) * 255
     exact = mask.reshape(7, 3, 5, 7).mean((1, 3)) / 255
-    assert np.allclose(mask_cover(mask, (7, 5)), exact)
-    assert np.isclose(mask_cover(mask, (4, 4)).mean(), mask.mean() / 255)  # cells that cut pixels
+    assert np.allclose(mask_cover(mask / 255, (7, 5)), exact)
+    assert np.isclose(mask_cover(mask / 255, (4, 4)).mean(), mask.mean() / 255)  # cells that cut pixels
 
 
 def test_signals() -> None:

@@ -247,7 +247,7 @@ def test_descriptions_that_say_nonsense_are_refused_in_a_line(
 @pytest.mark.parametrize(
     ("architecture", "kind"),
     [
-        ("SegformerForSemanticSegmentation", "a segmenter"),
+        ("Mask2FormerForUniversalSegmentation", "a segmenter of masks"),
         ("VideoMAEForVideoClassification", "a classifier of videos"),
         ("DPTForDepthEstimation", "a depth estimator"),
         ("ViTForMaskedImageModeling", "a pretraining model"),

@@ -80,8 +80,6 @@ def test_a_fixed_graph_is_refused_by_its_kind_as_model_and_as_checkpoint(
 @pytest.mark.parametrize(
     ("name", "kind", "fix"),
     [
-        ("deeplabv3_resnet50", "a segmenter: its output is a picture of classes", "torchvision:resnet50"),
-        ("fcn_resnet101", "a segmenter", "torchvision:resnet101"),
         ("r3d_18", "a classifier of videos", "torchvision:resnet50"),
         ("raft_small", "a model of motion", "torchvision:resnet50"),
     ],

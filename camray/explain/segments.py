@@ -1,0 +1,173 @@
+"""A segmenter's core: decoded images in, one record for each class that an image has pixels of.
+
+The map of a class is that of Seg-Grad-CAM: what made the network take its pixels for it. A network of
+torchvision prepares each image itself, at its own size; the others take the input that decoding made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from camray import cam
+from camray.cam.engine import gradient_maps
+from camray.cam.split import run_split
+from camray.config import Config, Explainer
+from camray.errors import ErrorCode, ModelError, Stage
+from camray.explain.detections import Place, image_part, laid
+from camray.explain.explainer import BatchExplainer, Row, heat_columns, steadiness
+from camray.explain.regions import mask_cover, region_signals
+from camray.models import segmenters
+from camray.models.load import LoadedModel
+from camray.models.segmenters import BACKGROUNDS, TASK, pixels_of
+from camray.records import SCHEMA_VERSION, failure
+
+REDUCED = 4  # a cell of a mask is so many pixels of the input wide
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The classes of one image, their maps (K, h, w), and the class and softmax of each pixel."""
+
+    ids: list[int]
+    maps: Tensor
+    classes: NDArray[np.int64]  # (H, W): of the pixels that are image
+    shares: NDArray[np.float32]
+
+
+def resolve_segmenter(config: Config, loaded: LoadedModel) -> tuple[Explainer, LoadedModel]:
+    """Check what was asked of a segmenter, find the end of its encoder, and name the result: the explainer.
+
+    Raises:
+        UsageError: a method or target that segments do not have, a layer that cannot be found.
+    """
+    asked, method = config.method, cam.parse_method(config.method.name)
+    if method.entry.needs != "gradient" or not method.entry.per_class or method.averages_views:
+        fix = "gradcam, or another that needs a layer and its gradient"
+        raise ModelError("--method", f"{asked.name}, but this is a segmenter", fix)
+    if asked.target != "predicted":
+        said = f"{asked.target}, but each class that an image has pixels of is explained"
+        raise ModelError("--target", said, "leave it out")
+    kind, part = loaded.build_args["kind"], segmenters.encoder_of(loaded.module)
+    if part is None and asked.layer is None:
+        said = "nothing tells where its encoder ends: it has no part called backbone or encoder"
+        raise ModelError("--layer", said, "--layer NAME of its last module")
+    spec = loaded.input
+    side = segmenters.preset(loaded.build_args["name"]).resize_size[0] if kind == "torchvision" else None
+    size = (len(spec.mean), side or spec.height, side or spec.width)
+    layer = cam.find_target_layer(loaded.module, size, asked.layer, asked.pair, asked.prefix, part or "")
+    doubts = () if side else steadiness(loaded, config.run.batch_size == 1)
+    chosen = {"least_share": asked.min_share, "most": asked.max_detections}
+    explainer = Explainer(
+        model=loaded.name,
+        model_args={**loaded.build_args, "segments": chosen},
+        weights_sha256=loaded.weights_sha256,
+        class_names=loaded.class_names,
+        num_classes=loaded.num_classes,
+        input=spec,
+        method=method.spelled,
+        target="predicted",
+        target_layer=layer.name,
+        layout=layer.to_dict(),
+        top_k=min(config.run.top_k, loaded.num_classes),
+        max_pixels=config.archive.max_pixels,
+        schema_version=SCHEMA_VERSION,
+    )
+    told = f"a segmenter: one record for each class with at least {asked.min_share:.0%} of an image's pixels"
+    told += ". An audit judges the largest of each, by the picture and where the archive says the object is;"
+    told += " second looks are not made"
+    return explainer, replace(loaded, notes=(*loaded.notes, *doubts, told))
+
+
+class SegmentationExplainer(BatchExplainer):
+    """Holds a segmenter; explains each class that an image has pixels of."""
+
+    def __init__(self, explainer: Explainer, *given: Any, **more: Any) -> None:
+        super().__init__(explainer, *given, **more)
+        args = explainer.model_args
+        self._prepare: Any = segmenters.preset(args["name"]) if args["kind"] == "torchvision" else None
+        self._least, self._most = args["segments"]["least_share"], args["segments"]["most"]
+        self._last = {i for i, name in enumerate(explainer.class_names) if name in BACKGROUNDS}
+
+    def _explain(self, rows: Sequence[Row], views: NDArray[Any]) -> list[list[Row]]:
+        """Give for each view, uint8 (H, W, 3), one row a class; one row where no class has enough pixels."""
+        places = [image_part(row, views.shape[1:3]) for row in rows]
+        if self._prepare is None:
+            found = self._found(self.model_input(views), places)
+        else:  # every image has a size of its own
+            found = [self._alone(view, place) for view, place in zip(views, places, strict=True)]
+        return [self._rows(*one) for one in zip(rows, found, places, strict=True)]
+
+    def _alone(self, view: NDArray[np.uint8], place: Place) -> Found | None:
+        """Prepare an image as torchvision does, and lay its maps on the canvas."""
+        left, top, right, bottom = place
+        seen = torch.from_numpy(view[top:bottom, left:right].copy()).to(self.device).permute(2, 0, 1)
+        x = self._prepare(seen)[None]
+        (found,) = self._found(x, [(0, 0, x.shape[3], x.shape[2])])
+        if not found or not found.ids:
+            return found
+        maps = torch.stack([laid([one], (1.0, 1.0), place, view.shape[:2]) for one in found.maps])
+        return replace(found, maps=maps)
+
+    def _found(self, x: Tensor, parts: Sequence[Place]) -> list[Found | None]:
+        """Explain a batch (B, C, H, W) whose images lie in `parts`; None where the logits are not finite."""
+        split, pixels = run_split(self.module, x, [self.layer]), pixels_of(self.module)
+        cuts = [(slice(top, bottom), slice(left, right)) for left, top, right, bottom in parts]
+        classes = [one[cut].cpu().numpy() for one, cut in zip(pixels.classes, cuts, strict=True)]
+        shares = [one[cut].cpu().numpy() for one, cut in zip(pixels.shares, cuts, strict=True)]
+        ids = [self._choose(one) for one in classes]
+        most = max(map(len, ids))
+        maps = x.new_zeros(len(x), 0, 1, 1)
+        if most:
+            wanted = torch.tensor([[*one, *[-1] * (most - len(one))] for one in ids], device=x.device)
+            with torch.enable_grad():
+                scores = split.logits.gather(1, wanted.clamp(min=0)) * (wanted >= 0)
+                (maps,) = gradient_maps(split, scores, [self._method]).values()  # (B, K, h, w)
+        finite = split.logits.isfinite().all(1).tolist()
+        return [Found(ids[i], maps[i, : len(ids[i])].cpu(), classes[i], shares[i]) if finite[i] else None
+                for i in range(len(x))]  # fmt: skip
+
+    def _choose(self, classes: NDArray[np.int64]) -> list[int]:
+        """Take the classes with enough pixels: the most first, the background last."""
+        counts = np.bincount(classes.ravel(), minlength=self.explainer.num_classes)
+        enough = np.flatnonzero((counts > 0) & (counts >= self._least * classes.size)).tolist()
+        return sorted(enough, key=lambda c: (c in self._last, -counts[c]))[: self._most]
+
+    def _rows(self, row: Row, found: Found | None, place: Place) -> list[Row]:
+        if found is None:
+            reason = "the model's logits are not finite"
+            return [failure(Stage.EXPLAIN, ErrorCode.NONFINITE_OUTPUT, reason)]
+        told = self.explainer
+        common = {"method": told.method, "target_layer": told.target_layer, "target_kind": TASK}
+        if not found.ids:
+            return [common]
+        size = (told.input.height, told.input.width)
+        regions = region_signals(found.maps, [row] * len(found.ids), size)
+        out = []
+        for i, (class_id, heat) in enumerate(zip(found.ids, heat_columns(found.maps), strict=True)):
+            own = found.classes == class_id
+            out.append(common | heat | regions[i] | self._class_columns(class_id) | {
+                "detection": i, "predicted_class": class_id, "predicted_label": told.label_of(class_id),
+                "confidence": float(found.shares[own].mean(dtype=np.float64)),
+                "segment_share": float(own.mean()),
+            } | _mask_columns(own, place, size, heat["heatmap"]))  # fmt: skip
+        return out
+
+
+def _mask_columns(own: NDArray[np.bool_], place: Place, size: tuple[int, int], heat: Any) -> Row:
+    """Lay the pixels of a class on the view of `size`: the mask in bits, and how much heat lies on it."""
+    (height, width), (left, top, right, bottom) = size, place
+    inside = ((top / height, bottom / height), (left / width, right / width))
+    cells = (-(-height // REDUCED), -(-width // REDUCED))
+    mask = mask_cover(own, cells, *inside) >= 0.5
+    found: Row = {"segment_mask": np.packbits(mask).tobytes(), "segment_h": cells[0], "segment_w": cells[1]}
+    q = np.zeros((1, 1)) if heat is None else np.maximum(heat.astype(np.float64), 0)
+    if q.sum() > 0:
+        found["heat_in_segment"] = float((q * mask_cover(own, q.shape, *inside)).sum() / q.sum())
+    return found

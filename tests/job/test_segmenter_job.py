@@ -1,0 +1,108 @@
+"""A segmenter through the whole job: rows, accounting, a kill, the same command again, pictures, audit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from camray.cli.main import main
+from tests.job.test_detector_job import archive, records
+from tests.job.test_detector_job import model as detector
+from tests.models.shape_segmenter import varied
+
+assert detector  # a fixture
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> list[str]:
+    save_file(varied().state_dict(), tmp_path / "w.safetensors")
+    code = Path(__file__).parents[1] / "models/shape_segmenter.py"
+    return ["--model", f"{code}:ShapeSegmenter", "--checkpoint", str(tmp_path / "w.safetensors"), "--task",
+            "segmentation", "--input-size", "64", "--crop-mode", "border", "--mean", "0.5", "--std", "0.25",
+            "--engine", "here", "--chunk-size", "4", "--min-share", "0.001"]  # fmt: skip
+
+
+def test_a_segmenter_through_nights_verify_and_audit(
+    tmp_path: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, out = tmp_path / "a", tmp_path / "out"
+    archive(pictures, 0, 6)
+    (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no image")
+    budget = ["--max-failed", "1.0"]
+    shown = ["--overlays", "all", "--overlay-on", "original", "--heat-mask"]
+    assert main(["explain", str(pictures), str(out), *model, *budget, *shown]) == 0
+    assert "7 members = 6 ok + 1 failed" in capsys.readouterr().err
+    rows = records(out)
+    found = [row for row in rows if row["detection"] is not None]
+    assert len(found) > 6  # several of a member
+    for member in {row["member"] for row in found}:
+        own = [row for row in found if row["member"] == member]
+        assert 0.99 < sum(row["segment_share"] for row in own) <= 1 + 1e-6
+        assert [row["detection"] for row in own] == list(range(len(own)))
+    drawn = [row["overlay_path"] for row in found if row["overlay_path"]]
+    assert len(set(drawn)) == len(drawn) > 6  # each class has a picture of its own
+    picture = cv2.imread(str(out / drawn[0]))
+    assert picture is not None
+    assert (picture.min(2) > 200).any()  # the outline
+    assert main(["verify", str(out)]) == 0
+    archive(pictures, 6, 3)
+    assert main(["audit", str(pictures), str(out), *model, *budget]) == 0
+    assert "An audit judges the largest of each" in capsys.readouterr().err
+    assert main(["verify", str(out)]) == 0
+    assert "10 members: all accounted for" in capsys.readouterr().out
+    assert list(out.glob("**/*.html"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["detector", "model"])
+@pytest.mark.parametrize("engine", ["here", "ray"])
+def test_killed_and_started_again_every_member_is_there_once(
+    kind: str, engine: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As if it had never been killed: the same rows, and none twice."""
+    given: list[str] = request.getfixturevalue(kind)
+    given[given.index("here")] = engine
+    pictures, out, whole = tmp_path / "a", tmp_path / "out", tmp_path / "whole"
+    archive(pictures, 0, 24)
+    command = [sys.executable, "-m", "camray.cli", "explain", str(pictures), str(out), *given]
+    killed = 0
+    for count in (1, 3):  # files of records that are there when it is killed
+        run = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        while run.poll() is None and len([*(out / "records").rglob("*.parquet")]) < count:
+            time.sleep(0.01)
+        killed += run.poll() is None
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    assert killed
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert (
+        main(
+            [
+                "explain",
+                str(pictures),
+                str(whole),
+                *given[: given.index(engine)],
+                "here",
+                *given[given.index(engine) + 1 :],
+            ]
+        )
+        == 0
+    )
+    assert main(["verify", str(out)]) == 0
+
+    def answers(place: Path) -> list[tuple[str, int | None, int | None, float | None]]:
+        return sorted((row["member"], row["detection"] or 0, row["target_class"] or 0, row["confidence"] or 0)
+                      for row in records(place))  # fmt: skip
+
+    one, other = answers(out), answers(whole)
+    assert [row[:3] for row in one] == [row[:3] for row in other]
+    assert np.allclose([row[3] or 0 for row in one], [row[3] or 0 for row in other], atol=1e-5)

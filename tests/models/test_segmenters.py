@@ -1,0 +1,252 @@
+"""The pixels of a segmenter are the library's own, and the map of a class is of what made them so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torchvision
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from camray.config import Config, MethodConfig, ModelConfig, PreprocessConfig
+from camray.errors import ModelError
+from camray.explain.explainer import resolve
+from tests.models.shape_segmenter import ShapeSegmenter, varied
+from tests.models.test_detectors import Rows, coco, explained
+
+Pixels = NDArray[np.int64]
+NET = Path(__file__).with_name("shape_segmenter.py")
+
+
+def unpacked(row: dict[str, Any]) -> NDArray[np.bool_]:
+    bits = np.unpackbits(np.frombuffer(row["segment_mask"], np.uint8))
+    return bits[: row["segment_h"] * row["segment_w"]].reshape(row["segment_h"], row["segment_w"]) == 1
+
+
+def check_pixels(rows: Rows, wanted: Pixels, background: int = -1, least: float = 0.01) -> None:
+    """A row for each class with enough pixels, with the library's share: most first, background last."""
+    shares = np.bincount(wanted.ravel(), minlength=21) / wanted.size
+    kept = sorted(np.flatnonzero(shares >= least).tolist(), key=lambda c: (c == background, -shares[c]))
+    assert [row["segment_share"] for row in rows] == pytest.approx(shares[kept[:20]].tolist(), abs=1e-6)
+    for row in rows:
+        assert row["segment_share"] == pytest.approx(shares[row["target_class"]], abs=1e-6)
+        assert row["predicted_class"] == row["target_class"]
+        assert 0 < row["confidence"] <= 1
+
+
+def quarters(pixels: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of each four by four pixels at least half."""
+    height, width = pixels.shape
+    cells = pixels.reshape(height // 4, 4, width // 4, 4).mean((1, 3))
+    return np.asarray(cells >= 0.5)
+
+
+def enlivened(net: nn.Module, side: int) -> None:
+    """Give batch norms the statistics of two images: random networks of many layers give one number else."""
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 1.0
+    with torch.no_grad():
+        net.train()(interpolate(torch.randn(2, 3, 6, 6), (side, side), mode="bicubic"))
+    net.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["lraspp_mobilenet_v3_large", "fcn_resnet50", "deeplabv3_mobilenet_v3_large"]
+)
+def test_pixels_of_torchvision_are_its_own(name: str, tmp_path: Path) -> None:
+    """With its own transform, at the image's own size; of a file with the auxiliary head, too."""
+    torch.manual_seed(0)
+    more = {} if "lraspp" in name else {"aux_loss": True}
+    net = torchvision.models.get_model(name, weights=None, weights_backbone=None, **more).eval()
+    enlivened(net, 128)
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    pictures = coco(1)
+    prepare = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    image = torch.from_numpy(np.array(pictures[0])).permute(2, 0, 1)
+    with torch.no_grad():
+        wanted = net(prepare(image)[None])["out"][0].argmax(0).numpy()
+    model = ModelConfig(name=f"torchvision:{name}", checkpoint=str(tmp_path / "w.safetensors"))
+    rows = explained(Config(model=model), pictures)
+    assert len(rows) > 1
+    check_pixels(rows, wanted, background=0)
+    covered = sum(unpacked(row).astype(int) for row in rows)
+    assert covered.max() <= 2  # of a cell of two classes each may have half
+    width, height = pictures[0].size
+    assert 0.9 < covered.sum() * 16 / (width * height) < 1.05  # at the image's place on the canvas
+    assert all(row["heat_in_padding"] < 0.05 for row in rows if row["heat_status"] == "ok")
+
+
+def hugging_face_segmenter(kind: str, folder: Path, side: int = 64) -> tuple[Any, Any]:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    small = {"num_labels": 5}
+    size = {"height": side, "width": side}
+    if kind == "segformer":
+        config = transformers.SegformerConfig(
+            depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], decoder_hidden_size=32, **small
+        )
+        net = transformers.SegformerForSemanticSegmentation(config)
+        processor = transformers.SegformerImageProcessor(size=size)
+    elif kind == "upernet":
+        backbone = transformers.ConvNextConfig(
+            hidden_sizes=[8, 16, 24, 32],
+            depths=[1, 1, 1, 1],
+            out_features=["stage1", "stage2", "stage3", "stage4"],
+        )
+        config = transformers.UperNetConfig(
+            backbone_config=backbone, hidden_size=16, auxiliary_in_channels=24, use_pretrained_backbone=False,
+            backbone=None, use_timm_backbone=False, **small,
+        )  # fmt: skip
+        net = transformers.UperNetForSemanticSegmentation(config)
+        processor = transformers.SegformerImageProcessor(size=size)
+    elif kind == "mobilenet":
+        config = transformers.MobileNetV2Config(image_size=side, depth_multiplier=0.35, **small)
+        net = transformers.MobileNetV2ForSemanticSegmentation(config)
+        processor = transformers.MobileNetV2ImageProcessor(size=size, do_center_crop=False)
+    elif kind == "mobilevit":
+        config = transformers.MobileViTConfig(
+            image_size=side, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 16, 24, 32, 64],
+            num_attention_heads=2, aspp_out_channels=16, **small,
+        )  # fmt: skip
+        net = transformers.MobileViTForSemanticSegmentation(config)
+        processor = transformers.MobileViTImageProcessor(size={"shortest_edge": side}, crop_size=size)
+    elif kind == "dpt":
+        config = transformers.DPTConfig(
+            hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=side,
+            patch_size=16, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 16, 16, 16],
+            fusion_hidden_size=16, use_auxiliary_head=False, **small,
+        )  # fmt: skip
+        net = transformers.DPTForSemanticSegmentation(config)
+        processor = transformers.DPTImageProcessor(size=size, keep_aspect_ratio=False, ensure_multiple_of=1)
+    else:
+        config = transformers.BeitConfig(
+            hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=side,
+            patch_size=16, out_indices=[1, 2, 3, 4], use_auxiliary_head=False, pool_scales=[1, 2],
+            use_absolute_position_embeddings=True, **small,
+        )  # fmt: skip
+        net = transformers.BeitForSemanticSegmentation(config)
+        processor = transformers.BeitImageProcessor(size=size, do_center_crop=False)
+    for name, weight in net.named_parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=(2.0 if "classifier" in name else 1.0) / weight[0].numel() ** 0.5)
+        if "classifier" in name and weight.ndim > 1:  # what is the same everywhere decides nothing
+            weight.data -= weight.data.mean(1, keepdim=True)
+    enlivened(net, side)
+    net.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return net, processor
+
+
+KINDS = ("segformer", "upernet", "mobilenet", "mobilevit", "dpt", "beit")
+
+
+@pytest.mark.parametrize(
+    "kind", ["segformer", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+)
+def test_pixels_of_transformers_are_its_own(kind: str, tmp_path: Path) -> None:
+    net, processor = hugging_face_segmenter(kind, tmp_path)
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8)).resize((64, 64)) for _ in range(2)]
+    rows = explained(Config(model=ModelConfig(name=str(tmp_path))), pictures)
+    for i, picture in enumerate(pictures):
+        with torch.no_grad():
+            outputs = net(processor(picture, return_tensors="pt")["pixel_values"])
+        (wanted,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(64, 64)])
+        own = [row for row in rows if row["index"] == i]
+        check_pixels(own, wanted.numpy())
+        for row in own:
+            assert np.array_equal(unpacked(row), quarters(wanted.numpy() == row["target_class"]))
+    assert len(rows) > len(pictures) or kind == "mobilenet"
+    assert any(row["heat_status"] == "ok" for row in rows)
+
+
+def test_the_map_is_that_of_grad_cams_own_target(tmp_path: Path) -> None:
+    """SemanticSegmentationTarget of pytorch-grad-cam, whose pixels are those that the network predicts."""
+    pgc = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import SemanticSegmentationTarget
+
+    made = own_config(tmp_path, "tensor")
+    rows = explained(made, [noisy()])
+    net, x = segmenter("tensor", tmp_path), prepared(noisy())
+    predicted = net(x)[0].argmax(0)
+    assert len(rows) > 1
+    for row in rows:
+        target = SemanticSegmentationTarget(row["target_class"], (predicted == row["target_class"]).numpy())
+        with pgc.GradCAM(net, [net.get_submodule(row["target_layer"])]) as peer:
+            theirs = peer(x, [target])[0]
+        own = np.maximum(np.array(row["heatmap"]).reshape(row["heat_h"], row["heat_w"]), 0)
+        own -= own.min()
+        enlarged = cv2.resize(own / (own.max() + 1e-7), (64, 64))
+        enlarged -= enlarged.min()  # as it does: once before it enlarges, and once after
+        assert np.abs(enlarged / (enlarged.max() + 1e-7) - theirs).max() <= 1e-5
+
+
+def noisy() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+
+
+def prepared(picture: Image.Image) -> Tensor:
+    return ((torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255 - 0.5) / 0.25)[None]
+
+
+def segmenter(form: str, folder: Path) -> ShapeSegmenter:
+    net = ShapeSegmenter(form).eval()
+    net.load_state_dict(load_file(folder / "w.safetensors"))
+    return net
+
+
+def own_config(folder: Path, form: str, task: str = "segmentation", **more: Any) -> Config:
+    save_file(varied(form).state_dict(), folder / "w.safetensors")
+    model = ModelConfig(
+        name=f"{NET}:ShapeSegmenter", checkpoint=str(folder / "w.safetensors"), args={"form": form},
+        task=task, output=more.pop("output", None),
+    )  # fmt: skip
+    prepared = PreprocessConfig(input_size=(64,), resize=(64,), mean=(0.5,), std=(0.25,))
+    return Config(model=model, preprocess=prepared, **more)
+
+
+@pytest.mark.parametrize("form", ["tensor", "out", "list", "softmax", "binary", "sigmoid"])
+def test_own_code_is_read_by_what_it_gives(form: str, tmp_path: Path) -> None:
+    """One class a pixel, whatever holds the logits; one number a pixel tells two classes apart."""
+    rows = explained(own_config(tmp_path, form, output="1" if form == "list" else None), [noisy()])
+    with torch.no_grad():
+        plain = {"sigmoid": "binary", "binary": "binary", "softmax": "softmax"}.get(form, "tensor")
+        z = segmenter(plain, tmp_path)(prepared(noisy()))
+    wanted = z.argmax(1) if z.shape[1] > 1 else (z[:, 0] > 0).long()
+    check_pixels(rows, wanted[0].numpy())
+
+
+@pytest.mark.parametrize(
+    ("form", "task", "said"),
+    [("tensor", "classification", "--task segmentation where each pixel has a class"),
+     ("out", "classification", "--task segmentation where each pixel has a class"),
+     ("list", "classification", "where each pixel has a class, --task segmentation"),
+     ("list", "segmentation", "--output NAME or INDEX"),
+     ("classes", "segmentation", "not \\(images, classes, height, width\\)"),
+     ("many", "segmentation", "a pixel may have several classes")],
+)  # fmt: skip
+def test_what_could_be_misread_is_refused_with_the_way_on(
+    form: str, task: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=said):
+        resolve(own_config(tmp_path, form, task))
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [(MethodConfig(name="scorecam"), "this is a segmenter"), (MethodConfig(target="3"), "each class"),
+     (MethodConfig(name="eigencam"), "this is a segmenter")],
+)  # fmt: skip
+def test_what_a_segmenter_does_not_have_is_refused(method: MethodConfig, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=said):
+        resolve(own_config(tmp_path, "tensor", method=method))
