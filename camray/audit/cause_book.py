@@ -23,8 +23,8 @@ from camray.audit.causes import (
     causes,
     compared,
     decided,
-    excesses,
     is_new,
+    moved,
     named_of,
     seen,
 )
@@ -32,6 +32,7 @@ from camray.audit.columns import number
 from camray.audit.counts import wilson
 from camray.audit.history import Key, NightRate, Nights, Span, cause_names
 
+_FALLEN = "without the hot border"  # of the second look, which images got by their heat
 TEST_OF = {"repeated thing": "repeat", "place": "carry", "background": "carry_surround"}
 
 
@@ -124,8 +125,8 @@ class CauseBook:
         if list(self._nights.names[: len(before["nights"])]) != before["nights"]:
             return False
         self._there = set(self._images) - {(shard, i, content) for shard, i, content in before["gone"]}
-        for night, answer, moved, still in before["border"]:
-            self._border[night][answer].update({True: moved, False: still})
+        for night, answer, fallen, still in before["border"]:
+            self._border[night][answer].update({True: fallen, False: still})
         for shard, i, content, answer, drop, night in before["fell"]:
             self._fell[shard, i, content] = Given(answer, "border", "border", drop, night)
         return True
@@ -210,6 +211,7 @@ class CauseBook:
         self._images = {key: image for key, image in self._images.items() if key in self._there}
         self._tests: dict[tuple[int, str], Excess] = {}  # the most surprising
         latest = max([i.night for i in self._images.values()] + [*self._border, 0])
+        self._summed = self._sum_up(latest + 1)
         spans = self._nights.spans(latest)
         self._begins = self._nights.begins
         named = self._named_in(spans)
@@ -255,12 +257,32 @@ class CauseBook:
         return found
 
     def _excesses(self, span: Span) -> list[Excess]:
-        images = [image for image in self._images.values() if span.holds(image.night)]
-        border: dict[int, Counter[bool]] = defaultdict(Counter)
-        for night in filter(span.holds, self._border):
-            for answer, counts in self._border[night].items():
-                border[answer] += counts
-        return excesses(images, self._drop) + decided(compared("border", border))
+        """Compare the classes over the nights of a span, of which the counts up to each night are known."""
+        found: dict[str, dict[int, dict[bool, int]]] = defaultdict(dict)
+        for (name, answer), summed in self._summed.items():
+            end = min(span.last + 1, len(summed) - 1)
+            still, fallen = (summed[end] - summed[min(span.first, end)]).tolist()
+            if still or fallen:
+                found[name][answer] = {True: fallen, False: still}
+        border = found.pop(_FALLEN, {})
+        looks = [one for name, classes in found.items() for one in compared(name, classes)]
+        return decided(looks) + decided(compared("border", border))
+
+    def _sum_up(self, nights: int) -> dict[tuple[str, int], NDArray[np.int64]]:
+        """Count by look and answer how many stayed and moved before each night, (nights + 1, 2)."""
+        by_night: dict[int, list[Seen]] = defaultdict(list)
+        for image in self._images.values():
+            by_night[image.night].append(image)
+        counts = {night: moved(images, self._drop) for night, images in by_night.items()}
+        for night, classes in self._border.items():
+            counts.setdefault(night, {})[_FALLEN] = classes
+        found: dict[tuple[str, int], NDArray[np.int64]] = {}
+        for night, looks in counts.items():
+            for name, answers in looks.items():
+                for answer, of in answers.items():
+                    whole = found.setdefault((name, answer), np.zeros((nights + 1, 2), np.int64))
+                    whole[night + 1] = of[False], of[True]
+        return {key: whole.cumsum(0) for key, whole in found.items()}
 
     def _give(self, span: Span, found: Sequence[Excess]) -> None:
         """Give images of a span their causes; none before the night in which a known cause began."""

@@ -113,7 +113,12 @@ def seen(rows: Iterable[Mapping[str, Any]], nights: Nights = Nights()) -> dict[K
 
 
 def excesses(images: Iterable[Seen], drop: float = DROP) -> list[Excess]:
-    """Compare the classes, intervention by intervention, on their sampled images; `repeat` on all.
+    """Compare the classes, intervention by intervention, on their sampled images; `repeat` on all."""
+    return decided([one for name, classes in moved(images, drop).items() for one in compared(name, classes)])
+
+
+def moved(images: Iterable[Seen], drop: float = DROP) -> dict[str, dict[int, Counter[bool]]]:
+    """Count how many images of each class moved, by intervention.
 
     An image that falls without a hot spot that repeats counts for local interventions alone: a sticker
     explains it.
@@ -125,7 +130,7 @@ def excesses(images: Iterable[Seen], drop: float = DROP) -> list[Excess]:
         for name, fell in image.drops.items() if image.is_sampled else ():
             if name in LEAST and (name in LOCAL_ONES or not explained):
                 counts[name][image.answer][fell > drop] += 1
-    return decided([one for name, classes in counts.items() for one in compared(name, classes)])
+    return counts
 
 
 def compared(name: str, classes: Mapping[int, Mapping[bool, int]]) -> list[Excess]:

@@ -270,7 +270,8 @@ def _looked_at(out: Folder, paths: Sequence[str]) -> set[Place]:
 def _looks(out: Folder, explainer: str) -> Iterator[dict[str, Any]]:
     """Read the looks, as many at once as memory bears."""
     for batch in read_looks(out, explainer, _LOOKED).to_batches(max_chunksize=BATCH_ROWS):
-        yield from batch.to_pylist()
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            yield dict(zip(_LOOKED, row, strict=True))
 
 
 def _crops(out: Folder, explainer: str, keys: Collection[ImageKey]) -> dict[ImageKey, bytes]:

@@ -66,6 +66,7 @@ SAMPLE = 64  # images of each answer
 POOL = 500  # images of each answer that are read again
 MEMORY = 2**30  # bytes of views
 SMALL = 6400  # forwards that any night may have, but not more than eight an image
+MOST_SMALL, LARGE = 32, 2**26  # files that are put together, bytes
 PAIRS = 3  # of an answer and intervention, that are drawn
 _RECORD = (
     "run_id", "shard", "member", "index", "content_sha256", "predicted_class", "confidence", "heatmap",
@@ -281,6 +282,9 @@ def write_looks(out: Folder, explainer: str, found: Sequence[Row]) -> None:
         out.child_uri(LOOKS), rows, mode="append", partition_by=[PARTITION], name="camray looks",
         configuration=log.BESIDE,
     )  # fmt: skip
+    table = log.opened(out, LOOKS)
+    if sum(size < LARGE for size in log.sizes(table).values()) >= MOST_SMALL:
+        table.optimize.compact(target_size=LARGE)  # a file a night: to open five hundred takes seconds
 
 
 def read_looks(

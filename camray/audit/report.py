@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from camray.audit.causes import CAUSES, CHANGES
 from camray.audit.charts import RATES, cluster_maps, history, mean_maps, trend
@@ -160,7 +161,10 @@ def property_rows(night: Night, judged: pa.Table) -> list[dict[str, Any]]:
 
 def cause_cards(out: Folder, night: Night) -> list[dict[str, Any]]:
     """Give each cause with what shows it: a wall of hot spots, the image that falls most with and without."""
-    looks = read_looks(out, night.explainer, [*SEEN, "crop", "before", "after"])
+    if not night.causes:
+        return []
+    answers = ds.field("predicted_class").isin([card.class_id for card in night.causes[:CARDS]])
+    looks = read_looks(out, night.explainer, [*SEEN, "crop", "before", "after"], answers)
     found = []
     for card in night.causes[:CARDS]:
         mine = looks.filter(pc.equal(looks.column("predicted_class"), card.class_id))

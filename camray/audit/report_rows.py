@@ -19,6 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from camray.audit.columns import class_name
+from camray.audit.tally import places_of
+from camray.audit.verdict_table import among
 from camray.audit.verdicts import FLAGS, VERDICTS
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
@@ -99,18 +101,15 @@ def written_rows(
     texts = [""] * len(judged)
     kept: dict[str, set[str]] = {}  # folder of a shard's pictures -> what is there
     pruned = pruned_runs(out)
-    places = judged.select(["shard", "index"]).append_column("place", pa.array(np.arange(len(judged))))
+    places = {place: i for i, place in enumerate(places_of(judged))}
     said = judged.to_pylist()
     paths = table.files_of(explainer, judged.column("shard").unique().to_pylist())
     records = table.dataset(explainer, paths).scanner(
         columns=_RECORD, batch_size=16384, batch_readahead=2, fragment_readahead=4
     )
     for batch in records.to_batches():
-        keys = pa.table({"shard": batch.column("shard"), "index": batch.column("index")})
-        keys = keys.append_column("row", pa.array(np.arange(len(batch))))
-        both = keys.join(places, ["shard", "index"], join_type="inner").sort_by("row")
-        chosen = pa.Table.from_batches([batch]).take(both.column("row")).to_pylist()
-        for place, record in zip(both.column("place").to_pylist(), chosen, strict=True):
+        for record in batch.filter(among(batch, places.keys())).to_pylist():
+            place = places[record["shard"], record["index"]]
             if not texts[place]:  # of several targets the first
                 shown = as_shown(record, said[place], names)
                 if "picture" in shown and not _is_there(out, shown["picture"], kept):

@@ -23,7 +23,7 @@ from deltalake import DeltaTable
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger import log
 from camray.ledger.hold import hold
-from camray.ledger.out import AUDIT, OVERLAYS, PRUNED, REPORT, mask_beside, open_out, pruned_of
+from camray.ledger.out import AUDIT, LOOKS, OVERLAYS, PRUNED, REPORT, mask_beside, open_out, pruned_of
 from camray.ledger.runs import new_run_id
 from camray.ledger.side import DAMAGED, recovered, write_side
 from camray.ledger.table import Table
@@ -100,10 +100,11 @@ def remove(out: Folder, table: Table, removal: Removal, kept: frozenset[str], no
     if table.delta is not None:
         _vacuum(table.delta, hours, dry_run=False)
         table.delta.create_checkpoint()
-    if log.exists(out, AUDIT):
-        judged = log.opened(out, AUDIT)
-        _vacuum(judged, hours, dry_run=False)
-        judged.create_checkpoint()
+    for folder in (AUDIT, LOOKS):
+        if log.exists(out, folder):
+            beside = log.opened(out, folder)
+            _vacuum(beside, hours, dry_run=False)
+            beside.create_checkpoint()
 
 
 def print_prune(
