@@ -23,12 +23,16 @@ def status(args: argparse.Namespace) -> ExitCode:
     return print_status(args.out, args.json, getattr(args, "metrics_file", None))
 
 
-@verb(_OUT, Setting("only what this run, and those after it, wrote", "--since RUN"))
+@verb(
+    _OUT,
+    Setting("only what this run, and those after it, wrote", "--since RUN"),
+    Setting("also the hashes that chain the logs, and what runs said they did", "--chain", kind=bool),
+)
 def verify(args: argparse.Namespace) -> ExitCode:
     """Check that every committed member is accounted for and every file readable."""
     from camray.upkeep.verify import print_verify
 
-    return print_verify(args.out, args.json, getattr(args, "since", None))
+    return print_verify(args.out, args.json, getattr(args, "since", None), hasattr(args, "chain"))
 
 
 @verb(_OUT, Setting("the run whose verdict is taken as it is", "RUN", name="run"), given="OUT RUN")

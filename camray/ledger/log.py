@@ -35,6 +35,11 @@ def entry(folder: str, version: int) -> str:
     return f"{log_folder(folder)}/{version:020d}.json"
 
 
+def is_entry(name: str) -> bool:
+    """Tell whether a file of a log folder is an entry."""
+    return _ENTRY.fullmatch(name) is not None
+
+
 def is_stillborn(out: Folder, folder: str) -> bool:
     """Tell whether a power loss came right at the table's birth: its first entry is there, and empty."""
     first, second = entry(folder, 0), entry(folder, 1)
@@ -113,7 +118,7 @@ def versions(out: Folder) -> dict[str, int]:
     found: dict[str, int] = {}
     for folder in TABLES:
         names = (entry.path for entry in out.entries(log_folder(folder), recursive=False))
-        numbers = [int(name[:20]) for name in names if _ENTRY.fullmatch(name)]
+        numbers = [int(name[:20]) for name in names if is_entry(name)]
         found |= {folder: max(numbers)} if numbers else {}
     return found
 

@@ -17,6 +17,7 @@ from typing import Any
 from camray.config import Config, Explainer
 from camray.errors import ExitCode, redacted
 from camray.ledger import log
+from camray.ledger.chain import heads
 from camray.ledger.hold import last_owner
 from camray.ledger.out import RUNS, explainer_file, explainer_of, files_of_runs, run_file
 from camray.ledger.side import DamagedError, as_object, read_side, recovered, tell, write_side
@@ -80,8 +81,10 @@ class RunReport:
     def write(self, out: Folder) -> None:
         """Write run.json, replacing the run's earlier one."""
         text = json.dumps(dataclasses.asdict(self), default=str)
-        tables = {} if self.exit is None else log.versions(out)
-        write_side(out, run_file(self.run_id, "run.json"), json.loads(redacted(text)) | {"tables": tables})
+        ended: dict[str, Any] = {"tables": {}, "chain": {}}
+        if self.exit is not None:
+            ended = {"tables": log.versions(out), "chain": heads(out)}
+        write_side(out, run_file(self.run_id, "run.json"), json.loads(redacted(text)) | ended)
 
 
 def first_report(

@@ -22,7 +22,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from camray.errors import IncompleteError, UsageError, printable
-from camray.ledger import log
+from camray.ledger import chain, log
 from camray.ledger.committed import PARTITION, CommittedFiles, RecordFile, is_committed
 from camray.ledger.hold import Held
 from camray.ledger.out import TABLE
@@ -108,7 +108,9 @@ class Table:
         """Make the table unless it is there already; one of an earlier camray gains the columns it lacks."""
         if self._delta is not None and (missing := set(self._kind.whole.names) - self.columns):
             fields = Schema.from_arrow(self._kind.whole).fields
-            self._delta.alter.add_columns([f for f in fields if f.name in missing])
+            note = json.dumps(chain.link(self._out, self._kind.folder, self._delta.version()))
+            new = [f for f in fields if f.name in missing]
+            self._delta.alter.add_columns(new, commit_properties=CommitProperties({"camray": note}))
             self._delta = log.opened(self._out, self._kind.folder)
         if self._delta is None:
             if log.is_stillborn(self._out, self._kind.folder):
@@ -191,10 +193,14 @@ class Table:
 
     def fence(self) -> None:
         """Put an empty entry: whoever read the log before has to read it, and look at the hold, again."""
-        assert self._delta is not None
-        self._delta.create_write_transaction(
-            [], "append", self._kind.whole, partition_by=[self._kind.partition]
-        )  # fmt: skip
+        for attempt in range(COMMIT_ATTEMPTS):
+            try:
+                self._put([], {})
+                break
+            except CommitFailedError:  # a run that stood still woke up: its entry came first
+                if attempt == COMMIT_ATTEMPTS - 1:
+                    raise
+                self.update()
         self.update()
 
     def reopened(self) -> Table:
@@ -259,23 +265,26 @@ class Table:
     def commit(self, explainer: str, run_id: str, finished: Sequence[ShardCommit]) -> list[ShardCommit]:
         """Make finished shards visible in one transaction, replacing older content of the same shards.
 
-        Returns those that this call committed; a shard that another run committed first, with the same
-        content, is left out.
+        Returns those that this call committed, also where the store lost its answer; a shard that another
+        run committed first, with the same content, is left out.
 
         Raises:
             IncompleteError: other writers kept winning, or another run holds OUT; nothing became visible.
         """
         if self._delta is None:
             raise IncompleteError(f"the {self._kind.folder} table is gone")
+        done: list[ShardCommit] = []
+        mine: list[ShardCommit] = []
         for attempt in range(COMMIT_ATTEMPTS):
             if self._seen is None or attempt:  # a refused commit means that somebody else wrote
+                done += mine if mine and self._is_there(run_id) else []
                 self.update()
                 self._seen, self._own = self.shards(explainer), {}
             if self.held is not None:
                 self.held.confirm()  # behind the read: what a later holder puts is an entry that refuses ours
             mine = [f for f in finished if not self._has(f)]
             if not mine:
-                return []
+                return done
             self._check_planned(mine)
             try:
                 self._write(explainer, run_id, mine)
@@ -286,8 +295,17 @@ class Table:
                 continue
             log.flush(self._out, self._kind.folder, self._delta.version() + 1)
             self._follow({f.shard.key: [_file_of(r) for r in f.receipts] for f in mine})
-            return mine
+            return [*done, *mine]
         raise IncompleteError(f"{COMMIT_ATTEMPTS} commits were refused: another run writes, or OUT fails")
+
+    def _is_there(self, run_id: str) -> bool:
+        """Tell of a refused commit whether its entry was put after all: the store lost its answer."""
+        assert self._delta is not None
+        try:
+            data = self._out.read(log.entry(self._kind.folder, self._delta.version() + 1))
+        except FileNotFoundError:
+            return False
+        return chain.said_in(data).get("run_id") == run_id
 
     def _check_planned(self, mine: Sequence[ShardCommit]) -> None:
         """Replace what the plan saw, and nothing else: the other listing may be the newer one."""
@@ -331,13 +349,18 @@ class Table:
                 for old in self._current(done.shard.key)
             ]
         statements = [_statement(explainer, done) for done in mine]
-        properties = CommitProperties(
-            custom_metadata={"camray": json.dumps({"run_id": run_id, "shards": statements})},
-            max_commit_retries=0, app_transactions=transactions,
-        )  # fmt: skip
+        self._put(actions, {"run_id": run_id, "shards": statements}, transactions)
+
+    def _put(
+        self, actions: Sequence[AddAction | RemoveAction], said: Mapping[str, object],
+        claims: Sequence[Transaction] = (),
+    ) -> None:  # fmt: skip
+        """Put the next entry if it is absent; it carries the hash over those before it."""
+        assert self._delta is not None
+        note = {**said, **chain.link(self._out, self._kind.folder, self._delta.version())}
         self._delta.create_write_transaction(
-            actions, "append", self._kind.whole, partition_by=[self._kind.partition],
-            commit_properties=properties,
+            list(actions), "append", self._kind.whole, partition_by=[self._kind.partition],
+            commit_properties=CommitProperties({"camray": json.dumps(note)}, 0, list(claims)),
         )  # fmt: skip
 
     def runs(self) -> list[str]:
@@ -377,13 +400,8 @@ class Table:
         for path, new in files.items():
             actions.append(RemoveAction(path, True, now_ms, None, dict(partition)))
             actions.append(self._added(new, owner, now_ms))
-        note = {"run_id": run_id, "shards": list(said), "forgot": True}
         claims = [self._claim(f"{owner}/{one['key']}") for one in said]
-        properties = CommitProperties({"camray": json.dumps(note)}, 0, claims)
-        self._delta.create_write_transaction(
-            actions, "append", self._kind.whole, partition_by=[self._kind.partition],
-            commit_properties=properties,
-        )  # fmt: skip
+        self._put(actions, {"run_id": run_id, "shards": list(said), "forgot": True}, claims)
         log.flush(self._out, self._kind.folder, self._delta.version() + 1)
         log.patiently(self._out, self._delta.update_incremental)
 

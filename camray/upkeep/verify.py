@@ -19,6 +19,7 @@ from camray.ledger.table import RECORDS, Kind, Table
 from camray.records import LATER, Status
 from camray.storage import Folder
 from camray.upkeep.beside import find_beside, find_nothing_said
+from camray.upkeep.evidence import look_at_chain
 from camray.upkeep.since import Since, since
 from camray.upkeep.status import committed_shards, open_either
 
@@ -96,10 +97,10 @@ def _problems(
         )
 
 
-def print_verify(place: str, as_json: bool, run_id: str | None = None) -> ExitCode:
+def print_verify(place: str, as_json: bool, run_id: str | None = None, with_chain: bool = False) -> ExitCode:
     """Print the problems, or that there are none; exit 5 where there are any.
 
-    `run_id`: only what this run, and those after it, wrote.
+    `run_id`: only what this run, and those after it, wrote; `with_chain`: also the evidence of the logs.
 
     Raises:
         UsageError: OUT has no such run.
@@ -112,9 +113,17 @@ def print_verify(place: str, as_json: bool, run_id: str | None = None) -> ExitCo
     if new is None:
         problems += find_nothing_said(out, len(said))
     members = sum(int(s["members"]) for s in said.values())
+    evidence: dict[str, str] = {}
+    for one in (table, scores) if with_chain else ():
+        found = look_at_chain(out, one)
+        problems += found.problems
+        evidence |= {one.kind.folder: found.said} if found.said else {}
     if as_json:
-        print(json.dumps({"shards": len(said), "members": members, "problems": problems}))
+        facts = {"shards": len(said), "members": members, "problems": problems}
+        print(json.dumps(facts | {"chain": evidence} if with_chain else facts))
     else:
+        for folder, what in evidence.items():
+            print(f"{folder}: {what}")
         for problem in problems:
             print(printable(problem, 500))
         verdict = f"{len(problems):,} problems" if problems else "all accounted for"
