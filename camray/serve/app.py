@@ -14,7 +14,6 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
-from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
@@ -94,7 +93,7 @@ class Door:
         return None
 
 
-def application(pages: Pages, say: Callable[[str], None]) -> Starlette:
+def application(pages: Pages, say: Callable[[str], None]) -> ASGIApp:
     """Give the server of an OUT; `say` is told each new token."""
 
     def page(answer: Callable[[Request], str]) -> Callable[[Request], Response]:
@@ -170,5 +169,4 @@ def application(pages: Pages, say: Callable[[str], None]) -> Starlette:
         Route("/decide", decide, methods=["POST"]),
         Route("/static/{name}", static),
     ]
-    guard = [Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS)), Middleware(Door, say=say)]
-    return Starlette(routes=routes, middleware=guard)
+    return TrustedHostMiddleware(Door(Starlette(routes=routes), say), HOSTS)  # the door says its first token now
