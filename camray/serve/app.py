@@ -169,4 +169,6 @@ def application(pages: Pages, say: Callable[[str], None]) -> ASGIApp:
         Route("/decide", decide, methods=["POST"]),
         Route("/static/{name}", static),
     ]
-    return TrustedHostMiddleware(Door(Starlette(routes=routes), say), HOSTS)  # the door says its first token now
+    return TrustedHostMiddleware(
+        Door(Starlette(routes=routes), say), HOSTS
+    )  # the door says its first token now

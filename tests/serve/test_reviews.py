@@ -1,0 +1,196 @@
+"""Decisions: durable before they are acknowledged, of two reviewers both kept, undone, taken in by the audit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+from urllib.request import HTTPCookieProcessor, Request, build_opener
+
+import pytest
+from deltalake import DeltaTable
+
+from camray.audit.reviewed import decisions, take_in
+from camray.ledger.out import open_out
+from camray.serve.rows import Rows, View
+from camray.storage import open_folder
+from tests.serve.conftest import Served
+
+
+def inbox(out: Path, but: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Every decision that lies in the inbox, as the files say, but those of some files."""
+    files = sorted(path for path in (out / "qa-inbox").glob("*.json") if path.name not in but)
+    return [row for file in files for row in json.loads(file.read_bytes())["decisions"]]
+
+
+def test_a_decision_is_in_the_inbox_when_it_is_acknowledged(served: Served) -> None:
+    row, other = served.pages.rows.rows([3, 4])
+    said = served.decide(id=3, decision="problem", reviewer="Ada <b>")
+    assert said == {"said": ["Ada <b>: problem"], "conflict": False, "decision": "problem"}
+    (kept,) = inbox(served.out)
+    names = ("explainer", "shard", "member", "index", "content_sha256", "verdict")
+    assert {name: kept[name] for name in names} == {name: row[name] for name in names}
+    assert (kept["decision"], kept["reviewer"], kept["decided_at"][:3]) == ("problem", "Ada <b>", "202")
+    out = open_folder(str(served.out), "OUT")
+    assert take_in(out) == 1
+    assert take_in(out) == 0  # the same file again
+    served.decide(id=4, decision="accepted", reviewer="Ada <b>")  # written into the same file
+    assert take_in(out) == 1
+    found = decisions(out, row["explainer"]).images
+    assert found[row["shard"], row["index"], row["content_sha256"], row["verdict"]] == "problem"
+    assert found[other["shard"], other["index"], other["content_sha256"], other["verdict"]] == "accepted"
+    table = DeltaTable(str(served.out / "qa")).to_pyarrow_table().to_pylist()
+    assert {r["reviewer"] for r in table} == {"Ada <b>"}
+
+
+def test_two_reviewers_are_both_kept_and_the_conflict_is_shown(served: Served) -> None:
+    served.decide(id=3, decision="problem", reviewer="ada")
+    said = served.decide(id=3, decision="accepted", reviewer="bob")
+    assert said["conflict"]
+    assert said["said"] == ["ada: problem", "bob: accepted"]
+    page = served.client.get("/image/3").text
+    assert "Conflict:" in page
+    assert "ada: problem; bob: accepted" in page
+    assert '<li data-id="3">' in served.client.get("/images?state=conflict").text
+    assert not served.decide(id=3, decision="problem", reviewer="bob")["conflict"]
+    assert "No record is so" in served.client.get("/images?state=conflict").text
+    assert [r["reviewer"] for r in inbox(served.out)] == ["ada", "bob", "bob"]
+
+
+def test_undo_takes_back_ones_own_word_alone(served: Served) -> None:
+    (row,) = served.pages.rows.rows([3])
+    out, key = (
+        open_folder(str(served.out), "OUT"),
+        (row["shard"], row["index"], row["content_sha256"], row["verdict"]),
+    )
+    served.decide(id=3, decision="accepted", reviewer="ada")
+    served.decide(id=3, decision="problem", reviewer="bob")
+    assert served.decide(id=3, decision="open", reviewer="bob")["said"] == ["ada: accepted"]
+    take_in(out)
+    assert decisions(out, row["explainer"]).images == {key: "accepted"}
+    assert served.decide(id=3, decision="open", reviewer="ada")["said"] == []
+    take_in(out)
+    assert decisions(out, row["explainer"]).images == {}
+
+
+def test_progress_counts_what_is_reviewed_of_the_view(served: Served) -> None:
+    ids = [int(i) for i in served.pages.rows.order(_view("verdict", "wrong"))[:3]]
+    for number in ids:
+        served.decide(id=number, decision="accepted", reviewer="ada")
+    total = served.pages.rows.size(_view("verdict", "wrong"))
+    assert f"3 of {total} reviewed" in served.client.get("/images?verdict=wrong").text
+    open_ones = served.client.get("/images?verdict=wrong&state=open").text
+    assert f"<strong>{total - 3}</strong>" in open_ones
+
+
+def _view(column: str, value: str) -> Any:
+    return View.of([(column, value)])
+
+
+def test_another_server_on_the_same_out_is_heard(served: Served, serving: Callable[..., Served]) -> None:
+    other = serving(served.out)
+    served.decide(id=3, decision="problem", reviewer="ada")
+    assert "ada: problem" in other.client.get("/image/3").text
+    assert other.decide(id=3, decision="accepted", reviewer="bob")["conflict"]
+    assert "bob: accepted" in served.client.get("/image/3").text
+    assert len(inbox(served.out)) == 2
+    again = serving(served.out)  # and one that starts later
+    assert "ada: problem; bob: accepted" in again.client.get("/image/3").text
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{}, {"id": 3}, {"id": 10**9, "decision": "accepted", "reviewer": "a"}, [], "x", {"id": "x", "decision": "accepted",
+     "reviewer": "a"}, {"id": 3, "decision": "maybe", "reviewer": "a"}, {"id": 3, "decision": "accepted", "reviewer": " "},
+     {"cause": "none", "explainer": "x", "decision": "accepted", "reviewer": "a"}, {"id": 3, "decision": "accepted",
+     "reviewer": "a" * 70000}],
+)  # fmt: skip
+def test_what_is_no_decision_is_refused(served: Served, said: Any) -> None:
+    answer = served.client.post("/decide", json=said)
+    assert answer.status_code == 400
+    assert not list(served.out.glob("qa-inbox/*"))
+
+
+def test_a_server_that_only_reads_writes_nothing(audited: Path, serving: Callable[..., Served]) -> None:
+    before = sorted((str(p), p.stat().st_mtime_ns) for p in audited.rglob("*"))
+    reading = serving(audited, may_review=False)
+    said = {"id": 3, "decision": "accepted", "reviewer": "ada"}
+    assert reading.client.post("/decide", json=said).status_code == 403
+    for page in ("/images", "/image/0", "/causes", "/class/1", "/export/csv"):
+        assert reading.client.get(page).status_code == 200
+    assert sorted((str(p), p.stat().st_mtime_ns) for p in audited.rglob("*")) == before
+
+
+class Remote:
+    """`camray serve --review` in a process of its own, and a browser that was let in."""
+
+    def __init__(self, out: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "camray.cli", "serve", str(out), "--review"], stdout=subprocess.PIPE, text=True,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert self.process.stdout
+        self.url = self.process.stdout.readline().strip()
+        self.browser = build_opener(HTTPCookieProcessor())
+        self.browser.open(self.url).read()
+
+    def decide(self, number: int, decision: str) -> bool:
+        """Decide, and tell whether that was acknowledged."""
+        body = json.dumps({"id": number, "decision": decision, "reviewer": "ada"}).encode()
+        asked = Request(self.url.partition("?")[0] + "decide", body, {"content-type": "application/json"})
+        try:
+            with self.browser.open(asked) as answer:
+                return json.loads(answer.read())["decision"] == decision
+        except (OSError, ValueError):
+            return False
+
+    def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+
+
+def killed_amid(out: Path, seed: int, most: int) -> tuple[list[tuple[int, str]], list[dict[str, Any]]]:
+    """Decide until a kill at a random moment: what was acknowledged, and what lies there afterwards."""
+    draw, server = random.Random(seed), Remote(out)
+    before = {path.name for path in (out / "qa-inbox").glob("*.json")}
+    threading.Timer(draw.uniform(0.0, 0.4), server.kill).start()
+    acknowledged = []
+    for number in draw.sample(range(250), most):
+        decision = draw.choice(("accepted", "problem"))
+        if not server.decide(number, decision):
+            break
+        acknowledged.append((number, decision))
+    end = time.monotonic() + 60
+    while server.process.returncode is None and time.monotonic() < end:
+        time.sleep(0.01)
+    return acknowledged, inbox(out, before)
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_nothing_that_was_acknowledged(audited: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(audited, tmp_path / "out"))
+    told = 0
+    for seed in range(20):
+        acknowledged, kept = killed_amid(out, seed, 200)
+        index = {r["index"]: r["decision"] for r in kept}
+        rows = Rows(*open_out(str(out)), {})
+        known = {row["id"]: row["index"] for row in rows.rows(range(250), ("index",))}
+        rows.close()
+        assert all(index.get(known[number]) == decision for number, decision in acknowledged)
+        assert len(kept) - len(acknowledged) in (0, 1)  # saved, and killed before it could be said
+        told += len(acknowledged)
+    assert told > 100
+    table = take_in(open_folder(str(out), "OUT"))
+    assert table >= told
+    print(f"{told} acknowledged, {table} kept")
