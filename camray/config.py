@@ -151,7 +151,8 @@ class ModelConfig:
     prompts: str | None = setting(
         None, "a CLIP or SigLIP folder's classes: one prompt a line, or name: prompt", "--prompts FILE")
     head: str | None = setting(
-        None, "a linear head for embeddings: safetensors with weight (classes x width), maybe bias",
+        None, "a linear head for embeddings: safetensors with weight (classes x width), maybe bias; or a "
+        "folder of labelled images: their centroids",
         "--head FILE")
     class_names: str | None = setting(
         None, "class names: txt, csv, json, or imagenet", "--class-names FILE", common=EVERY)
@@ -193,7 +194,8 @@ class MethodConfig:
 
     name: str = setting("gradcam", "class activation map method", "--method NAME", verbs=RUNS, common=RUNS)
     target: str = setting(
-        "predicted", "predicted, label, class index, top:5, above:0.5 ...", "--target T", common=JOBS,
+        "predicted", "predicted, label, class index, top:5, above:0.5, similarity:IMAGE ...", "--target T",
+        common=JOBS,
         told={"compare": "predicted, label, or a class index"})
     layer: str | None = setting(
         None, "target layer; default: chosen for the model", "--layer NAME", verbs=EVERY,

@@ -281,7 +281,8 @@ _PREDICTION = (
     Column(
         "predicted_value",
         _FLOAT,
-        "`--task regression`: the one number; all about classes is null",
+        "`--task regression`: the one number; `--target similarity:IMAGE`: the cosine. All about classes is "
+        "null",
         is_later=True,
     ),
 )

@@ -228,7 +228,7 @@ def test_what_a_stage_gives_is_what_the_next_one_takes() -> None:
         return {f.name for f in kind}
 
     assert names(records.MEMBER) - {"boxes_in_pixels"} <= names(records.DECODED)
-    assert names(records.DECODED) - {"mask", "content_of"} <= names(records.EXPLAINED)
+    assert names(records.DECODED) - {"mask", "bands", "content_of"} <= names(records.EXPLAINED)
     kept = names(records.EXPLAINED) - {"pixels", "content", "overlay", "frame"}
     assert kept <= set(RECORD_SCHEMA.names)
     for f in RECORD_SCHEMA:

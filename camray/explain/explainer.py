@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from camray.records import DECODED, EXPLAINED, SCHEMA_VERSION, Status, failure, 
 Row = dict[str, Any]
 FOLDING_CHANGE = 1e-5  # of the greatest value: what folded batch norms may move by rounding
 STEADY = 1e-3  # of the greatest logit: what batches of another size may move by rounding
+SIMILARITY = "similarity"  # target: the cosine of an image's embedding and a reference's
 LARGEST_MAP = 32  # cells a side that a record keeps
 DOUBTFUL_DROP = 0.1  # confidence lost without the hot border: from here on a person should see the picture
 LOW_MARGIN = 0.1  # below this difference of the two best softmax values a prediction is flagged
@@ -52,7 +54,9 @@ def resolve(
     Raises:
         UsageError: a model, checkpoint, layer, class or method that cannot work.
     """
-    loaded = load_model(config.model, config.preprocess, folders, config.archive.bands or ())
+    kind, _, path = config.method.target.partition(":")
+    reference = path if kind == SIMILARITY else None
+    loaded = load_model(config.model, config.preprocess, folders, config.archive.bands or (), reference)
     if task := loaded.build_args.get("task"):
         from camray.explain.detections import resolve_detector
         from camray.explain.segments import resolve_segmenter
@@ -61,6 +65,8 @@ def resolve(
             raise ModelError("--model", f"methods of {task} are not compared", "camray explain")
         return (resolve_detector if task == "detection" else resolve_segmenter)(config, loaded)
     target = target_by_index(config.method.target, loaded.class_names)
+    if reference is not None:  # its embedding is part of the weights, which name the explainer
+        target = f"{SIMILARITY}:{Path(reference).name}"
     rule = _rule(target, loaded.activation)
     named = rule.classes if loaded.activation != "value" else ()
     for class_id in (*named, *((rule.against,) if rule.score == "vs" else ())):
@@ -132,7 +138,7 @@ def steadiness(loaded: LoadedModel, alone: bool) -> tuple[str, ...]:
 
 def _rule(target: str, activation: str) -> cam.TargetRule:
     """Read a target as these scores mean it: a share is compared as it is, a value has no classes."""
-    rule = cam.TargetRule.parse(target)
+    rule = cam.TargetRule() if target.startswith(f"{SIMILARITY}:") else cam.TargetRule.parse(target)
     if activation == "value":
         if rule.select != "predicted" or rule.score != "logit":
             raise ModelError("--target", f"{target}, but a regression has no classes", "leave it out")

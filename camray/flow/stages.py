@@ -317,6 +317,8 @@ class Sink(ChunkSink):
         key = key_of(image["member"].as_py())
         class_id, label = image["target_class"].as_py(), image["target_label"].as_py()
         target = f"{class_id} {label}" if label else f"class {class_id}"
+        if class_id is None:  # a value
+            target = image["target_kind"].as_py()
         if (number := image["detection"].as_py()) is not None:
             target = f"{number} {target}"
         name = overlays.overlay_name(chunk.shard_id, image["index"].as_py(), key, target)
@@ -344,6 +346,8 @@ def _where(image: pa.StructScalar) -> Geometry:
 def _caption(image: pa.StructScalar) -> str:
     """Say what the model said, and which class the map explains where that is another one."""
     predicted, target = image["predicted_class"].as_py(), image["target_class"].as_py()
+    if predicted is None:
+        return f"{image['predicted_value'].as_py():.4g}"
     label = image["predicted_label"].as_py() or f"class {predicted}"
     text = f"{label} {image['confidence'].as_py():.1%}"
     if target != predicted:

@@ -57,7 +57,7 @@ def origin_of(config: Config, folders: Iterable[str], cached: Iterable[Path] = (
     if config.model.download or config.model.name.startswith("hf-hub:"):
         return None
     try:
-        places = tuple(map(str, (*_named_places(config.model), *cached)))
+        places = tuple(map(str, (*_named_places(config.model, config.method.target), *cached)))
         state = _digest([[place, *_state_of(Path(place))] for place in places])
         run, code = config.run, _own_texts(config.model.name)
     except (OSError, ValueError, ModelError):  # resolving says what is wrong, or there are too many files
@@ -98,7 +98,7 @@ def _read(tree: Any) -> tuple[tuple[str, ...], str, Resolved]:
     return tuple(map(str, tree["places"])), str(tree["state"]), resolved
 
 
-def _named_places(model: ModelConfig) -> Iterator[Path]:
+def _named_places(model: ModelConfig, target: str) -> Iterator[Path]:
     """Give the files and folders that settings name; a name may be that of a folder that is not there yet."""
     named = (
         model.name.removeprefix("local-dir:"),
@@ -108,6 +108,9 @@ def _named_places(model: ModelConfig) -> Iterator[Path]:
         model.head,
     )
     yield from (Path(name).expanduser() for name in named if name)
+    kind, _, reference = target.partition(":")
+    if kind == "similarity":
+        yield Path(reference).expanduser()
     if model.checkpoint:  # what an adapter is beside its weights
         yield Path(model.checkpoint).expanduser().parent / "adapter_config.json"
 

@@ -1,7 +1,9 @@
 """Classes for a network that gives embeddings: an affine head made of prompts, or read from a file.
 
     --prompts classes.txt ──text side, once, by the driver──┐
-    --head weights.safetensors ─────────────────────────────┴──> weight (C, D), bias (C) ──> Headed(network)
+    --head weights.safetensors ─────────────────────────────┼──> weight (C, D), bias (C) ──> Headed(network)
+    --head FOLDER of labelled images ──the network, once────┤
+    --target similarity:IMAGE, or a folder of images ───────┘    one row: the value is the cosine itself
 
 A contrastive model (CLIP, SigLIP) compares normalised embeddings and multiplies by a temperature that it
 learnt; a thousand prompts are then a thousand rows of one matrix, and cost one forward of the tower.
@@ -9,7 +11,7 @@ learnt; a thousand prompts are then a thousand rows of one matrix, and cost one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from camray.errors import ModelError, printable
+from camray.archive.names import file_kind
+from camray.errors import ImageError, ModelError, printable
 from camray.models import hugging_face
 from camray.models.hugging_face import Contrast
 
@@ -162,6 +165,49 @@ def from_file(file: str, contrast: Contrast | None, folder: Path | None) -> Head
     return Head(weight * side.scale, own, (), contrast.activation, (note,))
 
 
+def from_images(path: Path, option: str, embed: Callable[[bytes], Tensor], classes: bool = False) -> Head:
+    """Make a row of each class folder, or one of an image or of all images of a folder: the mean direction.
+
+    `embed` gives the embedding (D,) of an encoded image. Every row has length 1.
+
+    Raises:
+        ModelError: nothing there, fewer than two classes, an image that cannot be read.
+    """
+    folders = {own.name: own for own in sorted(path.iterdir()) if own.is_dir()} if classes else {"": path}
+    if classes and len(folders) < 2:
+        said = f"{printable(str(path))} holds {len(folders)} folders of images"
+        raise ModelError(option, said, "give a folder with a folder of images for each class")
+    rows, count = [], 0
+    for own in folders.values():
+        files = sorted(f for f in own.iterdir() if f.is_file()) if own.is_dir() else [own]
+        files = [f for f in files if file_kind(f.name, arrays=True) == "image"]
+        if not files:
+            raise ModelError(option, f"{printable(str(own))} holds no image", "give images")
+        found = []
+        for file in files:
+            try:
+                found.append(normalize(embed(file.read_bytes()), dim=0))
+            except (ImageError, OSError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
+                raise ModelError(
+                    option, printable(f"{file}: {why}"), "give images that can be read"
+                ) from None
+        rows.append(normalize(torch.stack(found).mean(0), dim=0))
+        count += len(found)
+    note = f"{path.name}: the mean direction of {count} image{'s' * (count > 1)}"
+    each = f" of {len(rows)} classes" if classes else ""
+    return Head(torch.stack(rows), None, tuple(folders) if classes else (), "none", (note + each,))
+
+
+def embeddings_of(output: Any, contrast: Contrast | None, config: Mapping[str, Any]) -> list[Embedding]:
+    """Name the embeddings that a network's output holds, the customary one first."""
+    if contrast is not None:
+        return [contrast.embedding]
+    if getattr(output, "last_hidden_state", None) is None:
+        return ["output"]
+    return ["class_token", "class_and_patches"] if config.get("has_class_token") else ["pooler_output"]
+
+
 def place(head: Head, output: Any, contrast: Contrast | None, config: Mapping[str, Any]) -> dict[str, Any]:
     """Say where the head belongs, by the network's output for one image: arguments of `Headed`, plain data.
 
@@ -170,12 +216,7 @@ def place(head: Head, output: Any, contrast: Contrast | None, config: Mapping[st
     """
     classes, width = head.weight.shape
     prefix = 1 + int(config.get("num_register_tokens") or 0)
-    names: tuple[Embedding, ...] = ("output",)
-    if contrast is not None:
-        names = (contrast.embedding,)
-    elif getattr(output, "last_hidden_state", None) is not None:
-        has_class = config.get("has_class_token", False)
-        names = ("class_token", "class_and_patches") if has_class else ("pooler_output",)
+    names = embeddings_of(output, contrast, config)
     found = {name: read_embedding(output, name, prefix).shape[1] for name in names}
     chosen = next((name for name, size in found.items() if size == width), None)
     if chosen is None:
@@ -183,5 +224,5 @@ def place(head: Head, output: Any, contrast: Contrast | None, config: Mapping[st
         raise ModelError("--head", said, "give the head that was trained on this network")
     return {
         "classes": classes, "width": width, "bias": head.bias is not None, "embedding": chosen,
-        "prefix": prefix, "normalized": contrast is not None,
+        "prefix": prefix, "normalized": contrast is not None or head.activation == "none",
     }  # fmt: skip

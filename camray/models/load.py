@@ -13,6 +13,7 @@ import hashlib
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -26,6 +27,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from camray.config import Config, InputSpec, ModelConfig, PreprocessConfig
 from camray.errors import ModelError, printable
+from camray.image.decode import decode
 from camray.models import (
     adapters,
     checkpoints,
@@ -47,6 +49,8 @@ from camray.models.labels import (
 )
 from camray.models.outputs import Reading, as_logits, read_output
 from camray.models.sources import Recipe, Source
+
+REFERENCE_PIXELS = 100_000_000  # at most, of an image that others are compared with
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +74,19 @@ def load_model(
     preprocess: PreprocessConfig | None = None,
     folders: Iterable[str] = (),
     bands: tuple[int, ...] = (),
+    reference: str | None = None,
 ) -> LoadedModel:
     """Build the model and load its weights. `folders`: the archive's top folders, which may name classes.
 
-    `bands`: of images that are bands, those to look at.
+    `bands`: of images that are bands, those to look at. `reference`: an image, or a folder of some, that the
+    similarity of embeddings is taken to.
 
     Raises:
         ModelError: unknown name, no weights, a checkpoint that does not fit, NaN weights, no classifier.
     """
     source = sources.find_source(config)
-    if config.prompts is not None or config.head is not None:
-        source, module, notes, activation = _headed(source, config, preprocess, bands)
+    if config.prompts is not None or config.head is not None or reference is not None:
+        source, module, notes, activation = _headed(source, config, preprocess, bands, reference)
     else:
         _refuse_embeddings(source)
         source, module, notes = _weighted(source, config)
@@ -96,7 +102,10 @@ def load_model(
     if segmenters.is_segmenter(module, source.recipe) or config.task == segmenters.TASK:
         return _segmenter(source, module, notes, config, preprocess, bands)
     spec, told = _input_spec(source, module, config, preprocess, bands)
-    reading = read_output(module, spec, activation, config.output, config.task)
+    task = config.task if reference is None else "regression"
+    reading = read_output(module, spec, activation, config.output, task)
+    if reference is not None:
+        reading = replace(reading, told=())
     as_logits(module, **reading.to_dict())
     names, named = ((), ()) if reading.activation == "value" else _class_names(
         config, source, reading.classes, folders
@@ -313,25 +322,42 @@ def _input_spec(
 
 
 def _headed(
-    source: Source, config: ModelConfig, preprocess: PreprocessConfig | None, bands: tuple[int, ...]
+    source: Source,
+    config: ModelConfig,
+    preprocess: PreprocessConfig | None,
+    bands: tuple[int, ...],
+    reference: str | None,
 ) -> tuple[Source, nn.Module, tuple[str, ...], str]:
-    """Put a head of prompts or of a file on a network that gives embeddings."""
-    if config.prompts is not None and config.head is not None:
-        raise ModelError("--prompts", "given together with --head", "give one of the two")
-    option = "--prompts" if config.head is None else "--head"
+    """Put a head of prompts, of a file or of reference images on a network that gives embeddings."""
+    asked = {"--prompts": config.prompts, "--head": config.head, "--target": reference}
+    options = [name for name, value in asked.items() if value is not None]
+    if len(options) > 1:
+        raise ModelError(options[0], f"given together with {options[1]}", "give one of the two")
+    (option,) = options
+    if not asked[option]:
+        raise ModelError(option, "names nothing", "similarity:IMAGE" if reference == "" else f"{option} FILE")
     if source.gives_classes and source.recipe.kind in ("transformers", "torchvision"):
         raise ModelError(option, f"{source.recipe.name} has a head of its own", "give a model of embeddings")
     if config.num_classes is not None:
         raise ModelError("--num-classes", f"given together with {option}, which tells it", "leave it out")
-    if config.head is not None:
+    if source.recipe.kind == "timm":
+        source = replace(source, recipe=source.recipe.with_classes(0))
+    head = None
+    if config.prompts is not None:
+        head = heads.from_prompts(config.prompts, source.folder, source.contrast)
+    elif config.head is not None and not Path(config.head).expanduser().is_dir():
         head = heads.from_file(config.head, source.contrast, source.folder)
-    else:
-        head = heads.from_prompts(config.prompts or "", source.folder, source.contrast)
     source, tower, notes = _weighted(source, config)
+    tower.eval()  # before it runs: batch norms would take what they see into their statistics
     spec, _ = _input_spec(source, tower, config, preprocess, bands)
     with torch.no_grad():
-        output = tower.eval()(torch.zeros(1, len(spec.mean), spec.height, spec.width))
+        output = tower(torch.zeros(1, len(spec.mean), spec.height, spec.width))
     facts = {**source.recipe.args, "has_class_token": hugging_face.has_class_token(tower)}
+    if head is None:
+        name = heads.embeddings_of(output, source.contrast, facts)[0]
+        path = Path(config.head or reference or "").expanduser()
+        embed = partial(_embedding, tower, spec, name)
+        head = heads.from_images(path, option, embed, classes=reference is None)
     placed = heads.place(head, output, source.contrast, facts)
     recipe = replace(source.recipe, head=placed)
     module = heads.Headed(tower, **placed)
@@ -342,13 +368,24 @@ def _headed(
     return source, module, (*notes, *head.notes), activation
 
 
+@torch.no_grad()
+def _embedding(tower: nn.Module, spec: InputSpec, name: heads.Embedding, content: bytes) -> Tensor:
+    """Embed one encoded image: (D,)."""
+    decoded = decode(content, spec, REFERENCE_PIXELS)
+    seen = decoded.pixels if decoded.bands is None else decoded.bands
+    x = preprocessing.to_input(torch.from_numpy(seen)[None], torch.tensor(spec.mean), torch.tensor(spec.std))
+    return heads.read_embedding(tower(x), name)[0]
+
+
 def _refuse_embeddings(source: Source) -> None:
     """Refuse a network that gives embeddings, which are no classes."""
     if source.gives_classes:
         return
     name = source.contrast.whole if source.contrast else source.recipe.name
-    fix = "--prompts classes.txt, or --head FILE" if source.contrast else "--head FILE"
-    raise ModelError("--model", f"{name} gives embeddings, not classes", fix)
+    fix = "--prompts classes.txt, --head FILE" if source.contrast else "--head FILE"
+    raise ModelError(
+        "--model", f"{name} gives embeddings, not classes", f"{fix}, or --target similarity:IMAGE"
+    )
 
 
 def _refuse_kind(module: nn.Module) -> None:
@@ -375,7 +412,7 @@ def _refuse_tower(source: Source, module: nn.Module) -> None:
     """Refuse a contrastive model of own code: it has learnt a temperature, and gives embeddings of images."""
     if hasattr(module, "logit_scale") and hasattr(module, "visual"):
         said = f"{source.recipe.name} is a tower of images and texts: it gives embeddings, not classes"
-        fix = "a transformers folder with --prompts classes.txt, or --head FILE"
+        fix = "a transformers folder with --prompts classes.txt, --head FILE, or --target similarity:IMAGE"
         raise ModelError("--model", said, fix)
 
 

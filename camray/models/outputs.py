@@ -278,7 +278,7 @@ def _refuse_embedding(values: Tensor, form: Form) -> None:
     if form == "logits" and values.shape[1] > 1 and unit and not _are_shares(values):
         raise ModelError(
             "--model", f"its output is an embedding of {values.shape[1]} numbers, each image's of length 1",
-            "give a classifier, or the network with its head",
+            "give a classifier, --head FILE, or --target similarity:IMAGE",
         )  # fmt: skip
 
 

@@ -89,7 +89,8 @@ def input_channels(module: nn.Module, height: int, width: int) -> int:
     """
     with torch.no_grad():
         wanted = _wanted_channels(module, torch.zeros(1, 3, height, width))
-        for channels in dict.fromkeys((3, *wanted, *range(2, _MOST_CHANNELS + 1), 1)):
+        tried: list[int] = [3, *wanted, *range(2, _MOST_CHANNELS + 1), 1]
+        for channels in tried:
             try:
                 module(torch.zeros(1, channels, height, width))
             except Exception:  # noqa: BLE001 - the user's own code may raise anything; what fits decides

@@ -129,8 +129,6 @@ def find_source(config: ModelConfig) -> Source:
         else:
             source = _own(name) if ":" in name else _timm(name)
     recipe = replace(source.recipe, args={**source.recipe.args, **config.args})
-    if config.head is not None and recipe.kind == "timm":
-        recipe = recipe.with_classes(0)
     if config.num_classes is not None:
         recipe = recipe.with_classes(config.num_classes)
     return replace(source, recipe=recipe, weights=weights or source.weights)

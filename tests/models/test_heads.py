@@ -169,7 +169,8 @@ def test_templates_are_averaged_as_the_papers_do(pair: tuple[Path, nn.Module, st
 def test_a_tower_without_prompts_is_refused(pair: tuple[Path, nn.Module, str]) -> None:
     """Embedding dimensions are no classes."""
     with pytest.raises(
-        ModelError, match=r"gives embeddings, not classes. Fix: --prompts classes.txt, or --head FILE"
+        ModelError,
+        match=r"gives embeddings, not classes. Fix: --prompts classes.txt, --head FILE, or",
     ):
         load_model(ModelConfig(name=str(pair[0])))
 
@@ -252,14 +253,16 @@ def test_a_linear_head_on_a_backbone(name: str, patches: bool, tmp_path: Path) -
     assert (layer.prefix, layer.grid) == (skipped, (8, 8))
 
 
-def test_a_linear_head_on_a_timm_tower(tmp_path: Path) -> None:
-    module = timm.create_model("test_vit", num_classes=0).eval()
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_a_linear_head_on_a_timm_tower(name: str, tmp_path: Path) -> None:
+    """The statistics of batch norms are those of the file, whatever was run to look at the network."""
+    module = timm.create_model(name, num_classes=0).eval()
     save_file(module.state_dict(), tmp_path / "w.safetensors")
     size = module.pretrained_cfg["input_size"]
     rows = torch.randn(4, module.num_features)
     save_file({"weight": rows}, tmp_path / "head.safetensors")
     given = ModelConfig(
-        name="test_vit", checkpoint=str(tmp_path / "w.safetensors"), head=str(tmp_path / "head.safetensors")
+        name=name, checkpoint=str(tmp_path / "w.safetensors"), head=str(tmp_path / "head.safetensors")
     )
     loaded = load_model(given)
     x = torch.randn(2, *size)
