@@ -85,6 +85,7 @@ def load_model(
         ModelError: unknown name, no weights, a checkpoint that does not fit, NaN weights, no classifier.
     """
     source = sources.find_source(config)
+    config, trained = _as_trained(source, config)
     if config.prompts is not None or config.head is not None or reference is not None:
         source, module, notes, activation = _headed(source, config, preprocess, bands, reference)
     else:
@@ -121,8 +122,18 @@ def load_model(
         class_names=names,
         num_classes=reading.classes,
         activation=reading.activation,
-        notes=(*notes, *told, *reading.told, *named),
+        notes=(*notes, *trained, *told, *reading.told, *named),
     )
+
+
+def _as_trained(source: Source, config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Take from transformers' configuration what its outputs were trained as, where nobody said it."""
+    problem = source.recipe.args.get("problem_type") if source.recipe.kind == "transformers" else None
+    if problem == "multi_label_classification" and config.activation == "auto":
+        return replace(config, activation="sigmoid"), ("several labels an image, as its configuration says",)
+    if problem == "regression" and config.task == "classification":
+        return replace(config, task="regression"), ("a measured value, as its configuration says",)
+    return config, ()
 
 
 def load_classifier(config: Config) -> LoadedModel:

@@ -30,7 +30,8 @@ Activation = Literal["softmax", "sigmoid", "none", "value"]
 
 EPSILON = 1e-7  # a probability nearer to 0 or 1 than this is taken as this: float32 knows no better
 PROBES = 4  # images: grey, noise, two with the spectrum of photographs
-NORM_ONE = 1e-3  # lengths this near to 1, of every probe image, are those of an embedding
+NORM_ONE = 1e-3  # lengths this near to each other, of every probe image, are those of an embedding
+APART = 0.05  # of their size: outputs of the probe images that differ more are of one length by design
 _RESHAPES = re.compile(
     r"(View|UnsafeView|ReshapeAlias|Squeeze|Unsqueeze|Clone|ToCopy|Alias|Select|Slice|Permute|Transpose|T)Back"
 )
@@ -88,7 +89,10 @@ def read_output(
     if task == "regression":
         return _regression(count, activation, output)
     form, before, share = _ending(calls.inputs, raw, values)
+    _refuse_sorted(raw)
     _refuse_embedding(values, form)
+    if activation == "auto" and form == "logits":
+        _refuse_parts_of_a_whole(values)
     chosen = _activation(activation, form, count, _are_shares(values))
     if chosen == "none" and count == 1:
         form, chosen = "sigmoid", "sigmoid"  # the probability of class 1
@@ -257,14 +261,19 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def last_operation(raw: Tensor) -> Form:
-    """Tell the last operation by the graph, through reshapes: exact, whatever the code looks like."""
-    node: Any = raw.grad_fn
-    while node is not None and _RESHAPES.match(node.name()):
-        node = node.next_functions[0][0]
-    name = node.name() if node is not None else ""
+    """Tell what the network ends in, by the graph."""
+    name = _operation(raw)
     if name.startswith("SigmoidBackward"):
         return "sigmoid"
     return "softmax" if name.startswith("SoftmaxBackward") else "logits"
+
+
+def _operation(raw: Tensor) -> str:
+    """Name the last operation by the graph, through reshapes: exact, whatever the code looks like."""
+    node: Any = raw.grad_fn
+    while node is not None and _RESHAPES.match(node.name()):
+        node = node.next_functions[0][0]
+    return node.name() if node is not None else ""
 
 
 def _are_shares(values: Tensor) -> bool:
@@ -274,11 +283,37 @@ def _are_shares(values: Tensor) -> bool:
 
 
 def _refuse_embedding(values: Tensor, form: Form) -> None:
-    unit = bool(((values.norm(dim=1) - 1).abs() < NORM_ONE).all())
-    if form == "logits" and values.shape[1] > 1 and unit and not _are_shares(values):
+    count, lengths = values.shape[1], values.norm(dim=1)
+    length = float(lengths.mean())
+    of_one_length = count > 1 and bool(((lengths / length - 1).abs() < NORM_ONE).all())
+    differ = bool((values - values[0]).norm(dim=1).max() > APART * length)
+    is_unit = abs(length - 1) < NORM_ONE
+    if form == "logits" and of_one_length and (is_unit or (count > 2 and differ)) and not _are_shares(values):
         raise ModelError(
-            "--model", f"its output is an embedding of {values.shape[1]} numbers, each image's of length 1",
+            "--model", f"its output is an embedding of {count} numbers, each image's of length {length:.4g}",
             "give a classifier, --head FILE, or --target similarity:IMAGE",
+        )  # fmt: skip
+
+
+def _refuse_sorted(raw: Tensor) -> None:
+    name = _operation(raw)
+    if name.startswith(("TopkBack", "SortBack")):
+        what = name.partition("Back")[0].lower()
+        said = f"its output is sorted ({what}): which class a number is of is lost"
+        raise ModelError("--model", said, "let it return the scores before that")
+
+
+def _refuse_parts_of_a_whole(values: Tensor) -> None:
+    """Refuse percents, and several groups of shares side by side: none negative, of one sum that is not 1."""
+    sums = values.sum(1)
+    whole = float(sums.mean())
+    one_sum = bool(((sums / whole - 1).abs() < NORM_ONE).all()) if whole else False
+    differ = bool((values - values[0]).abs().max() > APART * values.max())
+    if len(values[0]) > 1 and bool((values >= 0).all()) and one_sum and differ and abs(whole - 1) > NORM_ONE:
+        said = f"its outputs sum to {whole:.4g} for every image: percents or groups of shares, not logits"
+        raise ModelError(
+            "--model", said, "let it return the logits, or shares that sum to 1; --activation softmax takes "
+            "them as logits all the same",
         )  # fmt: skip
 
 
@@ -322,10 +357,17 @@ def _told(
     if activation == "none" and asked == "auto":
         notes.append("its outputs are shares that sum to 1, though no softmax ends it: they are taken as "
                      "scores and explained as they are (--activation none)")  # fmt: skip
-    within = form == "logits" and 0 <= float(values.min()) <= float(values.max()) <= 1
-    if asked == "auto" and activation != "none" and within and bool((values != values[0, 0]).any()):
-        notes.append("WARNING: its outputs lie between 0 and 1, though no sigmoid or softmax ends it: taken "
-                     "as logits; --activation none where they are probabilities")  # fmt: skip
+    low, high = float(values.min()), float(values.max())
+    is_plain = asked == "auto" and activation != "none" and form == "logits"
+    if is_plain and 0 <= low < high and (high <= 1 or count > 1):
+        within, more = "lie between 0 and 1", ""
+        if high > 1:
+            within, more = (
+                "are never negative",
+                "; where less is better (distances), let it return their negative",
+            )
+        notes.append(f"WARNING: its outputs {within}, though no sigmoid or softmax ends it: taken as logits; "
+                     f"--activation none where they are probabilities{more}")  # fmt: skip
     if count == 1:
         notes.append("one output: class 1 where it is high, class 0 where it is low")
         if form == "logits":

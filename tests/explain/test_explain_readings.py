@@ -49,6 +49,31 @@ def test_a_softmax_at_the_end_is_explained_by_the_logit_before_it(
         assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-6)
 
 
+NO_SCORES = {  # what a network returns, what is said of it
+    "return self.logits(x).softmax(1).topk(3)": r"sorted \(topk\)",
+    "return self.logits(x).sort(1, descending=True).values": r"sorted \(sort\)",
+    "return 64 * F.normalize(self.logits(x))": "an embedding of 4 numbers, each image's of length 64",
+    "return F.layer_norm(self.logits(x), (4,))": "an embedding of 4 numbers, each image's of length 2",
+    "return self.logits(x).softmax(1) * 100": "sum to 100 for every image: percents",
+    "z = self.logits(x)\nreturn torch.cat([z[:, :2].softmax(1), z[:, 2:].softmax(1)], 1)": "sum to 2 for",
+}
+
+
+@pytest.mark.parametrize("ending", NO_SCORES)
+def test_what_is_no_score_of_a_class_is_refused(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(ModelError, match=NO_SCORES[ending]):
+        resolve(config(write(tmp_path / "net", ending)))
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["self.logits(x).sigmoid() * 100", "-self.logits(x).log_softmax(1)", "F.softplus(self.logits(x)) + 2"],
+)
+def test_outputs_that_are_never_negative_are_told(tmp_path: Path, ending: str) -> None:
+    told = resolve(config(write(tmp_path / "net", f"return {ending}")))[1].notes
+    assert any("never negative" in note and "distances" in note for note in told)
+
+
 def test_one_share_of_a_softmax_is_the_logit_against_the_others(tmp_path: Path) -> None:
     two = write(tmp_path / "share", "return self.logits(x).softmax(1)[:, 1]", 2, gain=300.0)
     one = write(tmp_path / "plain", "z = self.logits(x)\nreturn z[:, 1:] - z[:, :1]", 2, gain=300.0)

@@ -206,6 +206,21 @@ def test_a_network_of_five_bands_takes_its_processor_at_its_word(tmp_path: Path)
         assert torch.equal(loaded.module(x), logits_of(network, x))
 
 
+def test_outputs_are_read_as_the_configuration_says_they_were_trained(tmp_path: Path) -> None:
+    """Several labels an image: a sigmoid each. A regression: the value. Neither is a softmax over classes."""
+    kinds = {"multi_label_classification": (3, "sigmoid", 3), "regression": (1, "value", 1)}
+    for problem, (labels, activation, classes) in kinds.items():
+        config = transformers.ViTConfig(**FOLDERS[0].config | {"num_labels": labels}, problem_type=problem)
+        torch.manual_seed(0)
+        transformers.ViTForImageClassification(config).save_pretrained(tmp_path / problem)
+        transformers.ViTImageProcessor(size=64).save_pretrained(tmp_path / problem)
+        loaded = load_model(ModelConfig(name=str(tmp_path / problem)))
+        assert (loaded.activation, loaded.num_classes) == (activation, classes)
+        assert any("as its configuration says" in note for note in loaded.notes)
+    asked = ModelConfig(name=str(tmp_path / "multi_label_classification"), activation="softmax")
+    assert load_model(asked).activation == "softmax"
+
+
 def test_code_that_lies_in_a_folder_is_never_run(vit: Path) -> None:
     (vit / "modeling_mine.py").write_text("raise SystemExit('it ran')")
     name = "MineForImageClassification"
