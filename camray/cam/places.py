@@ -49,13 +49,15 @@ class Moves:
     def best(self, name: str, size: Size) -> list[TargetLayer]:
         """Give the readings of a sequence that the moves bear out: one, none, or those that fit alike.
 
-        A part of the rows fits, too, and so may a row too many: the reading counts that explains most of
-        how all tokens moved. Where the neighbourhood of a patch moves with it, a shift by one is hardly seen:
-        then what stands outside the grid stands in front of it.
+        A part of the rows fits, too, and so may a row too many: the reading counts that explains most of how
+        all tokens moved; before it one outside of which nothing moves, and inside of which everything. Where
+        the neighbourhood of a patch moves with it, a shift by one is hardly seen: then what stands outside
+        the grid stands in front of it.
         """
         tokens = self.moved["tokens"].shape[1]
         found = sorted(
-            (f for f in self._fits(tokens, size) if f.agreement >= FOUND), key=lambda f: -f.explained
+            (f for f in self._fits(tokens, size) if f.agreement >= FOUND),
+            key=lambda f: (-f.holds_what_moves, -f.explained),
         )
         found = [f for f in found if f.cells == found[0].cells]
         in_front = [f for f in found if f.start + f.cells == tokens]
@@ -78,10 +80,11 @@ class Moves:
             wanted, cells = self._wanted(grid), grid[0] * grid[1]
             for start in range(tokens - cells + 1):
                 outside = int(still[:start].sum() + still[start + cells :].sum())
+                whole = 0 < outside == int(still.sum()) == tokens - cells
                 if cells >= tokens / 2 or outside == tokens - cells:  # else a few of many fit by chance
                     there = logarithm[:, start : start + cells]
                     yield _Fit(
-                        _worse_axis(there, wanted, grid), _explained(there, wanted), cells, start, grid
+                        _worse_axis(there, wanted, grid), _explained(there, wanted), cells, start, grid, whole
                     )
 
     def _wanted(self, size: Size) -> Tensor:
@@ -95,6 +98,7 @@ class _Fit:
     cells: int
     start: int
     grid: Size
+    holds_what_moves: bool  # other tokens stand still, and none of these does
 
 
 def watch_moves(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Moves]:

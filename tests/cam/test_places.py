@@ -223,7 +223,7 @@ def test_no_grid_and_no_prefix_is_misread() -> None:
     assert misread(SOME) == []
 
 
-@pytest.mark.parametrize(("h", "w", "before"), [(10, 3, 9), (6, 5, 5), (3, 2, 2), (28, 9, 9)])
+@pytest.mark.parametrize(("h", "w", "before"), [(10, 3, 9), (6, 5, 5), (3, 2, 2), (28, 9, 9), (3, 3, 3)])
 def test_other_tokens_are_no_row_of_the_grid(h: int, w: int, before: int) -> None:
     """As many tokens in front as a row has: a grid of one row more fits nearly as well."""
     assert misread([(h, w, before)]) == []
