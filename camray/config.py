@@ -194,7 +194,7 @@ class MethodConfig:
 
     name: str = setting("gradcam", "class activation map method", "--method NAME", verbs=RUNS, common=RUNS)
     target: str = setting(
-        "predicted", "predicted, label, class index, top:5, above:0.5, similarity:IMAGE ...", "--target T",
+        "predicted", "predicted, label, class, top:5, similarity:IMAGE ...", "--target T",
         common=JOBS,
         told={"compare": "predicted, label, or a class index"})
     layer: str | None = setting(

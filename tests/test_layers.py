@@ -34,7 +34,7 @@ ONLY_IN = {
     "urllib3": {"archive/web.py"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
-    "scipy": {"measure", "audit", "compare"},
+    "scipy": {"measure", "audit", "compare", "serve"},
 }
 # The text of a file is one thing, what really gets loaded another.
 LOADS_NEITHER = (

@@ -27,7 +27,7 @@ _ASKED = {  # option, its setting, and how it is asked for
     given="[FILE]",
 )  # fmt: skip
 def init(args: argparse.Namespace) -> ExitCode:
-    """Write a commented file of settings, camray.toml, from options or a few questions."""
+    """Write a commented file of settings to begin with: camray.toml."""
     path = Path(getattr(args, "file", "camray.toml"))
     options = {option.split()[0][2:]: name for option, (name, _) in _ASKED.items()}
     given = {name: getattr(args, option) for option, name in options.items() if hasattr(args, option)}

@@ -140,7 +140,7 @@ def layers(args: argparse.Namespace) -> ExitCode:
 
 @verb(Setting("also try this place, as a run would", "OUT", name="out", default=""), given="[OUT]")
 def doctor(args: argparse.Namespace) -> ExitCode:
-    """Check that this machine, and the place of an OUT, can do the work; each fault with its fix."""
+    """Check that this machine, and the place of OUT, can do the work."""
     from camray.job.doctor import print_doctor
 
     return print_doctor(getattr(args, "out", None), args.json)

@@ -30,6 +30,8 @@ VERBS = (  # in the order of --help: module and function of `camray.cli`
     "upkeep.accept",
     "upkeep.report",
     "upkeep.serve",
+    "upkeep.draw",
+    "upkeep.diff",
     "upkeep.prune",
     "upkeep.forget",
     "jobs.layers",

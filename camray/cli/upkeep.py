@@ -106,3 +106,45 @@ def forget(args: argparse.Namespace) -> ExitCode:
     if not hasattr(args, "member"):
         raise UsageError("--member", "is missing", "camray forget OUT --member NAME")
     return print_forget(args.out, args.member, getattr(args, "shard", None), hasattr(args, "yes"), args.json)
+
+
+@verb(
+    _OUT,
+    Setting("which records, as SQL: verdict = 'wrong' and confidence > 0.9", "--where SQL"),
+    Setting("of which explainer; default: the latest", "--explainer ID"),
+    Setting("the N most suspicious of them", "--limit N", kind=int, default=1_000),
+    Setting("a folder for the pictures", "--to FOLDER"),
+    Setting("a contact sheet instead: FILE.pdf or FILE.png", "--sheet FILE"),
+    Setting("turbo, jet, viridis, inferno, ...; default: as their run drew", "--colormap NAME"),
+    Setting("strength of the colours, 0..1; default: as their run drew", "--overlay-alpha A", kind=float),
+)
+def draw(args: argparse.Namespace) -> ExitCode:
+    """Draw pictures of any records anew, without a model."""
+    from camray.options import load
+
+    given = {"colormap": "colormap", "overlay_alpha": "alpha"}
+    style = {name: getattr(args, typed) for typed, name in given.items() if hasattr(args, typed)}
+    load(None, {f"overlay.{name}": value for name, value in style.items()})
+    try:
+        from camray.serve.draw import print_draw
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "camray draw", f"{error.name} is not installed", "pip install 'camray[serve]'"
+        ) from None
+    where, explainer, to, sheet = (getattr(args, n, "") for n in ("where", "explainer", "to", "sheet"))
+    limit = getattr(args, "limit", 1_000)
+    return print_draw(args.out, where, explainer, limit, to, sheet, style, args.json)
+
+
+@verb(
+    _OUT,
+    Setting("which two, old and new; default: the two of OUT", "--explainers OLD,NEW"),
+    Setting("write the page: what changed, by class, and the worst 50 side by side", "--to FILE.html"),
+    Setting("exit 5: worse,flip_rate>5%,broken_rate>1%,moved_rate>20%", "--fail-on WHAT"),
+)
+def diff(args: argparse.Namespace) -> ExitCode:
+    """Compare the answers of an old and a new model, image by image."""
+    from camray.serve.diff import print_diff
+
+    to, gate = getattr(args, "to", ""), getattr(args, "fail_on", "")
+    return print_diff(args.out, getattr(args, "explainers", ()), to, gate, args.json)

@@ -6,9 +6,11 @@ another one by now, the heat alone is drawn, and that is said.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from camray.audit.looks import read_views
 from camray.config import ArchiveConfig, Config, Explainer, OverlayConfig
 from camray.errors import CamrayError, printable, said_by
 from camray.explain import overlays
+from camray.ledger.committed import PARTITION
 from camray.ledger.intake import recall
 from camray.ledger.out import OVERLAYS, read_explainer, run_file
 from camray.ledger.side import DamagedError, read_side
@@ -57,31 +60,33 @@ class Pictures:
 
     def draw(self, record: Mapping[str, Any], style: Mapping[str, Any]) -> Picture | None:
         """Draw a record anew, in the style of its run but for `style`; None where it has no heatmap."""
-        if not record["heatmap"]:
-            return None
-        config = self._config(record["run_id"])
-        overlay = replace(config.overlay, picture="blend", **style)
-        heat = np.array(record["heatmap"], np.float32).reshape(record["heat_h"], record["heat_w"])
-        try:
-            return Picture(drawn(self._view(record, config), heat, overlay), "drawn")
-        except (CamrayError, OSError, KeyError, ValueError) as error:
-            why = printable(said_by(error), 160)
-        grey = np.full((SIDE, SIDE, 3), 128, np.uint8)
-        return Picture(drawn(grey, heat, overlay), "heat", why)
+        return next(self.draw_all([record], style))
 
-    def _view(self, record: Mapping[str, Any], config: Config) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Read the image as the model saw it, (H, W, 3).
+    def draw_all(
+        self, records: Sequence[Mapping[str, Any]], style: Mapping[str, Any]
+    ) -> Iterator[Picture | None]:
+        """Draw records anew, in their order; those of one shard beside each other read it once."""
+        alike = itemgetter("run_id", PARTITION, "shard")
+        for (run_id, explainer, shard), group in groupby(records, key=alike):
+            own, config = list(group), self._config(run_id)
+            overlay = replace(config.overlay, picture="blend", **style)
+            with_heat = [r for r in own if r["heatmap"]]
+            views, why = {}, "the archive does not hold this image any more"
+            try:
+                views = self._views(shard, explainer, with_heat, config) if with_heat else {}
+            except (CamrayError, OSError, KeyError, ValueError) as error:
+                why = printable(said_by(error), 160)
+            for record in own:
+                yield _picture(record, views, overlay, why) if record["heatmap"] else None
 
-        Raises:
-            KeyError: it is not there, or has other content than the record says.
-        """
-        shard = self._shard(record["shard"], config.archive)
-        alone = replace(shard, selection=(file_index(record["index"], config.archive.frames),))
-        (key,) = [(alone.uri, record["index"], record["content_sha256"])]
-        views = read_views([alone], config, self._explainer(record["explainer"]), [dict(record)])
-        if key not in views:
-            raise FileNotFoundError("the archive does not hold this image any more")
-        return np.asarray(views[key])
+    def _views(
+        self, shard: str, explainer: str, records: Sequence[Mapping[str, Any]], config: Config
+    ) -> dict[tuple[str, int, str], Any]:
+        """Read images of a shard as the model saw them, (H, W, 3); what is gone or changed is left out."""
+        files = sorted({file_index(r["index"], config.archive.frames) for r in records})
+        alone = replace(self._shard(shard, config.archive), selection=tuple(files))
+        views = read_views([alone], config, self._explainer(explainer), [dict(r) for r in records])
+        return {(shard, index, content): view for (_, index, content), view in views.items()}
 
     def _shard(self, uri: str, archive: ArchiveConfig) -> Shard:
         """Find where the shard of a record is opened, without a listing of the archive."""
@@ -111,6 +116,16 @@ class Pictures:
     def explainer(self, explainer: str) -> Explainer:
         """Give what an explainer id stands for."""
         return self._explainer(explainer)
+
+
+def _picture(
+    record: Mapping[str, Any], views: Mapping[tuple[str, int, str], Any], style: OverlayConfig, why: str
+) -> Picture:
+    heat = np.array(record["heatmap"], np.float32).reshape(record["heat_h"], record["heat_w"])
+    view = views.get((record["shard"], record["index"], record["content_sha256"]))
+    if view is not None:
+        return Picture(drawn(np.asarray(view), heat, style), "drawn")
+    return Picture(drawn(np.full((SIDE, SIDE, 3), 128, np.uint8), heat, style), "heat", why)
 
 
 def drawn(view: np.ndarray[Any, np.dtype[np.uint8]], heat: Any, style: OverlayConfig) -> bytes:

@@ -221,6 +221,28 @@ class Rows:
         }
         return [found[_target(row[PARTITION], row)] | {PARTITION: row[PARTITION]} for row in rows]
 
+    def chosen(self, condition: str, explainer: str, limit: int) -> list[int]:
+        """Give the ids of an explainer's rows that a condition in SQL chooses, the most suspicious first.
+
+        The condition is the owner's own, and may read these rows and nothing else.
+
+        Raises:
+            UsageError: DuckDB does not take it.
+        """
+        with self._db.cursor() as cursor:
+            cursor.execute("use kept")
+            cursor.execute("set enable_external_access = false")
+            try:
+                asked = f"select id, audit_score from rows where explainer = $1 and ({condition}\n)"
+                found = cursor.execute(
+                    f"select id from ({asked}) order by audit_score desc nulls last, id limit $2",
+                    [explainer, limit],
+                ).fetchall()
+            except (duckdb.Error, ValueError) as error:
+                why = printable(str(error).partition("\n")[0], 200)
+                raise UsageError("--where", why, f"a condition on {', '.join(COLUMNS[:6])} ...") from None
+        return [row[0] for row in found]
+
     def close(self) -> None:
         """Let go of the memory and the temporary files."""
         self._db.close()

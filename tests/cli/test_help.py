@@ -17,7 +17,7 @@ SCREEN = (40, 100)  # lines, columns
 MODEL = "--config --model --checkpoint --class-names --download --device --actors --target"
 COMMON = {  # what --help shows beside --help, --help-all and --json; --help-all shows the rest
     "explain": f"{MODEL} --method --layer --limit --sample --overlays --max-failed",
-    "audit": f"{MODEL} --method --overlays --max-failed --reviewed --fail-on",
+    "audit": f"{MODEL} --method --overlays --max-failed --reviewed --fail-on --full",
     "plan": f"{MODEL} --method --layer --limit --sample --pilot --for",
     "compare": f"{MODEL} --methods --layer --sample --dry-run --budget",
     "layers": "--checkpoint --class-names --download --model-arg --num-classes --layer --all --maps --image "
