@@ -156,7 +156,7 @@ def decided(found: Sequence[Excess]) -> list[Excess]:
     """Name the classes that stand out, after Benjamini-Hochberg over all that were compared."""
     if not found:
         return []
-    kept = false_discovery_control([norm.sf(one.z) for one in found])
+    kept = false_discovery_control(norm.sf([one.z for one in found]))
     return [_decided(one, float(q)) for one, q in zip(found, kept, strict=True)]
 
 

@@ -35,6 +35,7 @@ from camray.audit.report_rows import (
     facts_of,
     index_file,
     row_files,
+    rows_before,
     written_rows,
 )
 from camray.audit.templates import templates
@@ -73,7 +74,9 @@ def write_report(place: str, limit: int | None = None) -> str:
         if limit is None
         else audit_rows(out, night.explainer, limit, night.covers)
     )
-    texts = written_rows(out, table, night.explainer, judged, what["class_names"])
+    made_by = {"explainer": night.explainer, "camray": installed_versions().get("camray", "")}
+    before = rows_before(out, made_by)
+    texts = written_rows(out, table, night.explainer, judged, what["class_names"], before)
     facts = facts_of(texts)
     pages = dict(row_files(texts))
     pages["data/index.js"] = index_file(judged, facts)
@@ -96,7 +99,9 @@ def write_report(place: str, limit: int | None = None) -> str:
         if entry.path not in pages and entry.path.startswith("data/"):
             out.delete(f"{REPORT}/{entry.path}")  # of a longer queue before
     out.write_all({f"{REPORT}/{name}": content for name, content in pages.items()})
-    write_side(out, f"{REPORT}/pages.json", {"pages": {n: checksum(c) for n, c in pages.items()}})
+    write_side(
+        out, f"{REPORT}/pages.json", {"pages": {n: checksum(c) for n, c in pages.items()}, "made_by": made_by}
+    )
     return out.child_uri(f"{REPORT}/index.html") if not out.is_local else out.at(f"{REPORT}/index.html")
 
 

@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from camray.audit.columns import class_name
-from camray.audit.tally import places_of
+from camray.audit.tally import Place, places_of
 from camray.audit.verdict_table import among
 from camray.audit.verdicts import FLAGS, VERDICTS
 from camray.ledger import log
-from camray.ledger.committed import PARTITION
-from camray.ledger.out import AUDIT, pruned_runs
+from camray.ledger.committed import PARTITION, checksum
+from camray.ledger.out import AUDIT, REPORT, pruned_runs
+from camray.ledger.side import DamagedError, read_side
 from camray.ledger.table import Table
 from camray.records import COLUMNS, EDGES
 from camray.storage import Folder
@@ -38,6 +39,7 @@ _JUDGED = [
     "night",
     "shard",
     "index",
+    "content_sha256",
     "verdict",
     "flags",
     "audit_score",
@@ -95,28 +97,68 @@ def audit_rows(
 
 
 def written_rows(
-    out: Folder, table: Table, explainer: str, judged: pa.Table, names: Sequence[str]
-) -> list[str]:
-    """Give each row of the queue as JSON, in its order. Memory: about 1 KB a row."""
-    texts = [""] * len(judged)
+    out: Folder, table: Table, explainer: str, judged: pa.Table, names: Sequence[str],
+    before: Mapping[Place, Mapping[str, Any]] | None = None,
+) -> list[str]:  # fmt: skip
+    """Give each row of the queue as JSON, in its order. Memory: about 1 KB a row.
+
+    `before`: rows as they were last written. Where nothing is said otherwise since, the record is not read.
+    """
+    texts, said = [""] * len(judged), judged.to_pylist()
     kept: dict[str, set[str]] = {}  # folder of a shard's pictures -> what is there
     pruned = pruned_runs(out)
     places = {place: i for i, place in enumerate(places_of(judged))}
-    said = judged.to_pylist()
-    paths = table.files_of(explainer, judged.column("shard").unique().to_pylist())
+    for place, shown in (before or {}).items():
+        if (i := places.get(place)) is None or not _is_as_judged(shown, said[i], names):
+            continue
+        if "lost" not in shown and ("picture" not in shown or _is_there(out, shown["picture"], kept)):
+            texts[i] = json.dumps(shown)
+    due = {place: i for place, i in places.items() if not texts[i]}
+    paths = table.files_of(explainer, {shard for shard, _ in due})
     records = table.dataset(explainer, paths).scanner(
         columns=_RECORD, batch_size=16384, batch_readahead=2, fragment_readahead=4
     )
     for batch in records.to_batches():
-        for record in batch.filter(among(batch, places.keys())).to_pylist():
-            place = places[record["shard"], record["index"]]
-            if not texts[place]:  # of several targets the first
-                shown = as_shown(record, said[place], names)
+        for record in batch.filter(among(batch, due.keys())).to_pylist():
+            i = due[record["shard"], record["index"]]
+            if not texts[i]:  # of several targets the first
+                shown = as_shown(record, said[i], names)
                 if "picture" in shown and not _is_there(out, shown["picture"], kept):
                     del shown["picture"]
                     shown["lost"] = "pruned" if record["run_id"] in pruned else "missing"
-                texts[place] = json.dumps(shown)
+                texts[i] = json.dumps(shown)
     return texts
+
+
+def rows_before(out: Folder, made_by: Mapping[str, str]) -> dict[Place, dict[str, Any]]:
+    """Read the rows of the report that is there, if it is whole and `made_by` the same explainer and camray."""
+    try:
+        pages = read_side(out, f"{REPORT}/pages.json", dict)
+        if pages.get("made_by") != made_by:
+            return {}
+        rows: dict[Place, dict[str, Any]] = {}
+        for name, digest in pages["pages"].items():
+            if name.startswith("data/rows-") and checksum(data := out.read(f"{REPORT}/{name}")) == digest:
+                found = filter(None, json.loads(data[data.index(b"[") : data.rindex(b"]") + 1]))
+                rows |= {(row["shard"], row["index"]): row for row in found}
+        return rows
+    except (OSError, DamagedError, ValueError, LookupError, TypeError):  # it is written anew
+        return {}
+
+
+def _is_as_judged(shown: Mapping[str, Any], judged: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Tell whether a row as it was written says what the audit says now."""
+    now = _told(judged, names) | {"run": judged["night"], "sha256": judged["content_sha256"]}
+    return all(shown.get(name) == value for name, value in now.items())
+
+
+def _told(judged: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Give what the page shows of a row's verdict."""
+    return {
+        "verdict": judged["verdict"], "flags": judged["flags"], "score": _short(judged["audit_score"]),
+        "reviewed": judged["reviewed"], "suggested": class_name(judged["suggested_class"], names),
+        "lift": _short(judged["heat_lift"]), "cause": judged["cause"], "others": judged["others"],
+    }  # fmt: skip
 
 
 def _is_there(out: Folder, picture: str, kept: dict[str, set[str]]) -> bool:
@@ -171,21 +213,18 @@ def _bits(flags: Sequence[str], facts: Facts) -> int:
 
 def as_shown(record: Mapping[str, Any], judged: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Give what the page shows of one image; short names, nothing that is missing."""
-    suggested = judged["suggested_class"]
     row = {
         "member": record["member"], "shard": record["shard"], "index": record["index"],
-        "run": record["run_id"], "sha256": record["content_sha256"], "verdict": judged["verdict"],
-        "flags": judged["flags"], "score": _short(judged["audit_score"]), "reviewed": judged["reviewed"],
-        "cause": judged["cause_id"],
-        "error": record["error_code"],
+        "run": record["run_id"], "sha256": record["content_sha256"], "error": record["error_code"],
         "class": record["predicted_class"], "predicted": record["predicted_label"],
         "confidence": _short(record["confidence"]), **{name: _short(record[name]) for name in SHOWN},
         "label": record["label"] or class_name(record["label_class"], names), "correct": record["correct"],
-        "suggested": class_name(suggested, names),
         "top": [[t["label"] or f"class {t['class_id']}", _short(t["score"])] for t in record["topk"] or []],
         "size": [record["width"], record["height"]] if record["width"] else None,
         "picture": record["overlay_path"], "grid": [record["heat_h"], record["heat_w"]],
-        "heat": _heat(record["heatmap"]), "boxes": _boxes(record["heat_boxes"]), "why": reasons(record, judged, names),
+        "heat": _heat(record["heatmap"]), "boxes": _boxes(record["heat_boxes"]),
+        "why": reasons(record, judged, names),
+        **_told(judged, names),
     }  # fmt: skip
     return {name: value for name, value in row.items() if value is not None}
 
