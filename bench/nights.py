@@ -173,6 +173,8 @@ def main() -> None:
                 subprocess.run([*said, *["--full"] * args.full], check=True)
             else:
                 night.audit_night(place, explainer().id, run_of(number), AuditConfig())
+                if number + 2 in shown or number + 2 == len(counts):
+                    report.write_report(place)  # of which the next takes over what is as it was
 
 
 if __name__ == "__main__":

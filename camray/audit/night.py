@@ -29,13 +29,15 @@ from camray.config import AuditConfig
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger import log
 from camray.ledger.committed import checksum
-from camray.ledger.out import AUDIT, files_of_runs, open_out, read_explainer, run_file
+from camray.ledger.out import AUDIT, BRIEF_NIGHTS, RUNS, files_of_runs, open_out, read_explainer, run_file
 from camray.ledger.runs import is_accepted, is_name
 from camray.ledger.side import DAMAGED, as_object, recovered, write_side
 from camray.storage import Folder
 
 CONFIDENCE_DISTANCE, HEAT_COSINE = 0.01, 0.99  # a GPU in place of a CPU stays within both
 LISTED = 1000  # classes that a summary keeps
+MOST_WHOLE = 32  # summaries that are read, beside nights in brief
+_LONG = ("classes", "archive_classes", "properties", "slices", "archive_slices", "causes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +241,7 @@ def audit_night(
     """
     conditions = parse_gate(settings.fail_on)
     out, table = open_out(place)
-    nights = read_nights(out)
+    nights = read_nights(out, remember=True)
     before = [night for night in nights if night.explainer == explainer]
     taken = take_in(out, reviewed)
     covered = {run for n in before for run in n.covers} | _told_and_lost(out)
@@ -334,11 +336,55 @@ def _standing(
     return {run: texts for run, texts in found.items() if texts}
 
 
-def read_nights(out: Folder) -> list[Night]:
-    """Read the summary of every night, in the order of the log's versions; a damaged one is set aside."""
-    paths = files_of_runs(out, "summary.json")
-    nights = (recovered(out, path, partial(night_of, path)) for path in paths)
-    return sorted((night for night in nights if night is not None), key=lambda night: night.order)
+def read_nights(out: Folder, remember: bool = False) -> list[Night]:
+    """Read the nights, in the order of the log's versions; a damaged summary is set aside.
+
+    The last one of each explainer is whole; of those that stand in OUT/carried/nights.json causes, classes
+    and all that is compared are left out. `remember`: write that file where many are not in it.
+    """
+    briefs = recovered(out, BRIEF_NIGHTS, _briefs_of) or {}
+    found = _nights_by_file(out, briefs)
+    if remember and len(found) - len(briefs) >= MOST_WHOLE:
+        _write_briefs(out, found)
+    nights = sorted(found.values(), key=lambda night: night.order)
+    last = {night.explainer: place for place, night in enumerate(nights)}
+    for place in last.values():
+        path = run_file(nights[place].run_id, "summary.json")
+        if path in briefs:
+            whole = recovered(out, path, partial(night_of, path))
+            if whole is None:  # set aside: without it
+                return read_nights(out)
+            nights[place] = whole
+    return nights
+
+
+def _nights_by_file(out: Folder, briefs: Mapping[str, tuple[str, Night]]) -> dict[str, Night]:
+    """Read each summary, keyed by size and time of the file; in brief where it is known so."""
+    found = {}
+    for entry in out.entries(RUNS):
+        path, version = f"{RUNS}/{entry.path}", f"{entry.size_bytes} {entry.version}"
+        if not path.endswith("/summary.json"):
+            continue
+        known, night = briefs.get(path, ("", None))
+        night = night if known == version else recovered(out, path, partial(night_of, path))
+        if night is not None:
+            found[f"{path} {version}"] = night
+    return found
+
+
+def _write_briefs(out: Folder, nights: Mapping[str, Night]) -> None:
+    left_out: dict[str, Any] = {name: [] for name in _LONG} | {"canary": None, "model_update": None}
+    texts = {
+        path: night.to_json() | left_out | {"drift": {"level": night.drift.level, "comparisons": []}}
+        for path, night in nights.items()
+    }
+    write_side(out, BRIEF_NIGHTS, {"nights": texts})
+
+
+def _briefs_of(tree: Any) -> dict[str, tuple[str, Night]]:
+    """Read nights in brief: path of the summary -> its size and time, and the night."""
+    parts = ((name.partition(" "), said) for name, said in tree["nights"].items())
+    return {path: (version, Night.from_json(said)) for (path, _, version), said in parts}
 
 
 def night_of(path: str, tree: Any) -> Night:

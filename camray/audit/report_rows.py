@@ -131,7 +131,7 @@ def written_rows(
 
 
 def rows_before(out: Folder, made_by: Mapping[str, str]) -> dict[Place, dict[str, Any]]:
-    """Read the rows of the report that is there, if it is whole and `made_by` the same explainer and camray."""
+    """Read the rows of the report that is there, if it is whole and of the same explainer and camray."""
     try:
         pages = read_side(out, f"{REPORT}/pages.json", dict)
         if pages.get("made_by") != made_by:

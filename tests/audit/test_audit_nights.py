@@ -16,6 +16,7 @@ from camray.ledger.out import open_out
 from camray.upkeep.verify import find_problems
 from demo import hans64
 from tests.audit.night_world import explain, night, settings_for
+from tests.audit.report_world import make_out
 
 SHARD = 6
 MODELS = ("hans64-poisoned", "hans64-clean")
@@ -158,3 +159,34 @@ def test_what_was_accepted_stays_quiet_until_the_image_changes(tmp_path: Path) -
     hans64.write_tar_shards(changed, tmp_path / "archive", 24)
     night(tmp_path / "archive", out, "20261104T000000Z-0")
     assert rows(lambda r: r["reviewed"] is not None) == []
+
+
+def test_earlier_nights_are_known_in_brief_and_a_summary_that_changed_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five hundred nights: each night read them all, with the classes and causes of each, twice."""
+    from camray.audit import night as nights
+
+    out = tmp_path / "out"
+    runs = [f"202611{n:02d}T000000Z-0" for n in range(1, 6)]
+    for number in range(3):
+        make_out(out, 20, runs[number], first=number)
+    folder = open_out(str(out))[0]
+    whole = nights.read_nights(folder)
+    monkeypatch.setattr(nights, "MOST_WHOLE", 2)
+    nights.read_nights(folder, remember=True)
+    brief = nights.read_nights(folder)
+    assert [n.run_id for n in brief] == runs[:3]
+    assert brief[-1] == whole[-1]
+    for known, full in zip(brief, whole, strict=True):
+        kept = ("explainer", "covers", "images", "rates", "verdicts", "gate", "order", "has_labels")
+        assert [getattr(known, name) for name in kept] == [getattr(full, name) for name in kept]
+    assert brief[0].archive_classes == []
+    assert whole[0].archive_classes
+    path = out / "runs" / runs[1] / "summary.json"
+    path.write_text(path.read_text().replace('"covers"', '"cover"'))
+    assert [n.run_id for n in nights.read_nights(folder)] == [runs[0], runs[2]]
+    assert path.with_name("summary.json.damaged").exists()
+    (out / "carried" / "nights.json").write_text("{")  # what is carried is no loss
+    assert [n.run_id for n in nights.read_nights(folder)] == [runs[0], runs[2]]
+    make_out(out, 20, runs[3], first=3)
