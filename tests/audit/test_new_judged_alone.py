@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from camray.audit import judge
+from camray.audit import judge, tally, verdict_table
 from camray.audit.looks import BATTERY, write_looks
 from camray.audit.night import Night, audit_night
 from camray.config import AuditConfig
@@ -159,7 +159,23 @@ def test_new_images_alone_are_judged_as_with_all(tmp_path: Path, monkeypatch: py
     assert play(tmp_path, 3, 5, monkeypatch) >= 0.4
 
 
+def test_what_is_carried_over_and_is_damaged_or_of_another_night_is_made_anew(tmp_path: Path) -> None:
+    world = World(tmp_path, 1)
+    check(world, *world.night(60))
+    (carried,) = (world.places[False] / "carried").glob("*.npz")
+    first = carried.read_bytes()
+    damaged = bytearray(first)
+    damaged[len(damaged) // 2] ^= 1
+    carried.write_bytes(damaged)
+    check(world, *world.night(30))
+    carried.write_bytes(first)
+    check(world, *world.night(30))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10, 30))
 def test_twelve_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr(tally, "SAMPLE", (50_000, 150)[seed % 2])
+    monkeypatch.setattr(verdict_table, "SMALL", (20_000, 100)[seed % 2])
+    monkeypatch.setattr(verdict_table, "MOST_SMALL", 4)
     assert play(tmp_path, seed, 12, monkeypatch) >= 0.5
