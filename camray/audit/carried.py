@@ -1,6 +1,6 @@
 """What one audit carries over to the next: sums of the archive, so that a night reads what is new.
 
-OUT/carried/<explainer>.npz holds the arrays of the `ArchiveView`, the sample of the `Tally`, and
+OUT/carried/<explainer>.sums holds a checksum, the arrays of the `ArchiveView`, the sample of the `Tally`, and
 counts as JSON. It says of which versions of the tables it is, and under which settings: where anything else
 is there, or it is damaged, the archive is judged anew as a whole.
 """
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from camray.config import AuditConfig
 from camray.ledger import log
+from camray.ledger.committed import checksum
 from camray.ledger.out import AUDIT, LOOKS, QA, carried_file
 from camray.ledger.table import Table
 from camray.storage import Folder
 
 FORMAT = 1
 _JUDGING = ("drop", "lift", "margin", "dark", "bright", "flat", "blurry")
-_DAMAGE = (ValueError, LookupError, TypeError, OSError, EOFError, pa.ArrowException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,17 @@ class Carried:
 def read_carried(out: Folder, explainer: str, settings: AuditConfig) -> Carried | None:
     """Read what the night before left; None where there is none that holds for these settings and tables."""
     try:
-        with np.load(io.BytesIO(out.read(carried_file(explainer))), allow_pickle=False) as file:
+        data = out.read(carried_file(explainer))
+        if data[:16].decode("ascii", "replace") != checksum(memoryview(data)[16:]):
+            return None
+        with np.load(io.BytesIO(memoryview(data)[16:]), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         facts = json.loads(arrays.pop("facts").tobytes())
         sample = pa.ipc.open_stream(arrays.pop("sample").tobytes()).read_all()
         versions = facts.pop("versions")
         holds = facts.pop("holds") == _holds(settings) and versions[AUDIT] == log.versions(out).get(AUDIT)
         return Carried(versions, arrays, facts, sample) if holds else None
-    except _DAMAGE:  # missing or damaged: it is made anew
+    except (OSError, ValueError, LookupError, TypeError):  # missing, or of another camray: it is made anew
         return None
 
 
@@ -67,7 +70,8 @@ def write_carried(
     texts = {"facts": json.dumps(said).encode(), "sample": stream.getvalue()}
     packed: dict[str, Any] = {name: np.frombuffer(data, np.uint8) for name, data in texts.items()}
     np.savez(file, **arrays, **packed)
-    out.write(carried_file(explainer), file.getvalue())
+    content = file.getbuffer()
+    out.write(carried_file(explainer), b"".join([checksum(content).encode(), content]))
 
 
 def _holds(settings: AuditConfig) -> dict[str, Any]:

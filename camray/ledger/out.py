@@ -11,7 +11,7 @@ OUT/audit/, qa/, qa-inbox/, report/                            verdicts, people'
 OUT/looks/               the Delta table of second looks       audit.looks
 OUT/gallery/             the page of `explain`
 OUT/canary/<explainer>.json                                    the first answers of the canary images
-OUT/carried/<explainer>.npz, nights.json                       what the next audit begins with
+OUT/carried/<explainer>.sums, nights.json                      what the next audit begins with
 OUT/scores/, panels/, costs/, comparisons/                     what `compare` measured
 
 Every path here is relative to OUT.
@@ -93,7 +93,7 @@ def canary_file(explainer: str) -> str:
 
 def carried_file(explainer: str) -> str:
     """Give the place of what an audit carries over to the next."""
-    return f"{CARRIED}/{explainer}.npz"
+    return f"{CARRIED}/{explainer}.sums"
 
 
 def mask_beside(overlay: str) -> str:

@@ -162,7 +162,7 @@ def test_new_images_alone_are_judged_as_with_all(tmp_path: Path, monkeypatch: py
 def test_what_is_carried_over_and_is_damaged_or_of_another_night_is_made_anew(tmp_path: Path) -> None:
     world = World(tmp_path, 1)
     check(world, *world.night(60))
-    (carried,) = (world.places[False] / "carried").glob("*.npz")
+    (carried,) = (world.places[False] / "carried").glob("*.sums")
     first = carried.read_bytes()
     damaged = bytearray(first)
     damaged[len(damaged) // 2] ^= 1
