@@ -11,7 +11,7 @@ is not of this table, and judges the archive anew as a whole: all records in two
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,7 @@ _READ = [
 _LOOKED = ("run_id", "shard", "index", "content_sha256", "predicted_class", "intervention", "sampled", "drop",
            "same", "other")  # fmt: skip
 BATCH_ROWS = 16384
+Placed = tuple[str, int, int]  # cause, others with it, place among them
 OTHERS_LAG, SCORE_LAG = 0.1, 0.01  # share, score: so far a number of an earlier image with a cause may be off
 
 
@@ -126,11 +127,17 @@ def judge_archive(
     holds that the night before carried over. `open_nights` names earlier nights to be counted again, with the
     runs that each covers.
     """
-    work = _Work(table, explainer, num_classes, settings, past, run_id, open_nights)
     carried = None if settings.full else read_carried(out, explainer, settings)
-    done = work.judge_new(carried) if carried else None
+    written = _written_causes(carried) if carried else None
+    named = {k: cause for k, (cause, _, _) in written.items()} if written else named_before(out, explainer)
+    past = replace(past, nights=replace(past.nights, causes=named))
+    work = _Work(table, explainer, num_classes, settings, past, run_id, open_nights)
+    done = work.judge_new(carried, written) if carried and written is not None else None
     view, book, tally = done or work.judge_all()
+    if done is None or written is None:
+        written = book.placed()
     facts = {"tally": tally.carried(run_id), "causes": book.carried()}
+    facts["written"] = [[*key, *said] for key, said in written.items()]
     write_carried(table, explainer, settings, view.carried(), facts, tally.sample.rows())
     tally.causes = book.cards(names, past.decisions.causes)
     return tally
@@ -166,8 +173,13 @@ class _Work:
         write_whole(self.table.out, self.explainer, self.run_id, rows())
         return view, book, tally
 
-    def judge_new(self, carried: Carried) -> tuple[ArchiveView, CauseBook, Tally] | None:
-        """Judge what is new, and what else may be judged otherwise now; None where all has to be judged."""
+    def judge_new(
+        self, carried: Carried, written: dict[ImageKey, Placed]
+    ) -> tuple[ArchiveView, CauseBook, Tally] | None:
+        """Judge what is new, and what else may be judged otherwise now; None where all has to be judged.
+
+        `written`: the causes that the audit table tells; it is brought up to date too.
+        """
         out, explainer = self.table.out, self.explainer
         paths = new_files(out, self.table.kind.folder, carried, self.table.version)
         looked = new_looks(out, carried)
@@ -185,14 +197,23 @@ class _Work:
             return None
         fresh = {place for batch in new for place in places_of(batch)}
         looked = [path for path in looked if path.startswith(f"{PARTITION}={explainer}/")]
-        again = (view.moved() | self._moved(book, carried) | _looked_at(out, looked)) - fresh
-        before = read_rows(out, explainer, again)
+        placed = book.placed()
+        again = {
+            key[:2] for key in written.keys() | placed.keys() if _differs(written.get(key), placed.get(key))
+        }
+        again |= view.moved() | _looked_at(out, looked)
+        if has_new_decisions(out, carried):
+            again |= self._decided(placed)
+        before = read_rows(out, explainer, again - fresh)
         judged = [self._judge(batch, view, book) for batch in new]
         for part in judged:
             tally.add(part, self.past.covered)
         rejudged = self._judge_again(before, view, book, tally)
         rows = [part.rows for part in (*judged, *rejudged)]
         put_rows(out, explainer, self.run_id, rows, {place for r in rejudged for place in places_of(r.rows)})
+        for key in [key for key in written if key[:2] in again]:
+            del written[key]
+        written |= {key: said for key, said in placed.items() if key[:2] in again | fresh}
         return view, book, tally
 
     def _judge(self, batch: pa.RecordBatch, view: ArchiveView, book: CauseBook) -> Judged:
@@ -225,34 +246,27 @@ class _Work:
             found.append(now)
         return found
 
-    def _moved(self, book: CauseBook, carried: Carried) -> set[Place]:
-        """Give earlier images whose cause is another one, or that a person decided on since."""
-        out, placed = self.table.out, book.placed()
+    def _decided(self, placed: Mapping[ImageKey, Placed]) -> set[Place]:
+        """Give the images that a person decided on, themselves or by their cause, now or before."""
+        out, decisions = self.table.out, self.past.decisions
         table = log.dataset(out, AUDIT, log.opened(out, AUDIT))
-        mine, decisions = ds.field(PARTITION) == self.explainer, self.past.decisions
-        columns = [*_COPIED, "cause_id", "others", "audit_score", "reviewed"]
-        told = ds.field("cause_id").is_valid() | ds.field("reviewed").is_valid()
-        rows = table.to_table(columns=columns, filter=mine & told).to_pylist()
-        before = {(row["shard"], row["index"], row["content_sha256"]): row for row in rows}
-        found = {
-            key[:2] for key in before.keys() | placed.keys() if _differs(before.get(key), placed.get(key))
-        }
-        if has_new_decisions(out, carried):
-            found |= {(shard, index) for shard, index, *_ in decisions.images}
-            found |= {key[:2] for key, row in before.items() if row["reviewed"]}
-            found |= {key[:2] for key, (cause, _, _) in placed.items() if cause in decisions.causes}
-        return found
+        where = (ds.field(PARTITION) == self.explainer) & ds.field("reviewed").is_valid()
+        found = set(places_of(table.to_table(columns=["shard", "index"], filter=where)))
+        found |= {(shard, index) for shard, index, *_ in decisions.images}
+        return found | {key[:2] for key, (cause, _, _) in placed.items() if cause in decisions.causes}
 
 
-def _differs(row: Mapping[str, Any] | None, placed: tuple[str, int, int] | None) -> bool:
+def _written_causes(carried: Carried) -> dict[ImageKey, Placed]:
+    """Give what the audit table says of causes: the cause of an image, how many more have it, its place."""
+    return {(shard, i, content): (*said,) for shard, i, content, *said in carried.facts["written"]}
+
+
+def _differs(row: Placed | None, placed: Placed | None) -> bool:
     """Tell whether the cause of an image is another one, or its numbers are further off than may be."""
     if row is None or placed is None:
-        return placed is not None or bool(row and row["cause_id"])
-    cause, others, rank = placed
-    if cause != row["cause_id"]:
         return True
-    far = abs(others - row["others"]) > OTHERS_LAG * row["others"]
-    return bool(far or (row["audit_score"] and abs(_score(rank) - row["audit_score"]) > SCORE_LAG))
+    far = abs(placed[1] - row[1]) > OTHERS_LAG * row[1] or abs(_score(placed[2]) - _score(row[2])) > SCORE_LAG
+    return placed[0] != row[0] or bool(far)
 
 
 def _score(rank: Any) -> Any:

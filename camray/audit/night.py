@@ -19,7 +19,7 @@ from camray.audit.counts import ClassCounts, ClassRow, NightState
 from camray.audit.drift import Finding, compare_nights, level_of, worst_first
 from camray.audit.gate import DRIFT_LEVELS, Condition, parse_gate
 from camray.audit.history import Nights
-from camray.audit.judge import Past, judge_archive, named_before
+from camray.audit.judge import Past, judge_archive
 from camray.audit.properties import PropertyFinding
 from camray.audit.reviewed import decisions, take_in
 from camray.audit.slices import SliceRow
@@ -245,7 +245,7 @@ def audit_night(
     before = [night for night in nights if night.explainer == explainer]
     taken = take_in(out, reviewed)
     covered = {run for n in before for run in n.covers} | _told_and_lost(out)
-    past = Past(frozenset(covered), decisions(out, explainer), _nights(out, explainer, before, run_id))
+    past = Past(frozenset(covered), decisions(out, explainer), _nights(out, before, run_id))
     what = read_explainer(out, explainer)
     names = what.class_names
     open_nights = _open_nights(out, before)
@@ -295,14 +295,14 @@ def audit_night(
     return night
 
 
-def _nights(out: Folder, explainer: str, before: Sequence[Night], run_id: str) -> Nights:
+def _nights(out: Folder, before: Sequence[Night], run_id: str) -> Nights:
     """Give the nights so far, tonight last, and what the last one said of causes."""
     runs = {run: place for place, night in enumerate(before) for run in night.covers}
     for lost in _told_and_lost(out):
         runs.setdefault(lost, max(sum(night.run_id < lost for night in before) - 1, 0))
     cards = before[-1].causes if before else ()
     names = [*(night.run_id for night in before), run_id]
-    return Nights(names, runs, cards, named_before(out, explainer) if before else {})
+    return Nights(names, runs, cards)
 
 
 def _slice_said(row: SliceRow) -> str:
