@@ -136,7 +136,7 @@ def judge_archive(
     view, book, tally = done or work.judge_all()
     if done is None or written is None:
         written = book.placed()
-    facts = {"tally": tally.carried(run_id), "causes": book.carried()}
+    facts: dict[str, Any] = {"tally": tally.carried(run_id), "causes": book.carried()}
     facts["written"] = [[*key, *said] for key, said in written.items()]
     write_carried(table, explainer, settings, view.carried(), facts, tally.sample.rows())
     tally.causes = book.cards(names, past.decisions.causes)
