@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ LONG = [pytest.param(kind, marks=() if kind == "lost answer" else pytest.mark.fa
 SECRETS = {"AWS_ACCESS_KEY_ID": "magpiekey", "AWS_SECRET_ACCESS_KEY": "magpiesecret"}
 
 
-@pytest.fixture(scope="module")
-def store() -> Iterator[int]:
+@contextmanager
+def running_store() -> Iterator[int]:
     """Start an S3 emulator on a free port of this machine, unless a real store is there; give the port."""
     if REAL_STORE:
         file_system(int(REAL_STORE)).create_dir("bucket")
@@ -57,6 +58,21 @@ def store() -> Iterator[int]:
         process.wait()
 
 
+@pytest.fixture(scope="module")
+def store() -> Iterator[int]:
+    with running_store() as port:
+        yield port
+
+
+def environment(port: int) -> dict[str, str]:
+    """What camray needs to find the store there."""
+    return {
+        **SECRETS, "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",  # an older Ceph answers 411 without
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+
+
 def file_system(port: int) -> pafs.S3FileSystem:
     return pafs.S3FileSystem(
         endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True,
@@ -72,12 +88,7 @@ def proxy(store: int) -> Iterator[FaultProxy]:
 
 @pytest.fixture(scope="module")
 def jobs(proxy: FaultProxy) -> Iterator[Jobs]:
-    environment = {
-        **SECRETS, "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",  # an older Ceph answers 411 without
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}", "AWS_ALLOW_HTTP": "true",
-        "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }  # fmt: skip
-    with Jobs(environment) as started:
+    with Jobs(environment(proxy.port)) as started:
         yield started
 
 

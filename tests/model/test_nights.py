@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 
 import pytest
@@ -42,6 +43,15 @@ def test_many_nights() -> None:
 
 def failing(off: frozenset[str]) -> int:
     return next(seed for seed in range(20_000) if live_through(seed, off).broken)
+
+
+def test_a_failure_prints_the_integer_that_replays_it() -> None:
+    """What a failing draw says is all that is needed: the integer gives the same nights, step by step."""
+    off = frozenset({FAULTS[-1]})
+    with pytest.raises(pytest.fail.Exception) as failed:
+        draw(20_000, off)
+    seed = int(re.match(r"nights of ([0-9]+): ", str(failed.value))[1])  # type: ignore[index]
+    assert shrunk(live_through(seed, off), setting_of(seed, off)).told() in str(failed.value)
 
 
 @pytest.mark.parametrize(
