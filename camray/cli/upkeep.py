@@ -82,6 +82,7 @@ def serve(args: argparse.Namespace) -> ExitCode:
     Setting("keep the overlays of the last N runs", "--keep-last N", kind=int),
     Setting("and those of the last DAYS", "--keep-within DAYS", kind=float),
     Setting("keep this run's too (repeatable)", "--pin RUN", kind=tuple[str, ...]),
+    Setting("also put small files of many shards together", "--compact", kind=bool),
     Setting("do it; without, only say what would go", "--yes", kind=bool),
 )
 def prune(args: argparse.Namespace) -> ExitCode:
@@ -89,7 +90,8 @@ def prune(args: argparse.Namespace) -> ExitCode:
     from camray.upkeep.prune import print_prune
 
     last, within = getattr(args, "keep_last", None), getattr(args, "keep_within", None)
-    return print_prune(args.out, last, within, getattr(args, "pin", []), hasattr(args, "yes"), args.json)
+    pinned, do_it, compact = getattr(args, "pin", []), hasattr(args, "yes"), hasattr(args, "compact")
+    return print_prune(args.out, last, within, pinned, do_it, args.json, compact)
 
 
 @verb(

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from pyarrow import parquet as pq
-
 from camray.archive.members import read_members
 from camray.config import ArchiveConfig
 from camray.errors import PASSING_ERRORS, ShardError
 from camray.ledger.committed import CommittedFiles
+from camray.ledger.parts import read_rows
 from camray.ledger.table import RECORDS
 from camray.records import Shard, as_text
 from camray.storage import Folder
@@ -54,8 +53,7 @@ def _recorded(out: Folder, shard: Shard, committed: CommittedFiles) -> dict[int,
     """Give what the records say of each member of a shard; the row of the shard as a whole is none."""
     said: dict[int, Said] = {}
     for record_file in committed[shard.key]:
-        with out.open(f"{RECORDS.folder}/{record_file.path}") as file:
-            rows = pq.read_table(file, columns=[*_COLUMNS, "member"]).to_pylist()
+        rows = read_rows(out, RECORDS.folder, record_file, [*_COLUMNS, "member"]).to_pylist()
         said |= {
             row["index"]: (row["content_sha256"], row["label"]) for row in rows if row["member"] is not None
         }

@@ -27,6 +27,7 @@ from camray.job.verdict import judge, left_of, over_budget, standing_failures, u
 from camray.ledger.commit import CommitDesk
 from camray.ledger.hold import hold, last_hold
 from camray.ledger.intake import remember
+from camray.ledger.pack import unpack
 from camray.ledger.plan import Plan, plan_again
 from camray.ledger.runs import RunReport, crashed_last, first_report, working_reports, write_explainer
 from camray.ledger.table import STORE_ERRORS, ShardCommit
@@ -274,9 +275,13 @@ def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine:
 
 
 def _still_to_do(inputs: Inputs, work: Work) -> Plan:
-    """Plan again now that OUT is held, where another run wrote meanwhile or files of one are built upon."""
+    """Plan again now that OUT is held, where another run wrote meanwhile or files of one are built upon.
+
+    What is to be replaced and lies in a pack has files of its own from here on.
+    """
     table, planned_at = inputs.table, inputs.table.version
     table.update()
+    unpack(table, work.owner, (task.shard.key for task in work.plan.tasks))
     if table.version == planned_at and not any(task.finished for task in work.plan.tasks):
         return work.plan
     committed = table.shards(work.owner)

@@ -10,8 +10,8 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from itertools import groupby
-from typing import Any
+from itertools import accumulate, groupby
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,22 +20,30 @@ from camray.errors import UsageError, printable
 from camray.records import Shard
 
 PARTITION = "explainer"
+PACK = "pack-"  # begins the name of a file of many shards
 AGAIN = ".again"  # ends the name of a file in which a member failed for a cause that may pass
 _NAME = r"(?:^|/)(?P<id>[^-/]+-[^-/]+)-[0-9]+-[^-/]+[.]parquet$"  # the whole name, not the end of one
 
 
 @dataclass(frozen=True, slots=True)
 class RecordFile:
-    """One committed record file; the name tells the shard, its content and the chunk."""
+    """One committed record file, whose name tells shard, content and chunk; or a shard's part of a pack."""
 
     path: str  # relative to the table
     size_bytes: int
     rows: int
+    first: int = 0  # row of the file
+    id: str = ""  # of the shard as it is there; "": the name tells it
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is a part of a pack."""
+        return is_pack(self.path)
 
     @property
     def content_key(self) -> str:
         """The shard's content, the second part of the name."""
-        return parse_name(self.path)[1]
+        return self.id.partition("-")[2] if self.id else parse_name(self.path)[1]
 
     @property
     def checksum(self) -> str:
@@ -63,6 +71,11 @@ def file_name(
     return f"{partition}={owner}/{shard_id}-{chunk:06d}-{digest}{AGAIN * again}.parquet"
 
 
+def is_pack(path: str) -> bool:
+    """Tell whether a file holds the rows of many shards: `camray prune --compact` made it."""
+    return path.rpartition("/")[2].startswith(PACK)
+
+
 def owner_of(path: str) -> str:
     """Read the explainer, or panel, back from a file's path."""
     return path.partition("=")[2].partition("/")[0]
@@ -79,6 +92,16 @@ def parse_name(path: str) -> tuple[str, str, int]:
         raise ValueError(f"{name} is no record file")
     key, content, chunk, _digest = name.removesuffix(".parquet").split("-")
     return key, content, int(chunk)
+
+
+def _parts(path: str, size_bytes: int, parts: Sequence[Part], schema: pa.Schema) -> pa.Table:
+    """Give a line for each part of a pack."""
+    rows = [part.rows for part in parts]
+    columns = {
+        "path": [path] * len(parts), "size_bytes": [size_bytes] * len(parts), "num_records": rows,
+        "first": list(accumulate(rows, initial=0))[:-1], "id": [part.id for part in parts],
+    }  # fmt: skip
+    return pa.table(columns, schema=schema)
 
 
 def is_committed(shard: Shard, files: Sequence[RecordFile], paths: Set[str] = frozenset()) -> bool:
@@ -105,26 +128,42 @@ def _listed_key(content_key: str, shard: Shard) -> str:
     return content_key if shard.reread else content_key.partition("r")[0]
 
 
+class Part(NamedTuple):
+    """The rows of a pack that were one record file."""
+
+    id: str
+    chunk: int
+    rows: int
+    chunk_size: int
+
+
 class CommittedFiles(Mapping[str, list[RecordFile]]):
     """The committed record files of one explainer: shard key -> its files, in the order of the chunks."""
 
-    def __init__(self, files: pa.Table) -> None:
-        """Sort `files`: path, size_bytes, num_records.
+    def __init__(self, files: pa.Table, packs: Mapping[str, Sequence[Part]] | None = None) -> None:
+        """Sort `files`: path, size_bytes, num_records; `packs`: what is in those that hold many shards.
 
         Raises:
             UsageError: the table holds files that camray did not write, a compaction's for example.
         """
-        files = files.take(pc.sort_indices(files["path"])).combine_chunks()
-        ids = pc.struct_field(pc.extract_regex(files["path"], _NAME), "id")
+        packs = packs or {}
+        plain = files.filter(pc.invert(pc.is_in(files["path"], pa.array(list(packs), pa.string()))))
+        ids = pc.struct_field(pc.extract_regex(plain["path"], _NAME), "id")
         if ids.null_count:
-            odd = files["path"].filter(pc.is_null(ids))[0].as_py()
+            odd = plain["path"].filter(pc.is_null(ids))[0].as_py()
             problem = (
                 f"its table holds {printable(odd)}, which camray did not write (a compaction? rows deleted?)"
             )
             fix = "restore the version before that; `camray forget OUT --member NAME` takes an image out"
             raise UsageError("OUT", problem, fix)
-        self._files = files
-        self._ids: list[str] = ids.to_pylist()  # of the shards; sorted as the paths are: all in one folder
+        plain = plain.append_column("first", pa.repeat(pa.scalar(0, pa.int64()), len(plain)))
+        each = [plain.append_column("id", ids.cast(pa.string()))]
+        sizes = files.filter(pc.is_in(files["path"], pa.array(list(packs), pa.string())))
+        for path, size, _rows in zip(*(column.to_pylist() for column in sizes.columns), strict=True):
+            each.append(_parts(path, size, packs[path], each[0].schema))
+        order = [("id", "ascending"), ("path", "ascending"), ("first", "ascending")]
+        self._files = pa.concat_tables(each).sort_by(order).combine_chunks()
+        self._ids: list[str] = self._files["id"].to_pylist()  # of the shards
 
     def holds(self, shard: Shard) -> bool:
         """Tell whether the shard is committed, as `is_committed` does, without making objects of files."""

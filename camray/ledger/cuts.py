@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
-from pyarrow import parquet as pq
 
 from camray.ledger.committed import CommittedFiles
+from camray.ledger.parts import read_rows
 from camray.ledger.table import RECORDS
 from camray.records import Shard
 from camray.storage import Folder
@@ -61,8 +61,7 @@ def _committed_part(out: Folder, shard: Shard, committed: CommittedFiles, place_
     indices: set[int] = set()
     for file in committed.get(shard.key, []):
         try:
-            with out.open(f"{RECORDS.folder}/{file.path}") as source:
-                indices |= set(pq.ParquetFile(source).read(["index"], use_threads=False)["index"].to_pylist())
+            indices |= set(read_rows(out, RECORDS.folder, file, ["index"])["index"].to_pylist())
         except (pa.ArrowInvalid, FileNotFoundError):
             return set()  # `verify` names it
     places = {place_of(index) for index in indices - {None}}

@@ -155,6 +155,12 @@ def changes(out: Folder, folder: str, since: int, last: int) -> Changes | None:
     return Changes(list(added), removed)
 
 
+def old_checkpoints(out: Folder, folder: str) -> list[str]:
+    """List the checkpoints that a later one replaced. Every entry stays: nothing is lost with them."""
+    paths = [f"{log_folder(folder)}/{e.path}" for e in out.entries(log_folder(folder), recursive=False)]
+    return sorted(path for path in paths if path.endswith(".checkpoint.parquet"))[:-1]
+
+
 def runs(table: DeltaTable) -> list[str]:
     """Give the runs that committed to a table, in the order of their first commits; `forget` is no run."""
     said = (json.loads(entry.get("camray", "{}")) for entry in reversed(table.history()))

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from camray.errors import PASSING_ERRORS
 from camray.ledger.committed import AGAIN, CommittedFiles, parse_name
-from camray.ledger.sink import FOOTER_KEY
+from camray.ledger.parts import FOOTER_KEY
 from camray.ledger.table import RECORDS, Kind
 from camray.records import Receipt, Shard, account
 from camray.storage import Folder
@@ -30,7 +30,7 @@ class ShardTask:
 
     shard: Shard
     finished: Mapping[int, Receipt] = field(default_factory=dict)
-    before: frozenset[str] | None = None  # its committed files as planned: what a commit may replace
+    before: frozenset[str] | None = None  # its committed contents as planned: what a commit may replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ def make_plan(
     read now, the shard is done again.
     """
     left: list[Shard] = []
-    known: dict[str, frozenset[str]] = {}  # committed files of what is left, by shard
+    known: dict[str, frozenset[str]] = {}  # committed contents of what is left, by shard
+    old: set[str] = set()  # and their files
     done = changed = 0
     for shard in shards:
         if committed.holds(shard) and not _has_passed(out, shard, committed, kind, is_readable):
@@ -73,10 +74,10 @@ def make_plan(
         else:
             files = committed.get(shard.key, [])
             left.append(shard)
-            known[shard.id] = frozenset(f.path for f in files)
+            known[shard.id] = frozenset(f.content_key for f in files)
+            old |= {f.path for f in files}
             changed += bool(files)
     ids = {s.id for s in left}
-    old = frozenset[str]().union(*known.values())
     finished = _finished_chunks(out, explainer, ids, old, chunk_size, kind) if left else {}
     return Plan(
         tasks=tuple(ShardTask(s, finished.get(s.id, {}), known[s.id]) for s in left),

@@ -17,11 +17,10 @@ import pyarrow.parquet as pq
 
 from camray.errors import PASSING_ERRORS
 from camray.ledger.committed import checksum, file_name
+from camray.ledger.parts import FOOTER_KEY
 from camray.ledger.table import RECORDS, Kind
 from camray.records import SCHEMA_VERSION, Receipt, Status
 from camray.storage import Folder
-
-FOOTER_KEY = b"camray"
 
 
 def write_records(

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import chain as chain_of
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,18 +24,11 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from camray.errors import IncompleteError, UsageError, printable
 from camray.ledger import chain, log
-from camray.ledger.committed import PARTITION, CommittedFiles, RecordFile, is_committed
+from camray.ledger.committed import PARTITION, CommittedFiles, Part, RecordFile, is_committed, is_pack
 from camray.ledger.hold import Held
 from camray.ledger.out import TABLE
-from camray.records import (
-    LATER,
-    RECORD_SCHEMA,
-    SCHEMA_VERSION,
-    Accounting,
-    Receipt,
-    Shard,
-    shard_key,
-)
+from camray.ledger.parts import read_parts
+from camray.records import LATER, RECORD_SCHEMA, SCHEMA_VERSION, Accounting, Receipt, Shard, shard_key
 from camray.storage import Folder
 
 COMMIT_ATTEMPTS = 20
@@ -81,7 +75,7 @@ class ShardCommit:
     shard: Shard
     receipts: tuple[Receipt, ...]
     accounting: Accounting
-    before: frozenset[str] | None = None  # the files that it replaces, as planned; None: whatever is there
+    before: frozenset[str] | None = None  # the contents that it replaces, as planned; None: whatever is there
 
 
 class Table:
@@ -99,6 +93,7 @@ class Table:
         self._read: tuple[int | None, str, CommittedFiles] | None = None  # and of which version
         self._seen: CommittedFiles | None = None  # as `commit` last read it
         self._own: dict[str, list[RecordFile]] = {}  # committed here since
+        self._packs: dict[str, list[Part]] = {}  # what is in a file never changes
         self.held: Held | None = None  # looked at before each commit
         if log.exists(out, kind.folder) and not log.is_stillborn(out, kind.folder):
             self._delta = log.opened(out, kind.folder)
@@ -237,7 +232,8 @@ class Table:
         """
         version = None if self._delta is None else self._delta.version()
         if self._read is None or self._read[:2] != (version, explainer):
-            self._read = version, explainer, CommittedFiles(self._files(explainer))
+            files = self._files(explainer)
+            self._read = version, explainer, CommittedFiles(files, self.packs(files["path"].to_pylist()))
         return self._read[2]
 
     def files_of(self, explainer: str, uris: Collection[str]) -> list[str] | None:
@@ -246,12 +242,26 @@ class Table:
         files = [committed.get(shard_key(uri)) for uri in uris]
         return [file.path for of_shard in files for file in of_shard or ()] if all(files) else None
 
+    def packs(self, paths: Iterable[str]) -> dict[str, list[Part]]:
+        """Give what is in those of these files that hold many shards, by path.
+
+        Raises:
+            UsageError: one is damaged, or not camray's.
+        """
+        found = [path for path in paths if is_pack(path)]
+        for path in found:
+            if path not in self._packs:
+                self._packs[path] = read_parts(self._out, f"{self._kind.folder}/{path}")
+        return {path: self._packs[path] for path in found}
+
     def holds_any(self, keys: AbstractSet[str]) -> bool:
         """Tell whether there are committed files of one of these shards, by their keys, of any explainer."""
         if self._delta is None:
             return False
         paths = pa.table(self._delta.get_add_actions(flatten=True).select(["path"]))["path"].to_pylist()
-        return any(path.rpartition("/")[2].partition("-")[0] in keys for path in paths)
+        packed = (part.id for parts in self.packs(paths).values() for part in parts)
+        names = (path.rpartition("/")[2] for path in paths)
+        return any(name.partition("-")[0] in keys for name in chain_of(names, packed))
 
     def _files(self, explainer: str) -> pa.Table:
         actions = self._delta.get_add_actions(flatten=True) if self._delta is not None else None
@@ -310,8 +320,9 @@ class Table:
     def _check_planned(self, mine: Sequence[ShardCommit]) -> None:
         """Replace what the plan saw, and nothing else: the other listing may be the newer one."""
         for done in mine:
-            current = {f.path for f in self._current(done.shard.key)}
-            if done.before is not None and done.before != current:
+            files = self._current(done.shard.key)
+            is_other = done.before is not None and done.before != {f.content_key for f in files}
+            if is_other or any(f.is_packed for f in files):  # a pack holds other shards, too
                 raise IncompleteError(
                     f"{done.shard.uri}: another run committed other content of it since this one planned; "
                     "what is committed stays, the same command resumes"
@@ -405,9 +416,19 @@ class Table:
         log.flush(self._out, self._kind.folder, self._delta.version() + 1)
         log.patiently(self._out, self._delta.update_incremental)
 
-    def _added(self, new: Receipt, owner: str, now_ms: int) -> AddAction:
+    def repack(self, owner: str, gone: Iterable[str], new: Iterable[Receipt]) -> None:
+        """Put the same rows in other files, in one transaction; `gone`: paths. The caller holds OUT."""
+        now_ms, partition = int(time.time() * 1000), {self._kind.partition: owner}
+        actions: list[AddAction | RemoveAction] = [self._added(r, owner, now_ms, is_new=False) for r in new]
+        actions += [RemoveAction(path, False, now_ms, None, dict(partition)) for path in gone]
+        self._put(actions, {"repacked": True})
+        assert self._delta is not None
+        log.flush(self._out, self._kind.folder, self._delta.version() + 1)
+        log.patiently(self._out, self._delta.update_incremental)
+
+    def _added(self, new: Receipt, owner: str, now_ms: int, is_new: bool = True) -> AddAction:
         said = json.dumps({"numRecords": new.rows})
-        return AddAction(new.path, new.size_bytes, {self._kind.partition: owner}, now_ms, True, said)
+        return AddAction(new.path, new.size_bytes, {self._kind.partition: owner}, now_ms, is_new, said)
 
     def _claim(self, app_id: str) -> Transaction:
         assert self._delta is not None

@@ -41,9 +41,11 @@ from camray.ledger.out import (
     mask_beside,
     open_out,
 )
+from camray.ledger.pack import unpack
+from camray.ledger.parts import FOOTER_KEY
 from camray.ledger.runs import new_run_id
 from camray.ledger.side import as_side
-from camray.ledger.sink import FOOTER_KEY, counts, write_records
+from camray.ledger.sink import counts, write_records
 from camray.ledger.table import RECORDS, Kind, Table
 from camray.records import Receipt
 from camray.storage import Folder
@@ -247,6 +249,9 @@ def print_forget(place: str, member: str, shard: str | None, do_it: bool, as_jso
         with hold(out, run_id, alone=True):
             for _, table in _tables(out):
                 table.create()  # of an earlier camray: with the columns that the rewritten files have
+            for kind, table in _tables(out):
+                for path, parts in table.packs(find(out, image).files[kind.folder]).items():
+                    unpack(table, owner_of(path), (part.id.partition("-")[0] for part in parts))
             found = find(out, image)  # again: a run that ended before the hold may have written of it
             remove(out, image, found, run_id)
             write_pages(out)

@@ -22,12 +22,26 @@ from deltalake import DeltaTable
 
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger import log
+from camray.ledger.committed import RecordFile
 from camray.ledger.hold import hold
-from camray.ledger.out import AUDIT, LOOKS, OVERLAYS, PRUNED, REPORT, mask_beside, open_out, pruned_of
+from camray.ledger.out import (
+    AUDIT,
+    INTAKE,
+    LOOKS,
+    OVERLAYS,
+    PRUNED,
+    QA,
+    REPORT,
+    mask_beside,
+    open_out,
+    pruned_of,
+)  # fmt: skip
+from camray.ledger.pack import find_packable, pack
 from camray.ledger.runs import new_run_id
 from camray.ledger.side import DAMAGED, recovered, write_side
 from camray.ledger.table import Table
 from camray.storage import Entry, Folder
+from camray.upkeep.status import committed_shards
 
 GRACE_HOURS = 24
 
@@ -107,9 +121,34 @@ def remove(out: Folder, table: Table, removal: Removal, kept: frozenset[str], no
             beside.create_checkpoint()
 
 
+def find_small(table: Table) -> dict[str, list[list[RecordFile]]]:
+    """Find the small files that would become packs, by explainer."""
+    owners = {explainer for explainer, _key in committed_shards(table)}
+    return {owner: groups for owner in sorted(owners) if (groups := find_packable(table, owner))}
+
+
+def compact(out: Folder, table: Table, small: dict[str, list[list[RecordFile]]]) -> None:
+    """Put small files together: those of the records, each explainer at once, and those of other tables.
+
+    Every row stays as it is. What was there before stays readable until prune takes it away; checkpoints
+    that a later one replaced go now.
+    """
+    for owner, groups in small.items():
+        pack(table, owner, groups)
+    for folder in (INTAKE, AUDIT, QA, LOOKS):
+        if log.exists(out, folder):
+            beside = log.opened(out, folder)
+            beside.optimize.compact()
+            out.flush([f"{folder}/{entry.path}" for entry in out.entries(folder)])
+            beside.create_checkpoint()
+    for folder in log.TABLES:
+        for path in log.old_checkpoints(out, folder):
+            out.delete(path)
+
+
 def print_prune(
     place: str, keep_last: int | None, keep_within_days: float | None, pinned: Sequence[str], do_it: bool,
-    as_json: bool,
+    as_json: bool, with_compact: bool = False,
 ) -> ExitCode:  # fmt: skip
     """Say what can go, and take it away where that was asked for."""
     out, table = open_out(place)
@@ -119,16 +158,25 @@ def print_prune(
         if do_it:
             table.fence()  # a run that stood still since before the hold cannot commit what is deleted now
             table = table.reopened()  # and what it committed before that is seen
+        if do_it and with_compact:
+            table.check_columns()
+            table.create()  # of an earlier camray: with the columns that packs have
+        small = find_small(table) if with_compact else {}
         runs = table.runs()
         kept = choose_runs(runs, keep_last, keep_within_days, pinned, now)
         found = find_removals(out, table, kept, now)
         if do_it:
+            if with_compact:
+                compact(out, table, small)
             remove(out, table, found, kept, now)
             write_pages(out)
     facts: dict[str, Any] = {
         "runs_kept": len(kept), "runs": len(runs), "overlays": len(found.overlays),
         "overlay_bytes": found.overlay_bytes, "record_files": len(found.files), "done": do_it,
     }  # fmt: skip
+    if with_compact:
+        facts["packed_files"] = sum(len({f.path for f in g}) for groups in small.values() for g in groups)
+        facts["packs"] = sum(map(len, small.values()))
     if as_json:
         print(json.dumps(facts))
     else:
@@ -136,6 +184,9 @@ def print_prune(
         print(f"{len(kept):,} of {len(runs):,} runs keep their overlays")
         print(f"{verb} {len(found.overlays):,} overlays ({found.overlay_bytes / 1e6:,.1f} MB)")
         print(f"{verb} {len(found.files):,} record files that no commit names")
+        if with_compact:
+            told = "put" if do_it else "would put"
+            print(f"{told} {facts['packed_files']:,} small record files into {facts['packs']:,}")
         if not do_it:
             print("nothing was touched; --yes does it")
     return ExitCode.DONE

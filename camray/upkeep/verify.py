@@ -9,14 +9,14 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from camray.compare.panel import SCORES
 from camray.errors import ExitCode, UsageError, printable
-from camray.ledger.committed import RecordFile, checksum, owner_of, parse_name
+from camray.ledger.committed import RecordFile, owner_of, parse_name
 from camray.ledger.out import EXPLAINERS, PANELS, overlay_folder, pruned_runs
+from camray.ledger.pack import intact
 from camray.ledger.table import RECORDS, Kind, Table
-from camray.records import LATER, Status
+from camray.records import Status
 from camray.storage import Folder
 from camray.upkeep.beside import find_beside, find_nothing_said
 from camray.upkeep.evidence import look_at_chain
@@ -36,7 +36,8 @@ def find_problems(out: Folder, table: Table, new: Since | None = None) -> Iterat
 
     def check_of(explainer: str) -> Check:
         overlays = partial(_size_of, out) if new else _overlays(out, explainer).get
-        return lambda said, files: _check_shard(out, said, files, overlays, pruned, table.columns)
+        reader = _Reader(out, RECORDS, table.columns)
+        return lambda said, files: _check_shard(reader, said, files, overlays, pruned)
 
     return _problems(out, table, said_since(table, new), EXPLAINERS, check_of, new is None)
 
@@ -45,7 +46,7 @@ def find_score_problems(out: Folder, table: Table, new: Since | None = None) -> 
     """Yield each problem of the scores of comparisons in one line."""
 
     def check_of(_panel: str) -> Check:
-        return partial(_check_scores, out, table.columns)
+        return partial(_check_scores, _Reader(out, SCORES, table.columns))
 
     return _problems(out, table, said_since(table, new), PANELS, check_of, new is None)
 
@@ -84,9 +85,9 @@ def _problems(
             yield str(error)
             continue
         unaccounted = set(shards) if all_of_it else set()
-        for key, statement in sorted((k, s) for (o, k), s in said.items() if o == owner):
+        own = [(shards.get(key, []), key, s) for (o, key), s in said.items() if o == owner]
+        for files, key, statement in sorted(own, key=lambda one: (one[0][0].path if one[0] else "", one[1])):
             unaccounted.discard(key)
-            files = shards.get(key, [])
             if files:
                 yield from check(statement, files)
             else:
@@ -132,8 +133,7 @@ def print_verify(place: str, as_json: bool, run_id: str | None = None, with_chai
 
 
 def _check_shard(
-    out: Folder, said: dict[str, Any], files: list[RecordFile], overlays: SizeOf,
-    pruned: frozenset[str], columns: Set[str],
+    reader: _Reader, said: dict[str, Any], files: list[RecordFile], overlays: SizeOf, pruned: frozenset[str]
 ) -> Iterator[str]:  # fmt: skip
     """Compare what the commit said of a shard with what its files hold."""
     where = f"shard {said['uri']}"
@@ -141,7 +141,7 @@ def _check_shard(
     seen: Counter[tuple[int, int | None, int | None]] = Counter()
     for file in files:
         try:
-            table = _intact(out, file, RECORDS, columns)
+            table = reader.rows(file)
             later = [name for name in ("detection",) if name in table.column_names]  # not in files of before
             rows = table.select([*_COLUMNS, *later]).to_pylist()
         except Exception as error:  # noqa: BLE001 - damage makes readers raise whatever they like
@@ -167,12 +167,10 @@ def _check_shard(
         yield f"{where}: failures by code are {dict(failed)}, the commit says {said['failed']}"
 
 
-def _check_scores(
-    out: Folder, columns: Set[str], said: dict[str, Any], files: list[RecordFile]
-) -> Iterator[str]:
+def _check_scores(reader: _Reader, said: dict[str, Any], files: list[RecordFile]) -> Iterator[str]:
     for file in files:
         try:
-            _intact(out, file, SCORES, columns)
+            reader.rows(file)
         except Exception as error:  # noqa: BLE001 - as above
             yield f"shard {said['uri']}: {file.path}: {printable(str(error), 160)}"
 
@@ -189,23 +187,19 @@ def _check_row(where: str, row: dict[str, Any], overlays: SizeOf, pruned: frozen
         yield f"{where}: heatmap of {row['member']} has {len(row['heatmap'])} values"
 
 
-def _intact(out: Folder, file: RecordFile, kind: Kind, columns: Set[str]) -> pa.Table:
-    """Read a whole file of a table; its bytes, columns and rows must be as committed."""
-    data = out.read(f"{kind.folder}/{file.path}")
-    if len(data) != file.size_bytes:
-        raise pa.ArrowInvalid(f"{len(data)} bytes, committed with {file.size_bytes}")
-    if checksum(data) != file.checksum:
-        raise pa.ArrowInvalid("its bytes are not those that were committed")
-    # In this thread: one of Arrow's that lets go of `data` while Python ends aborts the process (1 in 10).
-    table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
-    if table.num_rows != file.rows:
-        raise pa.ArrowInvalid(f"{table.num_rows} rows, committed with {file.rows}")
-    due = columns - (LATER - set(table.schema.names))  # a file of before has none of these
-    written = pa.schema([field for field in kind.schema if field.name in due])
-    if not table.schema.equals(written):
-        raise pa.ArrowInvalid(f"its columns are not those of the {kind.folder.removesuffix('s')} schema")
-    table.validate(full=True)
-    return table
+class _Reader:
+    """Reads files whole, and gives a shard's rows of each; a pack is read once for all shards in it."""
+
+    def __init__(self, out: Folder, kind: Kind, columns: Set[str]) -> None:
+        self._out, self._kind, self._columns = out, kind, columns
+        self._last: tuple[str, pa.Table] | None = None
+
+    def rows(self, file: RecordFile) -> pa.Table:
+        """Give the rows; raises where the file is not as it was committed."""
+        if self._last is None or self._last[0] != file.path:
+            self._last = None
+            self._last = file.path, intact(self._out, file, self._kind, self._columns)
+        return self._last[1].slice(file.first, file.rows)
 
 
 def _size_of(out: Folder, path: str) -> int | None:
