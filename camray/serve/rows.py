@@ -190,10 +190,10 @@ class Rows:
             "create table audited as select distinct on (explainer, shard, index) * from audit_in"
         )
         self._db.execute(
-            f"create table rows as select row_number() over () - 1 as id, {chosen}, "
+            f"create table rows as select r.id, {chosen}, "
             "array_to_string(list_transform(map_entries(r.attributes), lambda e: e.key || '=' || e.value), ' ') "
             f"as attributes, {judged}, r.run_id in (select run_id from runs_in) as is_new "
-            "from records_in r left join audited a on r.explainer = a.explainer and r.shard = a.shard "
+            "from (select row_number() over () - 1 as id, * from records_in) r left join audited a on r.explainer = a.explainer and r.shard = a.shard "
             "and r.index = a.index"
         )
         self._db.execute("drop table audited")

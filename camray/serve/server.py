@@ -68,6 +68,7 @@ def _listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((LOOPBACK, port))
+        listening.listen()
     except (OSError, OverflowError) as error:
         raise UsageError(
             "--port", printable(f"{port}: {said_by(error)}"), "leave it out: any free one"
