@@ -47,7 +47,7 @@ def history(nights: Sequence[Night]) -> Markup:
     across = [LEFT + (WIDTH - LEFT - 14) * i / (len(shown) - 1) for i in range(len(shown))]
     lines = "".join(
         _line(RATES.index(name), across, [_down(night.rates[name], marks[-1]) for night in shown],
-              [f"{name.removesuffix('_rate')} {night.rates[name]:.2%}, {day_of(night.run_id)}" for night in shown])
+              [f"{name[:-5]} {night.rates[name]:.2%}, {day_of(night.run_id)}" for night in shown])
         for name in names
     )  # fmt: skip
     days = _days([night.run_id for night in shown], across)
@@ -64,9 +64,9 @@ def trend(nights: Sequence[NightRate]) -> Markup:
     step = (WIDTH - LEFT - 8) / len(nights)
     places = [LEFT + step * i for i in range(len(nights))]
     bars = "".join(
-        f'<rect class="bar-of-night" x="{x + step * 0.1:.1f}" width="{step * 0.8:.1f}" y="{_down(rate, marks[-1]):.1f}" '
-        f'height="{HEIGHT - BOTTOM - _down(rate, marks[-1]):.1f}"><title>{day_of(n.run_id)}: {n.images:,} of '
-        f"{n.looked:,} ({rate:.1%})</title></rect>"
+        f'<rect class="bar-of-night" x="{x + step * 0.1:.1f}" width="{step * 0.8:.1f}" '
+        f'y="{_down(rate, marks[-1]):.1f}" height="{HEIGHT - BOTTOM - _down(rate, marks[-1]):.1f}">'
+        f"<title>{day_of(n.run_id)}: {n.images:,} of {n.looked:,} ({rate:.1%})</title></rect>"
         for x, rate, n in zip(places, rates, nights, strict=True)
     )
     days = _days([night.run_id for night in nights], [x + step / 2 for x in places])
@@ -100,10 +100,10 @@ def _days(runs: Sequence[str], across: Sequence[float]) -> str:
     """Write at most six days under the axis, the first and the last among them."""
     count = min(6, len(runs))
     chosen = sorted({round(i * (len(runs) - 1) / (count - 1)) for i in range(count)})
-    said = ((across[i], day_of(runs[i]), i) for i in chosen)
+    anchors = ["middle"] * (len(runs) - 1) + ["end"]
+    said = ((across[i], day_of(runs[i]), anchors[i]) for i in chosen)
     return "".join(
-        f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="{"end" if i == len(runs) - 1 else "middle"}">{day}</text>'
-        for x, day, i in said
+        f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{day}</text>' for x, day, anchor in said
     )
 
 

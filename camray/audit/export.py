@@ -116,7 +116,7 @@ def folder_of(pictures: Iterable[tuple[Row, bytes]]) -> Files:
 
 
 def coco(_out: Folder, rows: Iterable[Row], _prefix: str) -> Files:
-    """instances.json: the boxes of the heat, of the class that was answered; pictures by the archive's names."""
+    """instances.json: the boxes of the heat, of the class that was answered; pictures by name."""
     images, boxes, classes = list[Any](), list[Any](), dict[int, str]()
     for row in rows:
         if "size" not in row or "class" not in row:
@@ -127,7 +127,8 @@ def coco(_out: Folder, rows: Iterable[Row], _prefix: str) -> Files:
         for x0, y0, x1, y1 in row.get("boxes", ()):
             boxes.append(
                 {"id": len(boxes) + 1, "image_id": len(images), "category_id": row["class"], "iscrowd": 0,
-                 "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "score": row.get("confidence")}
+                 "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0),
+                 "score": row.get("confidence")}
             )  # fmt: skip
     kinds = [{"id": number, "name": name} for number, name in sorted(classes.items())]
     tree = {"info": {"description": "camray: where the model looked"}, "images": images, "annotations": boxes}

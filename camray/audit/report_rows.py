@@ -157,7 +157,7 @@ def _told(judged: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {
         "verdict": judged["verdict"], "flags": judged["flags"], "score": _short(judged["audit_score"]),
         "reviewed": judged["reviewed"], "suggested": class_name(judged["suggested_class"], names),
-        "lift": _short(judged["heat_lift"]), "cause": judged["cause"], "others": judged["others"],
+        "lift": _short(judged["heat_lift"]), "cause": judged["cause_id"], "others": judged["others"],
     }  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def facts_of(texts: Sequence[str]) -> list[Facts]:
 
 
 def index_file(judged: pa.Table, facts: Sequence[Facts]) -> bytes:
-    """Give what the filters ask of every row, as base64 of little-endian numbers; `error` and `cause` count from 1."""
+    """Give what the filters ask of every row, as base64 of little-endian numbers; errors, causes from 1."""
     numbers = {verdict: i for i, verdict in enumerate(VERDICTS)}
     bits = [_bits(*both) for both in zip(judged.column("flags").to_pylist(), facts, strict=True)]
     errors = sorted({fact.error for fact in facts if fact.error})

@@ -26,7 +26,7 @@ from camray.audit.templates import templates
 from camray.audit.verdicts import VERDICTS, title
 from camray.errors import UsageError, printable
 from camray.ledger.committed import PARTITION
-from camray.ledger.out import files_of_runs, ids_in, pruned_runs, run_file, EXPLAINERS
+from camray.ledger.out import EXPLAINERS, files_of_runs, ids_in, pruned_runs, run_file
 from camray.ledger.runs import installed_versions
 from camray.ledger.side import DamagedError, read_side, tell
 from camray.serve.pictures import Picture, Pictures
@@ -37,9 +37,9 @@ from camray.storage import Folder
 PER_PAGE = 48
 FACETS = ("verdict", "flags", "predicted_class", "error_code", "cause_id", "run_id", PARTITION)
 _CARD = (
-    PARTITION, "run_id", "shard", "member", "index", "content_sha256", "verdict", "cause_id", "predicted_class",
-    "predicted_label", "confidence", "label", "label_class", "correct", "error_code", "overlay_path", "heat_status",
-    "target_class", "target_label", "audit_score",
+    PARTITION, "run_id", "shard", "member", "index", "content_sha256", "verdict", "cause_id", "error_code",
+    "predicted_class", "predicted_label", "confidence", "label", "label_class", "correct", "overlay_path",
+    "heat_status", "target_class", "target_label", "audit_score",
 )  # fmt: skip
 _SORTS = (
     "-audit_score",
@@ -67,13 +67,13 @@ class Pages:
         self._pruned = pruned_runs(out)
         self._lock, self._drawn = threading.Lock(), OrderedDict[Any, Picture | None]()
         self._cards: dict[str, list[dict[str, Any]]] = {}
+        self._has_labels = not self._nights or self._nights[-1].has_labels
         self._env = templates("camray.serve")
         self._env.filters |= {
             "query": lambda pairs: urlencode(list(pairs)),
             "words": lambda t: t.replace("_", " "),
         }
         self._env.filters["title"] = lambda v: title(v, self._has_labels)
-        self._has_labels = not self._nights or self._nights[-1].has_labels
 
     @property
     def latest(self) -> str:
@@ -115,9 +115,8 @@ class Pages:
         done = self.rows.size(replace(view, state="reviewed")) if not view.state else None
         return self._render(
             "images.html.j2", "images", query=plain, said=dict(plain), total=len(ids), all=self.rows.total,
-            cards=[self._card(row) for row in self.rows.rows(chosen.tolist(), _CARD)], number=number, pages=pages,
-            facets=self._facets(view), chips=_chips(plain), columns=COLUMNS, sorts=_SORTS, states=STATES, done=done,
-            most=PER_PAGE,
+            cards=self._cards_of(chosen.tolist()), number=number, pages=pages, facets=self._facets(view),
+            chips=_chips(plain), columns=COLUMNS, sorts=_SORTS, states=STATES, done=done, most=PER_PAGE,
         )  # fmt: skip
 
     def with_column(self, request: Request) -> str:
@@ -151,6 +150,9 @@ class Pages:
 
     def _class(self, explainer: str, class_id: int | None) -> str | None:
         return class_name(class_id, self.pictures.explainer(explainer).class_names)
+
+    def _cards_of(self, ids: Sequence[int]) -> list[Row]:
+        return [self._card(row) for row in self.rows.rows(ids, _CARD)]
 
     def _card(self, row: Row) -> Row:
         said = self._said(row)
@@ -192,7 +194,7 @@ class Pages:
             previous=int(ids[at - 1]) if at > 0 else None,
             following=int(ids[after]) if after < len(ids) else None,
             picture=picture, style=_style(request.query_params), colormaps=COLORMAPS,
-            facts=[(name, _fact(record[name])) for name in record if name in COLUMNS and record[name] is not None],
+            facts=[(n, _fact(value)) for n, value in record.items() if n in COLUMNS and value is not None],
         )  # fmt: skip
 
     def _record(self, request: Request) -> tuple[Row, Row]:
@@ -202,7 +204,7 @@ class Pages:
         return found[0], self.rows.records(found)[0]
 
     def picture(self, request: Request) -> Picture | None:
-        """Give the picture of a row: its file, or drawn now; `of=input` the image alone, `of=drawn` drawn anew."""
+        """Give the picture of a row: its file, or drawn now; `of`: `input` the image alone, `drawn` anew."""
         of, style = request.query_params.get("of", ""), _style(request.query_params)
         return self.picture_of(request.path_params["id"], of, style)
 
@@ -249,10 +251,10 @@ class Pages:
         counts = self.rows.counts(view, ("verdict", "flags", "run_id"))
         night = self._night(explainer)
         maps = mean_maps(night, _state(self.out, night.run_id)) if night else {}
-        first = self.rows.rows(self.rows.order(view)[:12].tolist(), _CARD)
         return self._render(
-            "class.html.j2", "classes", name=self._class(explainer, class_id), class_id=class_id, explainer=explainer,
-            total=self.rows.size(view), counts=counts, mean_map=maps.get(class_id, ""), cards=[self._card(r) for r in first],
+            "class.html.j2", "classes", name=self._class(explainer, class_id), class_id=class_id,
+            total=self.rows.size(view), counts=counts, mean_map=maps.get(class_id, ""), explainer=explainer,
+            cards=self._cards_of(self.rows.order(view)[:12].tolist()),
             causes=[c for c in self._causes(explainer) if c["card"].class_id == class_id], night=night,
             query=[("explainer", f"={explainer}"), ("predicted_class", f"={class_id}")],
         )  # fmt: skip
@@ -311,7 +313,8 @@ class Pages:
         counts = self.rows.counts(view, ("verdict", "error_code"))
         return {
             "filter": (column, value), "total": self.rows.size(view), "verdicts": dict(counts["verdict"]),
-            "query": [(column, f"={value}")], "means": self.rows.means(view), "name": self._told(value) if column == PARTITION else value,
+            "query": [(column, f"={value}")], "means": self.rows.means(view),
+            "name": self._told(value) if column == PARTITION else value,
         }  # fmt: skip
 
     def _told(self, explainer: str) -> str:
@@ -394,7 +397,7 @@ def _top(record: Row) -> list[list[Any]]:
 
 
 def read_summaries(out: Folder) -> list[Night]:
-    """Read the summary of every night, as `read_nights` does; a damaged one is named, and stays where it is."""
+    """Read the summary of every night, as `read_nights` does; a damaged one is named and stays."""
     found = []
     for path in files_of_runs(out, "summary.json"):
         try:

@@ -1,4 +1,4 @@
-"""The server: who may ask, which page answers. Loopback alone, a token that opens one browser, no other origin.
+"""The server: who may ask, which page answers. Loopback alone, a token for one browser, no other origin.
 
 Flows in: requests. Flows out: pages, pictures, exports; with `--review` decisions, which are durable first.
 """
@@ -10,7 +10,6 @@ import json
 import secrets
 from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -21,8 +20,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from camray.errors import UsageError, printable
-from camray.serve.exports import KINDS, exported
 from camray.serve.answers import Pages
+from camray.serve.exports import KINDS, exported
 
 HOSTS = ("127.0.0.1", "localhost")
 LARGEST_BODY = 2**16
@@ -32,8 +31,8 @@ _STATIC = {
     "serve.js": ("camray.serve", "text/javascript"),
 }
 _HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",

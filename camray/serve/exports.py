@@ -22,8 +22,8 @@ from camray.serve.rows import Row, View
 KINDS = ("csv", "imagefolder", "coco", "label-studio")
 MOST = 10_000  # rows of a format that reads each record, or its picture
 _CSV = (
-    PARTITION, "shard", "member", "index", "content_sha256", "verdict", "flags", "predicted_label", "predicted_class",
-    "confidence", "label",
+    PARTITION, "shard", "member", "index", "content_sha256", "verdict", "flags", "predicted_label",
+    "predicted_class", "confidence", "label",
 )  # fmt: skip
 _PART = 2**18
 

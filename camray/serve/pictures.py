@@ -1,4 +1,4 @@
-"""The picture of a record: the file in OUT, or drawn anew from the stored heatmap and the image in its archive.
+"""The picture of a record: the file in OUT, or drawn anew from its heatmap and the image in its archive.
 
 Flows in: a record. Flows out: JPEG bytes, and what they are. Where the image cannot be read any more, or is
 another one by now, the heat alone is drawn, and that is said.
@@ -50,7 +50,7 @@ class Pictures:
         self._recall = lru_cache(4)(lambda root: {group.number: group for group in recall(out, root)})
 
     def file(self, path: str | None) -> Picture | None:
-        """Give the picture that was drawn with the record; None where it is pruned, missing, or was not drawn."""
+        """Give the picture that was drawn with the record; None where it is not there."""
         if path and path.startswith(f"{OVERLAYS}/") and ".." not in path.split("/"):
             try:
                 return Picture(self._out.read(path), "file")

@@ -1,7 +1,7 @@
-"""What people decide, kept as they decide it: durable in OUT/qa-inbox before anybody is told that it is saved.
+"""What people decide, kept as they decide it: durable in OUT/qa-inbox before anybody is told so.
 
-Flows in: decisions on images and on causes. Flows out: files that the next audit takes in, and what stands: by
-image or cause the last word of each reviewer. Nobody's word replaces that of another.
+Flows in: decisions on images and on causes. Flows out: files that the next audit takes in, and what
+stands: by image or cause the last word of each reviewer. Nobody's word replaces that of another.
 """
 
 from __future__ import annotations

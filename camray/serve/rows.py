@@ -168,7 +168,7 @@ class Rows:
         self._counted = OrderedDict[Any, dict[str, list[tuple[Any, int]]]]()
         self._decisions = 0  # how often they changed
         self._files: dict[str, list[Any]] | None = None
-        limits = {
+        limits: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": MEMORY,
             "temp_directory": self._spill.name,
             "autoinstall_known_extensions": "false",
@@ -191,10 +191,10 @@ class Rows:
         )
         self._db.execute(
             f"create table rows as select r.id, {chosen}, "
-            "array_to_string(list_transform(map_entries(r.attributes), lambda e: e.key || '=' || e.value), ' ') "
-            f"as attributes, {judged}, r.run_id in (select run_id from runs_in) as is_new "
-            "from (select row_number() over () - 1 as id, * from records_in) r left join audited a on r.explainer = a.explainer and r.shard = a.shard "
-            "and r.index = a.index"
+            "array_to_string(list_transform(map_entries(r.attributes), lambda e: e.key || '=' || e.value), "
+            f"' ') as attributes, {judged}, r.run_id in (select run_id from runs_in) as is_new "
+            "from (select row_number() over () - 1 as id, * from records_in) r left join audited a "
+            "on r.explainer = a.explainer and r.shard = a.shard and r.index = a.index"
         )
         self._db.execute("drop table audited")
         for name in ("records_in", "audit_in", "runs_in"):
@@ -289,7 +289,7 @@ class Rows:
             yield self.rows(ids[start : start + size].tolist(), columns)
 
     def counts(self, view: View, columns: Sequence[str], most: int = 200) -> dict[str, list[tuple[Any, int]]]:
-        """Count the rows of a view by the values of each column, the most frequent first; one scan for all."""
+        """Count the rows of a view by the values of each column, the most frequent first."""
         key = view, tuple(columns), self._decisions if view.state else 0
         if key in self._counted:
             return self._counted[key]
@@ -332,14 +332,15 @@ class Rows:
         flagged = ("shortcut_confirmed", "shortcut_suspected", "wrong", "label_suspect")
         counts = ", ".join(f"count(*) filter (list_contains(flags, '{flag}')) as {flag}" for flag in flagged)
         sql = (
-            f"select predicted_class, count(*) as images, {counts}, avg(confidence), avg(correct::int) from rows "
-            "where explainer = $1 and predicted_class is not null group by 1 order by 3 desc, 2 desc, 1"
+            f"select predicted_class, count(*) as images, {counts}, avg(confidence), avg(correct::int) "
+            "from rows where explainer = $1 and predicted_class is not null "
+            "group by 1 order by 3 desc, 2 desc, 1"
         )
         names = ("class_id", "images", *flagged, "confidence", "correct")
         return [dict(zip(names, row, strict=True)) for row in self._ask(sql, [explainer])]
 
-    def pairs(self, one: tuple[str, str], two: tuple[str, str], most: int = 24) -> Row | None:
-        """Compare the same images on two sides, each (explainer or run_id, value); None where no image is on both.
+    def pairs(self, one: tuple[str, str], two: tuple[str, str]) -> Row | None:
+        """Compare the same images on two sides (explainer or run_id, value); None where none is on both.
 
         `first`: pairs of ids, other answers first, then by how much confidence moved.
         """
@@ -347,20 +348,21 @@ class Rows:
             return None
         sql = (
             "with both_sides as materialized (select a.id as a, b.id as b, "
-            "a.predicted_class is distinct from b.predicted_class as flipped, b.confidence - a.confidence as shift, "
-            "coalesce(b.correct and not a.correct, false) as repaired, "
+            "a.predicted_class is distinct from b.predicted_class as flipped, "
+            "b.confidence - a.confidence as shift, coalesce(b.correct and not a.correct, false) as repaired, "
             "coalesce(a.correct and not b.correct, false) as broken from rows a join rows b "
-            "on a.shard = b.shard and a.index = b.index and a.content_sha256 = b.content_sha256 and a.id <> b.id "
-            "and a.target_class is not distinct from a.predicted_class "
+            "on a.shard = b.shard and a.index = b.index and a.content_sha256 = b.content_sha256 "
+            "and a.id <> b.id and a.target_class is not distinct from a.predicted_class "
             "and b.target_class is not distinct from b.predicted_class "
             f'where a."{one[0]}" = $1 and b."{two[0]}" = $2) '
         )
-        counted = "select count(*), sum(flipped::int), sum(repaired::int), sum(broken::int), avg(shift) from both_sides"
+        sums = ", ".join(f"sum({name}::int)" for name in ("flipped", "repaired", "broken"))
+        counted = f"select count(*), {sums}, avg(shift) from both_sides"
         names = ("images", "flipped", "repaired", "broken", "shift")
         found = dict(zip(names, self._ask(sql + counted, [one[1], two[1]])[0], strict=True))
         if not found["images"]:
             return None
-        order = f"select a, b from both_sides order by flipped desc, abs(shift) desc nulls last, a limit {int(most)}"
+        order = "select a, b from both_sides order by flipped desc, abs(shift) desc nulls last, a limit 24"
         return found | {"first": self._ask(sql + order, [one[1], two[1]])}
 
     def decide(
@@ -384,8 +386,8 @@ class Rows:
 
 
 _DECIDED = (
-    "insert into decided select r.id, t.reviewer, t.decision from told t join rows r on r.explainer = t.explainer "
-    "and r.shard = t.shard and r.index = t.index and r.verdict = t.verdict "
+    "insert into decided select r.id, t.reviewer, t.decision from told t join rows r "
+    "on r.explainer = t.explainer and r.shard = t.shard and r.index = t.index and r.verdict = t.verdict "
     "and r.content_sha256 is not distinct from t.content_sha256"
 )
 _SETTLED = "create or replace table settled as select explainer, cause, decision from settling"

@@ -1,6 +1,6 @@
 """`camray serve OUT`: read OUT, listen on loopback, say the address.
 
-Flows in: a place. Flows out: one line with the address of each token; the server runs until it is interrupted.
+Flows in: a place. Flows out: one line with the address of each token, until it is interrupted.
 """
 
 from __future__ import annotations

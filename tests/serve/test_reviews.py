@@ -1,4 +1,4 @@
-"""Decisions: durable before they are acknowledged, of two reviewers both kept, undone, taken in by the audit."""
+"""Decisions: durable before they are acknowledged, of two reviewers both kept, undone, taken in."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from camray.ledger.out import open_out
 from camray.serve.rows import Rows, View
 from camray.storage import open_folder
 from tests.serve.conftest import Served
+
+ADA = {"id": 3, "decision": "accepted", "reviewer": "ada"}
 
 
 def inbox(out: Path, but: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -108,11 +110,19 @@ def test_another_server_on_the_same_out_is_heard(served: Served, serving: Callab
 
 @pytest.mark.parametrize(
     "said",
-    [{}, {"id": 3}, {"id": 10**9, "decision": "accepted", "reviewer": "a"}, [], "x", {"id": "x", "decision": "accepted",
-     "reviewer": "a"}, {"id": 3, "decision": "maybe", "reviewer": "a"}, {"id": 3, "decision": "accepted", "reviewer": " "},
-     {"cause": "none", "explainer": "x", "decision": "accepted", "reviewer": "a"}, {"id": 3, "decision": "accepted",
-     "reviewer": "a" * 70000}],
-)  # fmt: skip
+    [
+        {},
+        [],
+        "x",
+        {"id": 3},
+        ADA | {"id": 10**9},
+        ADA | {"id": "x"},
+        ADA | {"decision": "maybe"},
+        ADA | {"reviewer": " "},
+        ADA | {"reviewer": "a" * 70000},
+        {"cause": "none", "explainer": "x", "decision": "accepted", "reviewer": "a"},
+    ],
+)
 def test_what_is_no_decision_is_refused(served: Served, said: Any) -> None:
     answer = served.client.post("/decide", json=said)
     assert answer.status_code == 400
@@ -134,8 +144,8 @@ class Remote:
 
     def __init__(self, out: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "camray.cli", "serve", str(out), "--review"], stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.DEVNULL,
+            [sys.executable, "-m", "camray.cli", "serve", str(out), "--review"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         assert self.process.stdout
         self.url = self.process.stdout.readline().strip()

@@ -85,8 +85,9 @@ def test_no_text_of_a_person_becomes_sql(rows: Rows, audited: Path, text: str) -
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("id", "1"), ("1=1 or member", "x"), ("sort", "member; drop table rows"), ("state", "x"), ("heatmap", "1"),
-     ("confidence", "much"), ("predicted_class", "1.5"), ("correct", "perhaps"), ("confidence", "~0.5")],
+    [("id", "1"), ("1=1 or member", "x"), ("sort", "member; drop table rows"), ("state", "x"),
+     ("heatmap", "1"), ("confidence", "much"), ("predicted_class", "1.5"), ("correct", "perhaps"),
+     ("confidence", "~0.5")],
 )  # fmt: skip
 def test_what_is_no_column_or_value_is_refused(name: str, value: str) -> None:
     with pytest.raises(UsageError):
