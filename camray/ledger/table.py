@@ -240,7 +240,8 @@ class Table:
         """Give the record files of these shards; None, for all, where a name is no UTF-8."""
         committed = self.shards(explainer)
         files = [committed.get(shard_key(uri)) for uri in uris]
-        return [file.path for of_shard in files for file in of_shard or ()] if all(files) else None
+        paths = (file.path for of_shard in files for file in of_shard or ())  # a pack is of several shards
+        return list(dict.fromkeys(paths)) if all(files) else None
 
     def packs(self, paths: Iterable[str]) -> dict[str, list[Part]]:
         """Give what is in those of these files that hold many shards, by path.
