@@ -9,7 +9,7 @@ No text of a person becomes SQL: columns and comparisons are chosen among those 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -167,7 +167,7 @@ class Rows:
         self._lock, self._orders = threading.Lock(), OrderedDict[Any, NDArray[np.int64]]()
         self._counted = OrderedDict[Any, dict[str, list[tuple[Any, int]]]]()
         self._decisions = 0  # how often they changed
-        self._files: dict[str, list[Any]] | None = None
+        self._files: defaultdict[str, list[Any]] | None = None
         limits: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": MEMORY,
             "temp_directory": self._spill.name,
@@ -204,10 +204,11 @@ class Rows:
 
     def records(self, rows: Sequence[Row]) -> list[Row]:
         """Read the whole records of rows, heatmaps too, from their files; each file once."""
-        if self._files is None:
-            self._files = {}
-            for fragment in self._table.dataset().get_fragments():
-                self._files.setdefault(_shard_of(fragment.path), []).append(fragment)
+        with self._lock:
+            if self._files is None:
+                self._files = defaultdict(list)
+                for fragment in self._table.dataset().get_fragments():
+                    self._files[_shard_of(fragment.path)].append(fragment)
         wanted: dict[str, set[int]] = {}
         for row in rows:
             wanted.setdefault(_files_of(row), set()).add(row["index"] if row["index"] is not None else -1)
