@@ -79,7 +79,10 @@ def logits_of(network: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def moved_cells(network: nn.Module, layer: TargetLayer, spec: InputSpec, tries: int = 12) -> bool:
-    """Alter the image in one place after another: the cell of the map that changes most must be that one."""
+    """Alter the image in one place after another: the cell of the map that changes most must be that one.
+
+    Where patches overlap (LeViT's lie half in the next cell, which changes nine tenths as much), of many tries.
+    """
     kept: list[Tensor] = []
     handle = network.get_submodule(layer.name).register_forward_hook(
         lambda _m, _a, out: kept.append(layer.to_maps(cam.split.first_tensor(out)).detach())
@@ -128,7 +131,8 @@ def test_a_folder_gives_transformers_own_logits_layer_and_map(
     rebuilt = build(json.loads(json.dumps(loaded.build_args))).eval()  # as a worker does: from plain data
     rebuilt.load_state_dict(loaded.module.state_dict())
     layer = cam.find_target_layer(loaded.module, (len(spec.mean), spec.height, spec.width))
-    assert layer.layout == "nchw" or moved_cells(loaded.module, layer, spec)
+    tries = 400 if folder.model.startswith("Levit") else 12
+    assert layer.layout == "nchw" or moved_cells(loaded.module, layer, spec, tries)
     for image in photographs:
         theirs, ours = processed(tmp_path, image), seen(image, spec)
         own_order = ours.flip(1) if reversed_ else ours
