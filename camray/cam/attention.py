@@ -8,7 +8,7 @@ rewritten and no implementation of attention needs to be known by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -205,7 +205,27 @@ def _blocks(model: nn.Module) -> tuple[list[str], Callable[[Tensor], Tensor]]:
         if blocks in modules and all(name in modules for name in after):
             names = [f"{blocks}.{child}" for child, _ in modules[blocks].named_children()]
             return names, nn.Sequential(*(modules[name] for name in after))
+    if getattr(model, "normalized", False):
+        found = _blocks_of_clip(modules)
+        if found is not None:
+            return found
     raise ModelError("method", "legrad knows no blocks, norm and head in this model", _PLAIN)
+
+
+def _blocks_of_clip(modules: Mapping[str, nn.Module]) -> tuple[list[str], Callable[[Tensor], Tensor]] | None:
+    """Names of the blocks of a tower behind rows of texts, and what compares tokens with these."""
+    blocks = next((name for name in modules if name.endswith("vision_model.encoder.layers")), "")
+    tower = blocks.removesuffix("vision_model.encoder.layers")
+    after = (f"{tower}vision_model.post_layernorm", f"{tower}visual_projection", "head")
+    if not blocks or not all(name in modules for name in after):
+        return None
+    norm, projection, head = (modules[name] for name in after)
+
+    def project(tokens: Tensor) -> Tensor:
+        logits: Tensor = head(F.normalize(projection(norm(tokens)), dim=-1))
+        return logits
+
+    return [f"{blocks}.{child}" for child, _ in modules[blocks].named_children()], project
 
 
 def _gradients(score: Tensor, attentions: list[Tensor]) -> list[Tensor]:

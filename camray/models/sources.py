@@ -209,6 +209,11 @@ def _timm(name: str) -> Source:
     if (Path(name).expanduser() / "saved_model.pb").is_file():
         said = f"{printable(name)} is a SavedModel of TensorFlow: a fixed graph"
         raise ModelError("--model", said, "convert its weights, then --model NAME --checkpoint FILE")
+    if (Path(name).expanduser() / "open_clip_config.json").is_file():
+        fix = "convert it to a folder of transformers' CLIPModel, or give its tower as FILE.py:Class --head FILE"
+        raise ModelError(
+            "--model", f"{printable(name)} is a folder of open_clip, whose files are not read", fix
+        )
     if Path(name).expanduser().is_dir():
         raise ModelError("--model", f"{printable(name)} holds no config.json", "give a timm model folder")
     if Path(name).expanduser().is_file():

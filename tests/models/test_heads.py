@@ -144,6 +144,46 @@ def test_the_map_of_a_prompt_is_that_of_the_whole_model(
     assert float((ours[0, 0] - by_hand).abs().max()) <= 1e-5 * float(by_hand.abs().max())
 
 
+def test_legrad_of_a_prompt_is_that_of_the_paper(tmp_path: Path) -> None:
+    """Each block's mean token, projected and compared with the text, differentiated by the block's attention.
+
+    Positive parts, averaged over heads, queries and blocks: by transformers' own attentions, <= 1e-5.
+    """
+    save_pair(tmp_path / "clip", "clip")
+    whole = transformers.CLIPModel.from_pretrained(tmp_path / "clip", attn_implementation="eager").eval()
+    (tmp_path / "p.txt").write_text("a photo of thing1\na photo of thing2\na drawing of thing3\n")
+    loaded = load_model(ModelConfig(name=str(tmp_path / "clip"), prompts=str(tmp_path / "p.txt")))
+    layer = cam.find_target_layer(loaded.module, (3, 64, 64))
+    found = cam.explain(loaded.module, images(2), layer, "legrad", cam.TargetRule.parse("2"))
+    (ours,) = found.maps.values()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "clip")
+    tokens = tokenizer(["a drawing of thing3"], return_tensors="pt")
+    text = normalize(
+        whole.get_text_features(**{k: tokens[k] for k in ("input_ids", "attention_mask")}).pooler_output,
+        dim=-1,
+    )
+    seen = whole.vision_model(pixel_values=images(2), output_attentions=True, output_hidden_states=True)
+    total = torch.zeros(2, 17)
+    for state, attention in zip(seen.hidden_states[1:], seen.attentions, strict=True):
+        feature = normalize(whole.visual_projection(whole.vision_model.post_layernorm(state.mean(1))), dim=-1)
+        similarity = (feature @ text[0]) * whole.logit_scale.exp()
+        (slope,) = torch.autograd.grad(similarity.sum(), attention, retain_graph=True)
+        total = total + slope.relu().mean((1, 2)) / 3
+    by_hand = total[:, 1:].reshape(2, 4, 4)
+    assert float((ours[:, 0] - by_hand).abs().max()) <= 1e-5 * float(by_hand.abs().max())
+    save_pair(tmp_path / "siglip", "siglip")  # pools by attention: its blocks have no read-out of their own
+    other = load_model(ModelConfig(name=str(tmp_path / "siglip"), prompts=str(tmp_path / "p.txt")))
+    place = cam.find_target_layer(other.module, (3, 64, 64))
+    with pytest.raises(ModelError, match="legrad"):
+        cam.explain(other.module, images(1), place, "legrad", cam.TargetRule())
+
+
+def test_a_folder_of_open_clip_is_named(tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"is a folder of open_clip, whose files are not read. Fix: convert"):
+        load_model(ModelConfig(name=str(tmp_path)))
+
+
 def test_templates_are_averaged_as_the_papers_do(pair: tuple[Path, nn.Module, str], tmp_path: Path) -> None:
     """Each embedding is normalised, their mean is normalised again."""
     folder, whole, kind = pair

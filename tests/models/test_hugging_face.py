@@ -81,7 +81,7 @@ def logits_of(network: nn.Module, pixels: Tensor) -> Tensor:
 def moved_cells(network: nn.Module, layer: TargetLayer, spec: InputSpec, tries: int = 12) -> bool:
     """Alter the image in one place after another: the cell of the map that changes most must be that one.
 
-    Where patches overlap (LeViT's lie half in the next cell, which changes nine tenths as much), of many tries.
+    Where patches overlap (LeViT's lie half in the next cell, which changes by nine tenths), of many tries.
     """
     kept: list[Tensor] = []
     handle = network.get_submodule(layer.name).register_forward_hook(
