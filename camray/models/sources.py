@@ -210,7 +210,7 @@ def _timm(name: str) -> Source:
         said = f"{printable(name)} is a SavedModel of TensorFlow: a fixed graph"
         raise ModelError("--model", said, "convert its weights, then --model NAME --checkpoint FILE")
     if (Path(name).expanduser() / "open_clip_config.json").is_file():
-        fix = "convert it to a folder of transformers' CLIPModel, or give its tower as FILE.py:Class --head FILE"
+        fix = "convert it to a folder of transformers' CLIPModel, or give its tower (FILE.py:Class), --head"
         raise ModelError(
             "--model", f"{printable(name)} is a folder of open_clip, whose files are not read", fix
         )
