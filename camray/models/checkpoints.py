@@ -35,6 +35,8 @@ NESTS = (
 _ALONE = "give a state_dict alone"
 CONVERT = "save model.state_dict() where the file was made, or --trust-pickle if you trust its maker"
 
+_YOLO = ("ultralytics.", "models.yolo.", "models.common.", "yolov5.")  # modules of what their files pickle
+YOLO_FIX = "a detector of torchvision, or a folder of transformers (RT-DETR, D-FINE, YOLOS)"
 _WHERE_MADE = "give the Python model it was made from, and save its state_dict() for --checkpoint"
 
 FORMATS = "give .safetensors, or a .pth that holds a state_dict"
@@ -178,10 +180,8 @@ def _load_pickle(path: Path, error: Exception, trust: bool, code: OwnCode | None
         whole = any(n.startswith("torch.nn.") for n in objects)
         what = "is a whole pickled model" if whole else "holds pickled Python objects"
         named = f" ({', '.join(objects[:2])}{' ...' if len(objects) > 2 else ''})" if objects else ""
-        raise ModelError(
-            "--checkpoint", f"{path.name} {what}{printable(named)}, and a pickle runs code when opened",
-            CONVERT,
-        ) from None  # fmt: skip
+        said = f"{path.name} {what}{printable(named)}, and a pickle runs code when opened"
+        raise ModelError("--checkpoint", said, YOLO_FIX if is_yolo(path) else CONVERT) from None
     surroundings: AbstractContextManager[None] = importable(code) if code else nullcontext()
     try:
         with surroundings:
@@ -191,6 +191,11 @@ def _load_pickle(path: Path, error: Exception, trust: bool, code: OwnCode | None
             "--checkpoint", f"{path.name} cannot be unpickled: {printable(str(failed), 160)}",
             "--model path/to/file.py:ClassName with the class it names, or save model.state_dict()",
         ) from None  # fmt: skip
+
+
+def is_yolo(path: Path) -> bool:
+    """Tell whether a file is a pickled network of ultralytics or YOLOv5, as MegaDetector's are."""
+    return any(name.startswith(_YOLO) for name in _objects(path))
 
 
 def _objects(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ METHOD = "odam"
 _NORMS_OF_ZERO = (
     "fasterrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn"
 )  # fmt: skip
+_WHOLE = 2**20  # cells: more than any level has
+_SAME_SCORE = 1e-5  # of the same anchor: what the rounding of a smaller convolution may move
 SIDE = 640  # of the canvas for a network that names no size of its own
 
 
@@ -51,8 +53,8 @@ class Detection:
 class _Cut:
     """Where the network is cut: maps or tokens, and how a product of their shape becomes a map (h, w)."""
 
-    tensors: list[Tensor]
-    grids: list[Callable[[Tensor], Tensor]]
+    tensors: list[Tensor] = field(default_factory=list)
+    grids: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
     covers: tuple[float, float] = (1.0, 1.0)
 
     def take(self, values: Tensor, grid: Callable[[Tensor], Tensor]) -> Tensor:
@@ -60,6 +62,88 @@ class _Cut:
         self.tensors.append(values.detach().requires_grad_())
         self.grids.append(grid)
         return self.tensors[-1]
+
+    def maps(self, found: Mapping[str, Tensor], i: int) -> tuple[Tensor, ...]:
+        """Give gradient times activation of each tensor, as a map; `graded`: scores of the cut."""
+        score = found.get("graded", found["scores"])[i].double().logit(eps=1e-12)
+        gradients = torch.autograd.grad(score, self.tensors, retain_graph=True, allow_unused=True)
+        return tuple(
+            grid(torch.zeros_like(a) if g is None else g * a.detach())
+            for g, a, grid in zip(gradients, self.tensors, self.grids, strict=True)
+        )
+
+
+@dataclass(slots=True)
+class _Heads(_Cut):
+    """Heads of convolutions on several levels: asked again around the cell where a box was found.
+
+    The rest of a level, and the other levels, do not reach the score: a gradient through all of them costs
+    as much as the network. Where a norm looks at a whole level (FCOS), the level is taken whole.
+    """
+
+    module: Any = None
+    levels: list[Tensor] = field(default_factory=list)
+    outputs: dict[str, Tensor] = field(default_factory=dict)  # (1, anchors, numbers): the graph starts here
+    wholes: dict[int, tuple[list[Tensor], dict[str, Tensor]]] = field(
+        default_factory=dict
+    )  # levels asked again
+    anchors: Tensor = field(default_factory=lambda: torch.empty(0))  # scores (anchors, classes)
+
+    def maps(self, found: Mapping[str, Tensor], i: int) -> tuple[Tensor, ...]:
+        """Give the map of every level; all but one are 0."""
+        label, score = int(found["labels"][i]), found["scores"][i].detach()
+        row = self._row(label, found["scores"][i])
+        per_cell = self.module.anchor_generator.num_anchors_per_location()
+        sizes = [level[0, 0].numel() * n for level, n in zip(self.levels, per_cell, strict=True)]
+        here = next(i for i in range(len(sizes)) if row < sum(sizes[: i + 1]))
+        cell, anchor = divmod(row - sum(sizes[:here]), per_cell[here])
+        whole = self.levels[here]
+        y, x = divmod(cell, whole.shape[3])
+        for reach in (_reach(self.module.head), _WHOLE):
+            part, own = self._around(here, y, x, reach, anchor)
+            again = self.scores(own)[0, label]
+            if abs(float(again.detach()) - float(score)) <= _SAME_SCORE:
+                break
+        else:
+            said = f"{type(self.module).__name__} scores its boxes in a way of its own"
+            raise ModelError("--model", said, "torchvision's own RetinaNet, FCOS or SSD")
+        (gradient,) = torch.autograd.grad(again.logit(eps=1e-12), part, retain_graph=True)
+        maps = [torch.zeros_like(level[0, 0]) for level in self.levels]
+        rows, columns = (slice(max(at - reach, 0), at + reach + 1) for at in (y, x))
+        maps[here][rows, columns] = _channels(gradient * part.detach())
+        return tuple(maps)
+
+    def _around(self, here: int, y: int, x: int, reach: int, anchor: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Ask the heads about the cells within `reach` of one: their maps, and the outputs of the anchor."""
+        top, left = max(y - reach, 0), max(x - reach, 0)
+        if reach != _WHOLE or here not in self.wholes:
+            own = self.levels[here][:, :, top : y + reach + 1, left : x + reach + 1].detach()
+            parts = [level[:, :, :2, :2] for level in self.levels]  # of the others next to nothing
+            parts[here] = own.requires_grad_()
+            self.wholes[here] = parts, self.module.head(parts)
+        parts, outputs = self.wholes[here] if reach == _WHOLE else self.wholes.pop(here)
+        per_cell = self.module.anchor_generator.num_anchors_per_location()
+        part = parts[here]
+        row = ((y - top) * part.shape[3] + x - left) * per_cell[here] + anchor
+        row += sum(part[0, 0].numel() * n for part, n in zip(parts[:here], per_cell, strict=False))
+        return part, {name: values[:, row : row + 1].double() for name, values in outputs.items()}
+
+    def scores(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Score every anchor (anchors, classes) as the network does."""
+        logits = outputs["cls_logits"][0]
+        if isinstance(self.module, torchvision.models.detection.ssd.SSD):
+            return logits.softmax(1)
+        if "bbox_ctrness" in outputs:
+            return (logits.sigmoid() * outputs["bbox_ctrness"][0].sigmoid()).sqrt()
+        return logits.sigmoid()
+
+    def _row(self, label: int, score: Tensor) -> int:
+        """Find the anchor of a score: by its value, and where several have it by the network's own graph."""
+        same = torch.nonzero(self.anchors[:, label] == score.detach())[:, 0].tolist()
+        if len(same) == 1:
+            return int(same[0])
+        (gradient,) = torch.autograd.grad(score, self.outputs["cls_logits"], retain_graph=True)
+        return int(gradient[0].abs().sum(1).argmax())
 
 
 def layer_of(module: nn.Module) -> str | None:
@@ -133,21 +217,15 @@ class Detector:
 
     def _explained(self, found: Mapping[str, Tensor], i: int, cut: _Cut) -> Detection:
         """Ask for the gradient of one detection's log-odds: that of its score, which does not fade."""
-        score = found.get("graded", found["scores"])[i]
-        gradients = torch.autograd.grad(
-            score.double().logit(eps=1e-12), cut.tensors, retain_graph=True, allow_unused=True
-        )
-        maps = tuple(
-            grid(torch.zeros_like(a) if g is None else g * a.detach())
-            for g, a, grid in zip(gradients, cut.tensors, cut.grids, strict=True)
-        )
+        maps = cut.maps(found, i)
         x0, y0, x1, y1 = found["boxes"][i].detach().double().tolist()
         return Detection(
             (x0, y0, x1, y1), float(found["scores"][i].detach()), int(found["labels"][i]), maps, cut.covers
         )
 
     def _torchvision(self, image: Tensor, _least: float) -> tuple[Mapping[str, Tensor], _Cut]:
-        cut, module = _Cut([], []), self.module
+        module: Any = self.module
+        cut = _Cut() if hasattr(module, "roi_heads") else _Heads(module=module)
 
         def size(_module: nn.Module, _args: Any, out: Any) -> None:
             (height, width), whole = out[0].image_sizes[0], out[0].tensors.shape[2:]
@@ -158,11 +236,16 @@ class Detector:
                 return cut.take(out, _channels)
             return type(out)((name, cut.take(level, _channels)) for name, level in out.items())
 
-        transform, backbone = module.get_submodule("transform"), module.get_submodule("backbone")
-        parts = [(transform.register_forward_hook, size), (backbone.register_forward_hook, begin)]
-        if hasattr(module, "roi_heads"):
-            return _by_regions(module, image, parts), cut
-        with _hooked(parts), _InDouble():
+        parts: list[Any] = [(module.transform.register_forward_hook, size)]
+        if not isinstance(cut, _Heads):
+            return _by_regions(module, image, [*parts, (module.backbone.register_forward_hook, begin)]), cut
+
+        def end(_module: nn.Module, args: Any, out: dict[str, Tensor]) -> dict[str, Tensor]:
+            cut.levels, cut.outputs = args[0], {n: v.detach().requires_grad_() for n, v in out.items()}
+            cut.anchors = cut.scores(out).detach()
+            return cut.outputs
+
+        with _hooked([*parts, (module.head.register_forward_hook, end)]), _InDouble():
             return module([image])[0], cut
 
     def _transformers(self, image: Tensor, least: float) -> tuple[Mapping[str, Tensor], _Cut]:
@@ -174,7 +257,7 @@ class Detector:
         if self.layer is not None and self.layer.startswith("vit."):
             given.pop("pixel_mask", None)
         height, width = given["pixel_values"].shape[2:]
-        cut = _Cut([], [])
+        cut = _Cut()
         if "pixel_mask" in given:
             mask = given["pixel_mask"][0]
             cut.covers = (float(mask[:, 0].sum()) / height, float(mask[0].sum()) / width)
@@ -185,6 +268,18 @@ class Detector:
                 outputs, threshold=least, target_sizes=[tuple(image.shape[1:])]
             )
         return found[0], cut
+
+
+_LOCAL = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Identity, nn.Dropout)
+
+
+def _reach(head: nn.Module) -> int:
+    """Say how many cells around a cell a head sees; very many where a part of it sees all of them."""
+    ends = [part for part in head.modules() if not [*part.children()]]
+    convolutions = [part for part in ends if isinstance(part, nn.Conv2d) and part.stride == (1, 1)]
+    if any(not isinstance(part, (nn.Conv2d, *_LOCAL)) for part in ends):
+        return _WHOLE
+    return sum(max(c.dilation) * (max(c.kernel_size) // 2) for c in convolutions)
 
 
 def _by_regions(module: Any, image: Tensor, parts: list[Any]) -> Mapping[str, Tensor]:

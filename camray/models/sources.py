@@ -220,6 +220,9 @@ def _timm(name: str) -> Source:
         what, way = checkpoints.look(Path(name).expanduser())
         if what and way != checkpoints.FORMATS:
             raise ModelError("--model", f"{printable(name)} is {what}", way)
+        if checkpoints.is_yolo(Path(name).expanduser()):
+            said = f"{printable(name)} is a YOLO as ultralytics pickles it, which is not read"
+            raise ModelError("--model", said, checkpoints.YOLO_FIX)
         fix = "--model NAME (or path/to/file.py:ClassName) --checkpoint " + printable(name)
         raise ModelError("--model", f"{printable(name)} is a file of weights, not an architecture", fix)
     near = difflib.get_close_matches(name, timm.list_models(), 3)

@@ -24,7 +24,7 @@ from camray.explain.explainer import resolve
 from camray.image.fit import fit_image, geometry, plan_fit
 from camray.models import detectors, sources
 from camray.records import DECODED, struct_array
-from tests.models.shape_detector import shape_detector
+from tests.models.shape_detector import Pyramid, shape_detector
 from tests.models.shapes import scene, trained
 
 COCO = Path(__file__).parents[2].parent / "shared/data/coco/images"
@@ -200,6 +200,46 @@ def test_the_gradient_through_regions_is_that_through_the_whole_network() -> Non
         (gradient,) = torch.autograd.grad(found["scores"][k].double().logit(), inner, retain_graph=True)
         wanted = (gradient * inner)[0].sum(0)
         assert torch.allclose(one.levels[0], wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos", "ssd"])
+def test_the_gradient_around_a_cell_is_that_through_the_whole_network(kind: str) -> None:
+    """Only the cells that reach a score are asked again: the library's own graph gives the same maps."""
+    torch.manual_seed(2)
+    pyramid, detection = Pyramid(), torchvision.models.detection
+    if kind == "ssd":
+        pyramid.out_channels = [32, 32]
+        boxes = detection.anchor_utils.DefaultBoxGenerator([[2], [2, 3]])
+        net: nn.Module = detection.ssd.SSD(pyramid, boxes, (128, 128), 4, score_thresh=0.0)
+    elif kind == "fcos":
+        boxes = AnchorGenerator(((8,), (16,)), ((1.0,), (1.0,)))
+        net = detection.FCOS(pyramid, 4, 128, 128, anchor_generator=boxes, score_thresh=0.0)
+    else:
+        boxes = AnchorGenerator(((16, 22), (30, 42)), ((1.0,), (1.0,)))
+        net = detection.RetinaNet(pyramid, 4, 128, 128, anchor_generator=boxes, score_thresh=0.0)
+    for name, weight in net.named_parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=(2 / weight[0].numel()) ** 0.5 / (4 if "logits" in name else 1))
+    net.eval().requires_grad_(False)
+    image = torch.from_numpy(scene(5)[0]).permute(2, 0, 1).float() / 255
+    own = detectors.Detector(net)(image, 0.0, 6)
+    inner = {
+        name: level.requires_grad_()
+        for name, level in net.backbone(net.transform([image])[0].tensors).items()
+    }
+    net.backbone.forward = lambda _x: inner
+    found = net([image])[0]
+    order = torch.argsort(found["scores"].detach(), descending=True, stable=True)[:6].tolist()
+    assert len(own) == 6
+    assert 0 < own[0].score < 0.9999
+    for one, k in zip(own, order, strict=True):
+        assert one.score == pytest.approx(float(found["scores"][k].detach()), abs=1e-6)
+        gradients = torch.autograd.grad(
+            found["scores"][k].double().logit(), [*inner.values()], retain_graph=True
+        )
+        for level, g, a in zip(one.levels, gradients, inner.values(), strict=True):
+            wanted = (g * a)[0].sum(0)
+            assert torch.allclose(level, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
 
 
 @pytest.mark.slow

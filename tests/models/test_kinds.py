@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -119,3 +121,23 @@ def test_own_code_that_takes_something_else_than_one_picture(body: str, kind: st
 def test_a_saved_model_of_tensorflow(tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01")
     assert "is a SavedModel of TensorFlow: a fixed graph" in refusal(name=str(tmp_path))
+
+
+@pytest.mark.parametrize("maker", ["ultralytics.nn.tasks:DetectionModel", "models.yolo:Model"])
+def test_files_of_yolo_and_megadetector_are_refused_with_detectors_that_work(
+    maker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = maker.split(":")
+    made = types.ModuleType(module)
+    kind = type(name, (nn.Module,), {"__module__": module, "__qualname__": name})
+    setattr(made, name, kind)
+    parts = module.split(".")
+    for i in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:i]), made)
+    torch.save({"epoch": -1, "model": kind(), "ema": None}, tmp_path / "yolo.pt")
+    monkeypatch.undo()
+    assert "yolo.pt is a YOLO as ultralytics pickles it" in (said := refusal(name=str(tmp_path / "yolo.pt")))
+    assert said.endswith("RT-DETR, D-FINE, YOLOS)")
+    said = refusal(name="resnet18", checkpoint=str(tmp_path / "yolo.pt"))
+    assert "a pickle runs code when opened" in said
+    assert said.endswith("RT-DETR, D-FINE, YOLOS)")
