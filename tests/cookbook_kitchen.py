@@ -256,7 +256,20 @@ def clip_things(folder: Path) -> None:
     (folder / "classes.txt").write_text("\n".join(lines))
 
 
+def detr_things(folder: Path) -> None:
+    from tests.models.test_detectors import hugging_face_detector
+
+    hugging_face_detector("detr", folder / "detr-things")
+
+
+def segformer_things(folder: Path) -> None:
+    from tests.models.test_segmenters import hugging_face_segmenter
+
+    hugging_face_segmenter("segformer", folder / "segformer-things")
+
+
 MAKERS |= {"vit-things": vit_things, "clip-things": clip_things}
+MAKERS |= {"detr-things": detr_things, "segformer-things": segformer_things}
 
 
 def lay_out(folder: Path, words: Iterable[str]) -> None:

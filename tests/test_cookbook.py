@@ -13,7 +13,16 @@ from camray.cli.main import main
 from tests.cookbook_kitchen import ROOT, lay_out
 
 PAGE = (ROOT / "docs" / "cookbook.md").read_text()
-HEAVY = ("botnet", "densenet", "pvt", "squeezenet", "vgg16", "trust-pickle")
+HEAVY = (
+    "botnet",
+    "densenet",
+    "pvt",
+    "squeezenet",
+    "vgg16",
+    "trust-pickle",
+    "detr-things",
+    "segformer-things",
+)
 
 
 def recipes() -> list[object]:

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import cross_entropy, interpolate
 
 from camray.config import Config, MethodConfig, ModelConfig, PreprocessConfig
 from camray.errors import ModelError
 from camray.explain.explainer import resolve
 from tests.models.shape_segmenter import ShapeSegmenter, varied
+from tests.models.shapes import scene
 from tests.models.test_detectors import Rows, coco, explained
 
 Pixels = NDArray[np.int64]
@@ -211,8 +212,9 @@ def own_config(folder: Path, form: str, task: str = "segmentation", **more: Any)
         name=f"{NET}:ShapeSegmenter", checkpoint=str(folder / "w.safetensors"), args={"form": form},
         task=task, output=more.pop("output", None),
     )  # fmt: skip
-    prepared = PreprocessConfig(input_size=(64,), resize=(64,), mean=(0.5,), std=(0.25,))
-    return Config(model=model, preprocess=prepared, **more)
+    side = (more.pop("side", 64),)
+    given = PreprocessConfig(input_size=side, resize=side, mean=(0.5,), std=(0.25,))
+    return Config(model=model, preprocess=given, **more)
 
 
 @pytest.mark.parametrize("form", ["tensor", "out", "list", "softmax", "binary", "sigmoid"])
@@ -250,3 +252,49 @@ def test_what_could_be_misread_is_refused_with_the_way_on(
 def test_what_a_segmenter_does_not_have_is_refused(method: MethodConfig, said: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=said):
         resolve(own_config(tmp_path, "tensor", method=method))
+
+
+def labels(seed: int) -> tuple[NDArray[np.uint8], Tensor]:
+    """A scene and the class of each of its pixels."""
+    view, boxes, kinds = scene(seed)
+    pixels = torch.zeros(view.shape[:2], dtype=torch.int64)
+    for (x0, y0, x1, y1), kind in zip(boxes.int().tolist(), kinds.tolist(), strict=True):
+        ys, xs = torch.meshgrid(torch.arange(y0, y1) + 0.5, torch.arange(x0, x1) + 0.5, indexing="ij")
+        away = torch.hypot(xs - (x0 + x1) / 2, ys - (y0 + y1) / 2)
+        pixels[y0:y1, x0:x1][(away <= (x1 - x0) / 2) | (kind == 1)] = kind
+    return view, pixels
+
+
+def trained_segmenter(steps: int = 150) -> ShapeSegmenter:
+    torch.manual_seed(0)
+    net = ShapeSegmenter()
+    for layer in net.encoder.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+    optimiser = torch.optim.AdamW(net.parameters(), 2e-3)
+    for step in range(steps):
+        pairs = [labels(1000 + step * 8 + i) for i in range(8)]
+        x = torch.cat([prepared(Image.fromarray(view)) for view, _ in pairs])
+        loss = cross_entropy(net(x), torch.stack([pixels for _, pixels in pairs]))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return net.eval()
+
+
+@pytest.mark.slow
+def test_the_heat_of_a_class_lies_on_its_own_pixels(tmp_path: Path) -> None:
+    """Of squares and discs, for at least 90 %: more than half of the heat, and most of it near them."""
+    made = own_config(tmp_path, "tensor", side=128)
+    save_file(trained_segmenter().state_dict(), tmp_path / "w.safetensors")
+    scenes = [labels(seed) for seed in range(40)]
+    rows = explained(made, [Image.fromarray(view) for view, _ in scenes])
+    shapes = [row for row in rows if row["target_class"] in (1, 2)]
+    right = 0
+    for row in shapes:
+        truth = (scenes[row["index"]][1] == row["target_class"]).numpy()
+        right += bool((unpacked(row) & quarters(truth)).sum() > 0.6 * (unpacked(row) | quarters(truth)).sum())
+    assert right >= 0.9 * len(shapes)
+    inside = np.array([row["heat_in_segment"] or 0 for row in shapes])
+    print(len(shapes), right, np.quantile(inside, (0, 0.05, 0.1, 0.5)))
+    assert (inside >= 0.5).mean() >= 0.9
