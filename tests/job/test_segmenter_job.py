@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from camray.cli.main import main
@@ -26,7 +28,7 @@ def model(tmp_path: Path) -> list[str]:
     save_file(varied().state_dict(), tmp_path / "w.safetensors")
     code = Path(__file__).parents[1] / "models/shape_segmenter.py"
     return ["--model", f"{code}:ShapeSegmenter", "--checkpoint", str(tmp_path / "w.safetensors"), "--task",
-            "segmentation", "--input-size", "64", "--crop-mode", "border", "--mean", "0.5", "--std", "0.25",
+            "segmentation", "--input-size", "64", "--crop-pct", "1", "--crop-mode", "border", "--mean", "0.5", "--std", "0.25",
             "--engine", "here", "--chunk-size", "4", "--min-share", "0.001"]  # fmt: skip
 
 
@@ -59,6 +61,27 @@ def test_a_segmenter_through_nights_verify_and_audit(
     assert main(["verify", str(out)]) == 0
     assert "10 members: all accounted for" in capsys.readouterr().out
     assert list(out.glob("**/*.html"))
+
+
+def test_the_heat_is_compared_with_the_masks_of_the_archive(tmp_path: Path, model: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    half = np.zeros((64, 64), np.uint8)
+    half[:, :32] = 7
+    Image.fromarray(half).save(tmp_path / "half.png")
+    (tmp_path / "list.csv").write_text("path,mask\n0.png,half.png\n1.png,\n")
+    assert main(["explain", str(tmp_path / "list.csv"), str(tmp_path / "out"), *model]) == 0
+    compared = 0
+    for row in records(tmp_path / "out"):
+        heat = np.maximum(np.array(row["heatmap"]).reshape(row["heat_h"], row["heat_w"]), 0)
+        if row["member"] == "1.png" or heat.sum() == 0:
+            assert row["heat_in_mask"] is None
+            continue
+        compared += 1
+        share = heat[:, : row["heat_w"] // 2].sum() / heat.sum()
+        assert row["heat_in_mask"] == pytest.approx(share, abs=1e-5)
+    assert compared
 
 
 @pytest.mark.slow
