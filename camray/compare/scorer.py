@@ -48,6 +48,7 @@ class BatchScorer(BatchExplainer):
         self, panel: Panel, state: dict[str, Tensor], device: str = "cpu", batch_size: int = 8
     ) -> None:
         super().__init__(panel.explainer, state, device, batch_size)
+        self.fixed = 0
         self.panel = panel
         self.settings = Settings(**panel.settings, chunk=_AT_ONCE.get(device, 64))
         self._copies: Copies | None = None

@@ -8,7 +8,8 @@ inputs and maps. Flows out: which rows to look at again, and the inputs to do it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,22 +49,27 @@ def look_again(
     budget: int,
     batch_size: int,
     scores: Callable[[Sequence[int], Callable[[Tensor], Tensor]], Tensor],
+    run: Callable[..., Iterable[None]] = map,
 ) -> None:
     """Fill the confirmation columns of explained rows, given with the position of their image.
 
-    ``scores(images, change)`` gives the class scores (B, classes) of images whose inputs were changed.
+    ``scores(images, change)`` gives the class scores (B, classes) of images whose inputs were changed;
+    ``run(work, batches)`` does the work on each batch.
     """
     suspicious, chosen = due([row for _, row in explained], budget)
     for position in suspicious:
         explained[position][1]["confirm_region"] = REGION
-    for start in range(0, len(chosen), batch_size):
-        batch = [explained[position] for position in chosen[start : start + batch_size]]
+
+    def look(positions: Sequence[int]) -> None:
+        batch = [explained[position] for position in positions]
         maps = torch.from_numpy(np.stack([row["heatmap"] for _, row in batch]))  # (B, h, w)
         found = scores([i for i, _ in batch], partial(without_hot_border, maps=maps))
         for (_, row), score in zip(batch, found, strict=True):
             if score.isfinite().all():
                 row["confirm_drop"] = row["confidence"] - float(score[row["predicted_class"]])
                 row["confirm_flip"] = int(score.argmax()) != row["predicted_class"]
+
+    deque(run(look, [chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)]), maxlen=0)
 
 
 def without_hot_border(x: Tensor, maps: Tensor) -> Tensor:

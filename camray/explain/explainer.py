@@ -7,9 +7,12 @@ raw layer-resolution heatmaps, signals. An image that fails becomes a failed ite
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from camray import cam
 from camray.cam.registry import Method
 from camray.cam.split import run_split
 from camray.cam.targets import ranked
-from camray.config import Config, Explainer
+from camray.config import Config, Explainer, InputSpec
 from camray.errors import ErrorCode, ModelError, Stage, printable
 from camray.explain import confirm
 from camray.explain.regions import boxes_of_heat, region_signals
@@ -39,6 +42,7 @@ Row = dict[str, Any]
 FOLDING_CHANGE = 1e-5  # of the greatest value: what folded batch norms may move by rounding
 STEADY = 1e-3  # of the greatest logit: what batches of another size may move by rounding
 SIMILARITY = "similarity"  # target: the cosine of an image's embedding and a reference's
+PASS = 8  # images that the network always gets on a CPU: of other numbers the same image has other bits
 LARGEST_MAP = 32  # cells a side that a record keeps
 DOUBTFUL_DROP = 0.1  # confidence lost without the hot border: from here on a person should see the picture
 LOW_MARGIN = 0.1  # below this difference of the two best softmax values a prediction is flagged
@@ -114,18 +118,14 @@ def steadiness(loaded: LoadedModel, alone: bool) -> tuple[str, ...]:
     Raises:
         ModelError: it does not, and the images are not explained `alone`.
     """
-    spec = loaded.input
-    images = probe_images(len(spec.mean), spec.height, spec.width)
-    with torch.no_grad():
-        first, again, beside = (loaded.module(x)[-1] for x in (images[-1:], images[-1:], images))
-    unsteady, mixed = (largest_change([first], [other]) > STEADY for other in (again, beside))
+    unsteady, moved = _mixing(loaded.module, loaded.input)
+    mixed = moved > STEADY
     if unsteady:
         raise ModelError(
             "--model", "it answers the same image differently each time", "turn off what it draws at random: "
             "dropout that ignores eval(), noise",
         )  # fmt: skip
     if mixed and not alone:
-        moved = largest_change([first], [beside])
         norms = [
             n for n, m in loaded.module.named_modules() if getattr(m, "track_running_stats", True) is False
         ]
@@ -134,6 +134,14 @@ def steadiness(loaded: LoadedModel, alone: bool) -> tuple[str, ...]:
             + (f": {norms[0]} has no running statistics" if norms else ""), "--batch-size 1",
         )  # fmt: skip
     return ("answers depend on the other images of a batch: every image is explained alone",) * mixed
+
+
+def _mixing(module: nn.Module, spec: InputSpec) -> tuple[bool, float]:
+    """Tell whether an image is answered differently each time, and how far others beside it move that."""
+    images = probe_images(len(spec.mean), spec.height, spec.width)
+    with torch.no_grad():
+        first, again, beside = (module(x)[-1] for x in (images[-1:], images[-1:], images))
+    return largest_change([first], [again]) > STEADY, largest_change([first], [beside])
 
 
 def _rule(target: str, activation: str) -> cam.TargetRule:
@@ -174,7 +182,13 @@ def _at_layer(module: nn.Module, images: Tensor, layer: cam.TargetLayer) -> tupl
 
 
 class BatchExplainer:
-    """Holds one model and one method on one device. Weights are views of `state` where that is safe."""
+    """Holds one model and one method on one device. Weights are views of `state` where that is safe.
+
+    On a CPU every pass has `fixed` images, the last filled up with copies, so that a record has the same bits
+    whatever `batch_size` is; 0: as many as `batch_size` says.
+    """
+
+    fixed = 0
 
     def __init__(
         self,
@@ -197,6 +211,10 @@ class BatchExplainer:
         self._lookup = label_lookup(explainer.class_names)
         self.mean = torch.tensor(explainer.input.mean, device=self.device)
         self.std = torch.tensor(explainer.input.std, device=self.device)
+        if self.device.type == "cpu" and not (
+            batch_size == 1 and _mixing(module, explainer.input)[1] > STEADY
+        ):
+            self.fixed = PASS
 
     @cached_property
     def _method(self) -> Method:
@@ -222,12 +240,28 @@ class BatchExplainer:
             row["label_class"] = self.label_class(row)
         pixels = images.field(self.source)
         ready = [i for i, row in enumerate(rows) if row["status"] == Status.OK and self.accept(row)]
-        results: dict[int, list[Row]] = {}
-        for start in range(0, len(ready), self.batch_size):
-            batch = ready[start : start + self.batch_size]
+        size = self.fixed or self.batch_size
+        batches = [ready[start : start + size] for start in range(0, len(ready), size)]
+
+        def explain(batch: Sequence[int]) -> list[list[Row]]:
             views = np.stack([self.view(pixels[i]) for i in batch])
-            results |= zip(batch, self._explain_or_split([rows[i] for i in batch], views), strict=True)
-        return rows, results
+            return self._explain_or_split([rows[i] for i in batch], views)
+
+        with one_thread_each(self._shares_model()) as run:
+            found = run(explain, batches)
+            return rows, dict(zip(chain(*batches), chain(*found), strict=True))
+
+    def _shares_model(self) -> bool:
+        """Tell whether threads may run this model at once: not one of own code, which may write to itself."""
+        return bool(
+            self.fixed
+            and self.explainer.model_args["kind"] != "own"
+            and self._method.entry.needs == "gradient"
+        )
+
+    def _filled(self, x: Tensor) -> Tensor:
+        """Fill inputs (B, C, H, W) up to a whole pass."""
+        return x[torch.arange(max(self.fixed, len(x))) % len(x)] if len(x) < self.fixed else x
 
     @property
     def source(self) -> str:
@@ -257,12 +291,14 @@ class BatchExplainer:
 
     def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
         """Give the new columns of a batch of views, uint8 (B, H, W, 3): for each image, one row a target."""
-        x = self.model_input(views)
+        x = self._filled(self.model_input(views))
         spec, aims_at_label = self.explainer.input, self._rule.select == "label"
-        labels = torch.tensor([row["label_class"] for row in rows]) if aims_at_label else None
+        known = [rows[i % len(rows)]["label_class"] for i in range(len(x))]
+        labels = torch.tensor(known) if aims_at_label else None
         explained = cam.explain(self.module, x, self.layer, self._method, self._rule, labels)
-        logits, input_size = explained.logits.double(), (spec.height, spec.width)  # (B, classes)
-        maps = _stored_size(explained.maps[self._method.text, self.layer.name], input_size)  # (B, K, h, w)
+        logits = explained.logits[: len(rows)].double()  # (B, classes)
+        maps, input_size = explained.maps[self._method.text, self.layer.name], (spec.height, spec.width)
+        maps = _stored_size(maps[: len(rows)], input_size)  # (B, K, h, w)
         count = maps.shape[1]
         flat = maps.flatten(0, 1)  # B * K maps
         regions = region_signals(flat, [row for row in rows for _ in range(count)], input_size)
@@ -276,7 +312,9 @@ class BatchExplainer:
         scores = class_scores(logits, self.explainer.activation).tolist()
         method = _method_columns(self.explainer)
         out: list[list[Row]] = []
-        for i, (row, classes) in enumerate(zip(rows, explained.classes[:, :count].tolist(), strict=True)):
+        for i, (row, classes) in enumerate(
+            zip(rows, explained.classes[: len(rows), :count].tolist(), strict=True)
+        ):
             if not finite[i]:
                 reason = "the model's logits are not finite"
                 out.append([failure(Stage.EXPLAIN, ErrorCode.NONFINITE_OUTPUT, reason)])
@@ -298,14 +336,15 @@ class BatchExplainer:
         def scores(images: Sequence[int], change: Callable[[Tensor], Tensor]) -> Tensor:
             x = self.model_input(np.stack([self.view(pixels[i]) for i in images]))
             with torch.no_grad():
-                logits = self.module(change(x)).double()
+                logits = self.module(self._filled(change(x)))[: len(images)].double()
             return class_scores(logits, self.explainer.activation).cpu()
 
         explained = [
             (i, row) for i, rows in results.items() for row in rows if row.get("heatmap") is not None
         ]
         budget = math.ceil(self.explainer.confirm * len(pixels))
-        confirm.look_again(explained, budget, self.batch_size, scores)
+        with one_thread_each(self._shares_model()) as run:
+            confirm.look_again(explained, budget, self.fixed or self.batch_size, scores, run)
 
     def _class_columns(self, class_id: int) -> Row:
         if self.explainer.activation == "value":
@@ -328,6 +367,24 @@ class BatchExplainer:
             row |= failure(Stage.EXPLAIN, ErrorCode.BAD_TARGET, reason)
             return False
         return True
+
+
+@contextmanager
+def one_thread_each(shared: bool) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Give a `map` that runs batches side by side, each in one thread of torch, where they share a model.
+
+    Threads that share a batch divide its sums, and each number of threads does it at other places.
+    """
+    threads = torch.get_num_threads()
+    if not shared or threads == 1:
+        yield map
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
 
 
 def own_copies(module: nn.Module, state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -49,12 +50,12 @@ def archive(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 EXPECTED = {f"image-{s}-{i:03d}.jpg" for s in range(SHARDS) for i in range(MEMBERS)}
 
 
-def start(archive: Path, out: Path, demo: Path) -> subprocess.Popen[bytes]:
+def start(archive: Path, out: Path, demo: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "camray.cli", "explain", str(archive), str(out)]
     command += ["--model", str(demo / "models" / "hans64-clean"), "--chunk-size", str(CHUNK)]
     tagged = {**os.environ, "CAMRAY_KILL_TEST": str(out)}  # every process of this run inherits it
     return subprocess.Popen(
-        [*command, "--overlays", "all", "--engine", "ray"],
+        [*command, "--overlays", "all", "--engine", "ray", *more],
         stderr=subprocess.PIPE,
         env=tagged,
         start_new_session=True,
@@ -122,6 +123,45 @@ def test_kill_then_resume(seed: int, archive: Path, demo: Path, tmp_path: Path) 
     )
     assert json.loads(verify.stdout)["problems"] == []
     print(f"seed {seed}: {killed}, {len(before)} rows committed and {len(on_disk)} chunk files at the kill")
+
+
+def what_was_computed(out: Path) -> pa.Table:
+    """The records in order, without who wrote them and where."""
+    rows = camray.open_records(str(out)).to_table()
+    kept = [n for n in rows.column_names if n not in ("run_id", "overlay_path", "overlay_size")]
+    return rows.select(kept).sort_by([("shard", "ascending"), ("index", "ascending")]).combine_chunks()
+
+
+@pytest.fixture(scope="module")
+def first(archive: Path, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """The records of one actor of one thread, eight images at once."""
+    out = tmp_path_factory.mktemp("first") / "out"
+    assert start(archive, out, demo, "--engine", "here").wait() == 0
+    return what_was_computed(out)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 32])
+@pytest.mark.parametrize("actors", [1, 2])
+def test_actors_and_batches_change_no_bit(
+    actors: int, batch: int, first: pa.Table, archive: Path, demo: Path, tmp_path: Path
+) -> None:
+    run = start(archive, tmp_path / "out", demo, "--actors", str(actors), "--batch-size", str(batch))
+    assert run.wait() == 0
+    assert what_was_computed(tmp_path / "out").equals(first)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kills_change_no_bit(seed: int, first: pa.Table, archive: Path, demo: Path, tmp_path: Path) -> None:
+    chance, out = random.Random(seed), tmp_path / "out"
+    process = start(archive, out, demo, "--batch-size", "7")
+    wait_for_files(process, out, chance.randrange(SHARDS * MEMBERS // CHUNK))
+    if seed % 2 == 0:
+        kill_driver(process)
+        process = start(archive, out, demo, "--batch-size", "2")
+    else:
+        kill_worker(process, out, chance)
+    assert process.wait() == 0
+    assert what_was_computed(out).equals(first)
 
 
 def wait_for_files(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
