@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from PIL import ImageDraw, ImageFont
 
 from camray.config import OverlayConfig
 from camray.errors import in_one_line
-from camray.records import Geometry
+from camray.records import EDGES, Geometry, key_of
 
 cv2.setNumThreads(1)  # a worker draws one picture at a time; the workers share the cores
 
@@ -30,6 +30,73 @@ Mask = NDArray[np.bool_]
 ORIGINAL_SIDE = 1024  # an overlay on the original is drawn at most this large
 _CAPTION_CHARACTERS = 300  # more than the widest picture shows
 INPUT_SIDE = 224  # an overlay on a smaller input is enlarged by a whole factor to at least this
+
+
+_WHERE = ("width", "height", *(f"crop_{edge}" for edge in EDGES))
+_BOX = tuple(f"box_{edge}" for edge in EDGES)
+DRAWN = (
+    "heatmap", "heat_h", "heat_w", *_WHERE, *_BOX, "predicted_class", "predicted_label", "predicted_value",
+    "confidence", "target_class", "target_label", "segment_mask", "segment_h", "segment_w",
+)  # fmt: skip
+"""Columns of a record that its picture is made of."""
+NAMED = ("target_class", "target_label", "target_kind", "detection", "index", "member")
+"""Columns of a record that the name of its picture is made of."""
+
+
+def draw(record: Mapping[str, Any], image: Image, style: OverlayConfig) -> Image:
+    """Draw a record's map over its image: uint8 (H, W, 3).
+
+    `image` is the model's input; with `style.on` "original" the upright image at its own size.
+    """
+    heat, where, box = heat_of(record), where_of(record), tuple(record[name] for name in _BOX)
+    mask = _segment(record)
+    if style.on == "original":
+        image = image if box[0] is None else with_box(image, box)
+        image = image if mask is None else with_outline(image, on_original(mask, where))
+        picture = overlay_on_original(image, heat, where, style)
+    else:
+        image = image if box[0] is None else with_box(image, _on_input(box, where, image.shape))
+        image = image if mask is None else with_outline(image, mask)
+        picture = overlay_on_input(image, heat, style)
+    return with_caption(picture, caption_of(record)) if style.caption else picture
+
+
+def heat_of(record: Mapping[str, Any]) -> Map:
+    """Give the map of a record: (h, w)."""
+    return np.array(record["heatmap"], np.float32).reshape(record["heat_h"], record["heat_w"])
+
+
+def _segment(record: Mapping[str, Any]) -> Mask | None:
+    if record["segment_mask"] is None:
+        return None
+    bits = np.unpackbits(np.frombuffer(record["segment_mask"], np.uint8))
+    shape = (record["segment_h"], record["segment_w"])
+    return bits[: shape[0] * shape[1]].reshape(shape).astype(bool)
+
+
+def where_of(record: Mapping[str, Any]) -> Geometry:
+    """Give where the input of a record lies in its image."""
+    return Geometry(*(record[name] for name in _WHERE))
+
+
+def caption_of(record: Mapping[str, Any]) -> str:
+    """Say what the model said, and which class the map explains where that is another one."""
+    predicted, target = record["predicted_class"], record["target_class"]
+    if predicted is None:
+        return f"{record['predicted_value']:.4g}"
+    text = f"{record['predicted_label'] or f'class {predicted}'} {record['confidence']:.1%}"
+    if target != predicted:
+        text += f" · map of {record['target_label'] or f'class {target}'}"
+    return text
+
+
+def _on_input(
+    box: tuple[float, ...], where: Geometry, shape: tuple[int, ...]
+) -> tuple[float, float, float, float]:
+    """Turn a box of the upright image into pixels of the input."""
+    across, down = shape[1] / (where.crop_x1 - where.crop_x0), shape[0] / (where.crop_y1 - where.crop_y0)
+    x0, y0 = where.crop_x0, where.crop_y0
+    return (box[0] - x0) * across, (box[1] - y0) * down, (box[2] - x0) * across, (box[3] - y0) * down
 
 
 def overlay_on_input(image: Image, heat: Map, style: OverlayConfig) -> Image:
@@ -123,6 +190,15 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
     if not done:
         raise ValueError("OpenCV could not encode the overlay")
     return bytes(data)
+
+
+def name_of(shard_id: str, record: Mapping[str, Any]) -> str:
+    """Name the overlay of a record."""
+    class_id, label, number = (record[n] for n in ("target_class", "target_label", "detection"))
+    target = f"{class_id} {label}" if label else f"class {class_id}"
+    target = record["target_kind"] if class_id is None else target  # a value
+    target = target if number is None else f"{number} {target}"
+    return overlay_name(shard_id, record["index"], key_of(record["member"]), target)
 
 
 def overlay_name(shard_id: str, index: int, key: str, target: str) -> str:

@@ -36,7 +36,6 @@ from camray.records import (
     Boxes,
     Chunk,
     Data,
-    Geometry,
     Lost,
     Member,
     Receipt,
@@ -280,8 +279,6 @@ class Sink(ChunkSink):
 
     def _draw(self, image: pa.StructScalar) -> bytes | None:
         """Draw and encode one overlay; None where the original cannot be decoded a second time."""
-        heat = _heat(image)
-        box = tuple(image[f"box_{edge}"].as_py() for edge in EDGES)
         if self._overlay.on == "original":
             try:
                 source = decoder_of(self._max_pixels).upright(
@@ -289,70 +286,23 @@ class Sink(ChunkSink):
                 )
             except ImageError:  # its decoder was killed, as the machine's memory was short: the record counts
                 return None
-            source = source if box[0] is None else overlays.with_box(source, box)
-            if (mask := _segment(image)) is not None:
-                source = overlays.with_outline(source, overlays.on_original(mask, _where(image)))
-            picture = overlays.overlay_on_original(source, heat, _where(image), self._overlay)
         else:
-            view = np.frombuffer(image["pixels"].as_buffer(), np.uint8)
-            view = view.reshape(self._spec.height, self._spec.width, 3)
-            view = view if box[0] is None else overlays.with_box(view, self._on_input(image, box))
-            view = view if (mask := _segment(image)) is None else overlays.with_outline(view, mask)
-            picture = overlays.overlay_on_input(view, heat, self._overlay)
-        if self._overlay.caption:
-            picture = overlays.with_caption(picture, _caption(image))
+            source = np.frombuffer(image["pixels"].as_buffer(), np.uint8)
+            source = source.reshape(self._spec.height, self._spec.width, 3)
+        picture = overlays.draw(_told(image, overlays.DRAWN), source, self._overlay)
         return overlays.encode_jpeg(picture, self._overlay.quality)
 
     def _mask(self, image: pa.StructScalar) -> bytes:
-        size = (self._spec.height, self._spec.width)
-        return overlays.heat_mask(_heat(image), _where(image), size, self._share)
-
-    def _on_input(self, image: pa.StructScalar, box: tuple[float, ...]) -> tuple[float, float, float, float]:
-        """Turn a box of the upright image into pixels of the input."""
-        x0, y0, x1, y1 = (image[f"crop_{edge}"].as_py() for edge in EDGES)
-        across, down = self._spec.width / (x1 - x0), self._spec.height / (y1 - y0)
-        return (box[0] - x0) * across, (box[1] - y0) * down, (box[2] - x0) * across, (box[3] - y0) * down
+        size, row = (self._spec.height, self._spec.width), _told(image, overlays.DRAWN)
+        return overlays.heat_mask(overlays.heat_of(row), overlays.where_of(row), size, self._share)
 
     def _overlay_path(self, chunk: Chunk, image: pa.StructScalar) -> str:
-        key = key_of(image["member"].as_py())
-        class_id, label = image["target_class"].as_py(), image["target_label"].as_py()
-        target = f"{class_id} {label}" if label else f"class {class_id}"
-        if class_id is None:  # a value
-            target = image["target_kind"].as_py()
-        if (number := image["detection"].as_py()) is not None:
-            target = f"{number} {target}"
-        name = overlays.overlay_name(chunk.shard_id, image["index"].as_py(), key, target)
+        name = overlays.name_of(chunk.shard_id, _told(image, overlays.NAMED))
         return f"{overlay_folder(self._owner)}/{name}"
 
 
-def _heat(image: pa.StructScalar) -> np.ndarray[Any, np.dtype[np.float32]]:
-    shape = (image["heat_h"].as_py(), image["heat_w"].as_py())
-    return np.array(image["heatmap"].as_py(), np.float32).reshape(shape)
-
-
-def _segment(image: pa.StructScalar) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-    if not image["segment_mask"].is_valid:
-        return None
-    bits = np.unpackbits(np.frombuffer(image["segment_mask"].as_buffer(), np.uint8))
-    shape = (image["segment_h"].as_py(), image["segment_w"].as_py())
-    return bits[: shape[0] * shape[1]].reshape(shape).astype(bool)
-
-
-def _where(image: pa.StructScalar) -> Geometry:
-    names = ("width", "height", "crop_x0", "crop_y0", "crop_x1", "crop_y1")
-    return Geometry(*(image[name].as_py() for name in names))
-
-
-def _caption(image: pa.StructScalar) -> str:
-    """Say what the model said, and which class the map explains where that is another one."""
-    predicted, target = image["predicted_class"].as_py(), image["target_class"].as_py()
-    if predicted is None:
-        return f"{image['predicted_value'].as_py():.4g}"
-    label = image["predicted_label"].as_py() or f"class {predicted}"
-    text = f"{label} {image['confidence'].as_py():.1%}"
-    if target != predicted:
-        text += f" · map of {image['target_label'].as_py() or f'class {target}'}"
-    return text
+def _told(image: pa.StructScalar, names: Sequence[str]) -> Row:
+    return {name: image[name].as_py() for name in names}
 
 
 _NOTHING = pa.struct([("index", pa.int32())])
