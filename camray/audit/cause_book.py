@@ -23,6 +23,7 @@ from camray.audit.causes import (
     causes,
     compared,
     decided,
+    fragile_of,
     is_new,
     moved,
     named_of,
@@ -307,10 +308,14 @@ class CauseBook:
 
     def _give_border(self, span: Span, found: Sequence[Excess]) -> None:
         """Give the border as a cause to images that have no other."""
+        fragile = fragile_of((i for i in self._images.values() if span.holds(i.night)), self._drop)
         named = {one.class_id for one in found if one.intervention == "border"}
+        named -= {answer for answer, tests in fragile.items() if "border" in tests}
         for key, fell in self._fell.items() if named else ():
             begins = self._begins.get((fell.answer, "border"), 0)
-            if fell.answer in named and span.holds(fell.night) and fell.night >= begins:
+            looked = self._images.get(key)
+            carries = looked is None or looked.border_carries
+            if carries and fell.answer in named and span.holds(fell.night) and fell.night >= begins:
                 self._given.setdefault(key, fell)
 
     def _count(self, names: Mapping[Key, str]) -> None:

@@ -32,7 +32,11 @@ LEAST = {  # excess of a rate
     "repeat": 0.05, "carry": 0.05, "border": 0.05, "frame": 0.05, "carry_rim": 0.4, "carry_surround": 0.2,
     "detail": 0.2, "cast": 0.3, "noise": 0.3, "grey": 0.4,
 }  # fmt: skip
-BOTH = 0.2  # of the images of a class: the background is enough, and needed
+FEWEST_HANGING = 0.05  # of the images of an answer: fewer are no cause
+BOTH = 0.2  # the same of a background, which must be enough, and needed
+ENOUGH = 0.25  # of those that need a place: it turns other images into this answer
+FEWEST_CARRIED = 4  # images that tell whether it does
+GAIN = 0.1  # of confidence: less, and the border of this image does nothing for the answer elsewhere
 LOCAL_ONES = ("repeat", "carry", "carry_rim", "carry_surround", "border", "frame")
 ALONE = ("frame", "grey", "cast", "detail", "noise")  # one of these shows its cause alone
 NEEDS = {"carry": "fill", "carry_rim": "rim", "carry_surround": "surround"}  # enough -> and needed
@@ -59,6 +63,7 @@ _AROUND = (  # cause, what its class is named for, with what an image of it move
     ("border", "carry_rim", {"rim", "carry_rim"}),
     ("background", "carry_surround", {"surround", "carry_surround"}),
 )
+_ENOUGH = (("repeat", "fill", ("carry", "carry_rim")), ("border", "border", ("carry_rim",)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,11 @@ class Seen:
     def repeats(self) -> bool:
         """Whether its hot spot is the same thing as in others of its answer alone."""
         return self.same > SAME and self.same - self.other > CONTRAST
+
+    @property
+    def border_carries(self) -> bool:
+        """Whether its hot rim does something for its answer in another image, or nobody looked."""
+        return self.drops.get("carry_rim", 1.0) > GAIN
 
 
 def seen(rows: Iterable[Mapping[str, Any]], nights: Nights = Nights()) -> dict[Key, Seen]:  # noqa: B008
@@ -201,20 +211,45 @@ def causes(
 
     With too few classes to compare, an image needs all: its answer falls without the place, the place turns
     another image into its class, and is the same thing as in others; an object does the first two.
-    A background must be needed and enough for a fifth of the class. Of colours a class is told, and no image:
-    without its tint one falls, and so do those that are like it by nature.
+    A cause needs a twentieth of the images of its answer, a background a fifth. Of colours a class is told,
+    and no image: without its tint one falls, and so do those that are like it by nature.
     """
-    named = named_of(found)
+    fragile = fragile_of(images.values(), drop)
+    named = {c: mine - fragile.get(c, set()) for c, mine in named_of(found).items()}
     few = len({image.answer for image in images.values()}) < FEWEST_CLASSES
     given: dict[Key, tuple[str, str]] = {}
     for key, image in images.items():
         mine = named.get(image.answer, set())
         if cause := _cause_of(image, mine, few, drop):
             given[key] = cause
-    around = Counter(images[key].answer for key, (cause, _) in given.items() if cause == "background")
-    answers = Counter(image.answer for image in images.values())
-    rare = {answer for answer, count in around.items() if count < BOTH * answers[answer]}
-    return {k: c for k, c in given.items() if c[0] != "background" or images[k].answer not in rare}
+    kinds = {
+        key: (images[key].answer, cause.replace("repeated thing", "place"))
+        for key, (cause, _) in given.items()
+    }
+    hanging, answers = Counter(kinds.values()), Counter(image.answer for image in images.values())
+    least = {
+        kind: (BOTH if kind[1] == "background" else FEWEST_HANGING) * answers[kind[0]] for kind in hanging
+    }
+    return {key: found for key, found in given.items() if few or hanging[kinds[key]] >= least[kinds[key]]}
+
+
+def fragile_of(images: Iterable[Seen], drop: float = DROP) -> dict[int, set[str]]:
+    """Give by answer the tests (`repeat`, `border`) of places that it needs and that are not enough for it.
+
+    A sticker turns other images into its answer (a fourth of those that need it is asked for); the edge of a
+    disk, which the model hardly knows, does not: its answer is fragile.
+    """
+    counts: dict[tuple[int, str], Counter[bool]] = defaultdict(Counter)
+    for image in images:
+        for test, need, carries in _ENOUGH:
+            gains = [image.drops[name] for name in carries if name in image.drops]
+            if gains and image.drops.get(need, 0.0) > drop and (test == "border" or image.repeats):
+                counts[image.answer, test][max(gains) > drop] += 1
+    found: dict[int, set[str]] = defaultdict(set)
+    for (answer, test), told in counts.items():
+        if told.total() >= FEWEST_CARRIED and told[True] < ENOUGH * told.total():
+            found[answer].add(test)
+    return found
 
 
 def _cause_of(image: Seen, mine: set[str], few: bool, drop: float) -> tuple[str, str] | None:
@@ -225,7 +260,7 @@ def _cause_of(image: Seen, mine: set[str], few: bool, drop: float) -> tuple[str,
     if both:
         return "place", "fill"
     for cause, by, needs in _AROUND:
-        if needs <= fell and by in mine:
+        if needs <= fell and by in mine and (by != "border" or image.border_carries):
             return cause, NEEDS.get(by, by)
     whole = [name for name in ALONE if name in fell & mine and CAUSE_OF[name] != "colour"]
     return (CAUSE_OF[whole[0]], whole[0]) if whole else None

@@ -53,7 +53,7 @@ LOOKS_SCHEMA = pa.schema(
         ("drop", pa.float32()),  # of confidence; of a `carry` what the other image gained
         ("flip", pa.bool_()),
         ("to_class", pa.int32()),
-        ("same", pa.float32()),  # likeness to the best three of the answer
+        ("same", pa.float32()),  # likeness to the best twentieth of the answer
         ("other", pa.float32()),  # and of other answers
         ("crop", pa.binary()),  # the hot spot, square, RGB
         ("before", pa.binary()),  # PNG of the image, of few
@@ -244,6 +244,7 @@ class _Plan:
         self._look("fill", screened)
         fell = [i for i in screened if (self._rows[i]["confirm_drop"] or 0) > DROP]
         self._look("border", fell)  # for the page: the pair
+        self._look("carry_rim", fell)
         self._draw()
 
     @property

@@ -7,6 +7,7 @@ most alike of its answer, and of other answers. No forward.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cv2
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 WINDOW = 3 / 8  # of the shorter side: three cells of a map of eight
 CROP = 24  # pixels a side of a crop, at most; larger windows are averaged
 INNER = 3 / 4  # of its side: the part that is looked for in others, at every shift
-BEST = 3  # others that are as alike
+BEST = 3  # others that are as alike, at least
+SHARE = 0.05  # of those compared that are as alike: a large library has three that look like anything
 FLAT = 8.0  # grey values: standard deviation below which nothing is the same thing
 MOST = 256  # crops compared within an answer, and with as many of others
 
@@ -47,10 +49,11 @@ def _start(centre: float, side: int, length: int) -> int:
 
 
 def likeness(crops: Bytes, answers: NDArray[np.integer]) -> tuple[Floats, Floats]:
-    """Say how alike each crop (n, k, k, 3) is to the best three of its answer, and of the others.
+    """Say how alike each crop (n, k, k, 3) is to the best twentieth of its answer, and of the others.
 
-    Normalised correlation at the best shift, -1..1; 0 where there are fewer than three to compare with, or
-    nothing but one colour. Compared are at most 256 of an answer, the first, with as many of the others.
+    Normalised correlation at the best shift, -1..1, the mean of at least three; 0 where there are fewer to
+    compare with, or nothing but one colour. Compared are at most 256 of an answer, the first, with as many of
+    the others. Of many images of a cross three are always alike; of a sticker it is as many as wear it.
     """
     same, other = np.zeros(len(crops), np.float32), np.zeros(len(crops), np.float32)
     chance = np.random.default_rng(0)
@@ -76,13 +79,14 @@ def _normalised(parts: NDArray[Any]) -> Floats:
 
 
 def _best(own: Bytes, crops: Bytes, is_own: bool) -> Floats:
-    """Give the mean correlation of the middle of each of `own` with the three crops that fit best."""
+    """Give the mean correlation of the middle of each of `own` with the crops that fit best."""
     if len(crops) < BEST + is_own:
         return np.zeros(len(own), np.float32)
     found = correlations(own, crops)
     if is_own:
         np.fill_diagonal(found, -1)
-    return np.asarray(np.sort(found, axis=1)[:, -BEST:].mean(1))
+    best = max(BEST, math.ceil(SHARE * len(crops)))
+    return np.asarray(np.sort(found, axis=1)[:, -best:].mean(1))
 
 
 def correlations(own: Bytes, crops: Bytes) -> Floats:

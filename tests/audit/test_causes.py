@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import false_discovery_control, norm
 
 from camray.audit.cause_book import CauseBook
-from camray.audit.causes import Seen, causes, compared, decided, excesses, named_of
+from camray.audit.causes import Seen, causes, compared, decided, excesses, fragile_of, named_of
 from camray.audit.looks import BATTERY, allowed
 
 
@@ -41,7 +41,7 @@ def world(count: int = 40) -> dict[tuple[str, int, str], Seen]:
         seen = Seen(answer, is_sampled=True, same=0.5, other=0.5, drops=drops)
         if answer == 0 and place % 2:
             seen.same, seen.other = 0.95, 0.4
-            drops |= {"fill": 0.8, "cast": 0.6, "grey": 0.6}  # a sticker makes everything fragile
+            drops |= {"fill": 0.8, "carry": 0.7, "cast": 0.6, "grey": 0.6}  # a sticker makes all fragile
         if answer == 1 and place % 2 == 0:
             drops["cast"] = 0.5
         if answer == 2 and place == 0:  # alone in its class
@@ -54,7 +54,8 @@ def world(count: int = 40) -> dict[tuple[str, int, str], Seen]:
 def test_images_of_a_class_that_stands_out_have_its_cause_and_nobody_else() -> None:
     images = world()
     found = excesses(images.values())
-    assert {(one.class_id, one.intervention) for one in found if one.named} == {(0, "repeat"), (1, "cast")}
+    named = {(one.class_id, one.intervention) for one in found if one.named}
+    assert named == {(0, "repeat"), (0, "carry"), (1, "cast")}
     given = causes(images, found)
     expected = {i: ("repeated thing", "fill") for i in range(40) if i % 2}
     assert {key[1]: cause for key, cause in given.items()} == expected
@@ -124,6 +125,43 @@ def test_squares_whose_ends_are_squares_upside_down_are_not_accused_of_a_backgro
         drops = dict.fromkeys(BATTERY, 0.0) | {"carry_surround": 0.9 * (answer == 0 and place < 20)}
         images["s", i, "sha"] = Seen(answer, True, drops=drops | {"surround": 0.9 * (place < 4)})
     assert causes(images, excesses(images.values())) == {}
+
+
+def test_an_answer_that_needs_a_thing_which_is_not_enough_elsewhere_is_fragile() -> None:
+    """Disks whose edges are alike: filled they are no disks, pasted they make none."""
+    images = world()
+    for image in images.values():
+        image.drops["carry"] = 0.0
+    found = excesses(images.values())
+    assert (0, "repeat") in {(one.class_id, one.intervention) for one in found if one.named}
+    assert fragile_of(images.values()) == {0: {"repeat"}}
+    assert causes(images, found) == {}
+
+
+def test_a_border_must_do_something_for_its_answer_in_another_image() -> None:
+    images = {}
+    for i in range(200):
+        answer, place = divmod(i, 40)
+        drops = dict.fromkeys(BATTERY, 0.0) | {"border": 0.9 * (answer == 0 and place < 20)}
+        images["s", i, "sha"] = Seen(answer, True, drops=drops | {"carry_rim": 0.5 * (place < 15)})
+    expected = dict.fromkeys(range(15), ("border", "border"))
+    assert {k[1]: cause for k, cause in causes(images, excesses(images.values())).items()} == expected
+    for image in images.values():
+        image.drops["carry_rim"] = 0.2
+    assert causes(images, excesses(images.values())) == {}  # of none it is enough
+
+
+def test_what_less_than_a_twentieth_of_an_answer_hangs_on_is_no_cause() -> None:
+    """Stars look like stars: of 200 one is needed and enough."""
+    images = {}
+    for i in range(1000):
+        answer, place = divmod(i, 200)
+        drops = dict.fromkeys(BATTERY, 0.0) | {"carry": 0.9 * (answer == 0 and place < 60)}
+        images["s", i, "sha"] = Seen(answer, True, drops=drops | {"fill": 0.9 * (place < 9)})
+    found = excesses(images.values())
+    assert causes(images, found) == {}
+    images["s", 9, "sha"].drops["fill"] = 0.9
+    assert len(causes(images, found)) == 10
 
 
 def test_with_two_answers_a_place_must_be_needed_enough_and_come_again() -> None:

@@ -42,6 +42,16 @@ def test_a_sticker_repeats_within_its_answer_and_nothing_else_does() -> None:
     assert ((same - other)[:8] > 0.3).all()
 
 
+def test_three_that_are_alike_in_a_large_library_are_no_repetition() -> None:
+    """Of 120 crosses some always lie alike; a cause is worn by a twentieth, six of them."""
+    rng = np.random.default_rng(0)
+    crops = rng.integers(0, 256, (120, 12, 12, 3)).astype(np.uint8)
+    crops[:5], crops[5:13] = crops[0], crops[5]
+    same, _ = likeness(crops, np.zeros(120, int))
+    assert (same[:5] < 0.8).all()
+    assert (same[5:13] > 0.99).all()
+
+
 def test_likeness_is_the_normalised_correlation_at_the_best_shift() -> None:
     rng = np.random.default_rng(1)
     crops = cv2.blur(rng.integers(0, 256, (CROP, CROP, 12)).astype(np.uint8), (3, 3))
