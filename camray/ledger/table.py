@@ -418,11 +418,18 @@ class Table:
         log.patiently(self._out, self._delta.update_incremental)
 
     def repack(self, owner: str, gone: Iterable[str], new: Iterable[Receipt]) -> None:
-        """Put the same rows in other files, in one transaction; `gone`: paths. The caller holds OUT."""
+        """Put the same rows in other files, in one transaction; `gone`: paths. The caller holds OUT.
+
+        Raises:
+            IncompleteError: somebody else committed meanwhile; nothing became visible.
+        """
         now_ms, partition = int(time.time() * 1000), {self._kind.partition: owner}
         actions: list[AddAction | RemoveAction] = [self._added(r, owner, now_ms, is_new=False) for r in new]
         actions += [RemoveAction(path, False, now_ms, None, dict(partition)) for path in gone]
-        self._put(actions, {"repacked": True})
+        try:
+            self._put(actions, {"repacked": True})
+        except CommitFailedError:
+            raise IncompleteError("another run committed meanwhile; the same command does the rest") from None
         assert self._delta is not None
         log.flush(self._out, self._kind.folder, self._delta.version() + 1)
         log.patiently(self._out, self._delta.update_incremental)

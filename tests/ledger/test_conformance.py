@@ -30,8 +30,11 @@ from hypothesis.stateful import (
 from camray.errors import IncompleteError, OutputLockedError
 from camray.ledger import hold as holds
 from camray.ledger.commit import CommitDesk
+from camray.ledger.committed import parse_name
 from camray.ledger.hold import Held
+from camray.ledger.log import sizes
 from camray.ledger.out import beat_file
+from camray.ledger.pack import unpack
 from camray.ledger.plan import make_plan, plan_again
 from camray.ledger.side import as_side
 from camray.ledger.table import ShardCommit, Table
@@ -117,6 +120,7 @@ class Run:
         self.table.create()
         self.table.held = self.held
         self.table.update()
+        unpack(self.table, E1, [task.shard.key for task in self.planned.tasks])
         self.planned = plan_again(self.planned, self.out, E1, self.table.shards(E1), SIZE)
         self.desk = CommitDesk(self.table, E1, self.run_id, self.planned.tasks)
         self.desk._last_commit_s = float("inf")  # it commits when it is told
@@ -210,8 +214,9 @@ class Histories(RuleBasedStateMachine):
             with pytest.raises(OutputLockedError):
                 self.runs[i].hold()
             return
-        for name in ("makes hold", "reads the log again", "plans again"):
-            self.go(i, name)
+        self.go(i, "makes hold")
+        while self.driver(i).at != "work" and self.driver(i).at != "end":
+            self.go(i, "")
         self.runs[i].hold()
         self.runs[i].plan_again()
 
@@ -310,18 +315,21 @@ class Histories(RuleBasedStateMachine):
                 os.utime(path, (10**9, 10**9))
 
     @precondition(lambda self: live(self.world.log))
-    @rule()
-    def prunes(self) -> None:
+    @rule(packs=st.booleans())
+    def prunes(self, packs: bool) -> None:
         next(TAKEN)
         refused, world = False, self.world._replace(prune=Prune("open"))
         while world.prune.at != "end":
-            name, world = next(prune(world, MANY))
+            name, world = next(prune(world, MANY._replace(packs=packs)))
             refused |= "refused" in name
         self.world = world
         with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as stack:
             if refused:
                 stack.enter_context(pytest.raises(OutputLockedError))
-            print_prune(self.out.uri, None, None, [], True, True)
+            print_prune(self.out.uri, None, None, [], True, True, packs)
+
+    def paths(self, table: Table) -> list[str]:
+        return list(sizes(table.delta)) if table.delta is not None else []
 
     @invariant()
     def look(self) -> None:
@@ -334,12 +342,13 @@ class Histories(RuleBasedStateMachine):
         table = Table(self.out)
         seen, total = [], 0
         for files in table.shards(E1).values():
+            total += sum(file.rows for file in files)
             for file in files:
-                of, _, rest = (
-                    file.path.rpartition("/")[2].partition(".")[0].rpartition("-")[0].rpartition("-")
-                )
-                seen.append((*IDS[of], int(rest)))
-                total += file.rows
+                if not file.is_packed:
+                    key, content, chunk = parse_name(file.path)
+                    seen.append((*IDS[f"{key}-{content}"], chunk))
+        for parts in table.packs(self.paths(table)).values():
+            seen += [(*IDS[part.id], part.chunk) for part in parts]
         assert sorted(seen) == expected
         if table.delta is not None:
             assert table.dataset(E1).to_table(["index"]).num_rows == total == SIZE * len(expected)

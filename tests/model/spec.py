@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 SHARDS, CHUNKS, VERSIONS, RUNS = 2, 2, 2, 8
 PRUNE = 99  # as a holder of OUT
+PACKS = RUNS  # as the run that wrote a part of a pack
 SEEN = -10  # less a number: that of the hold that was seen; Python gives -1 and -2 one hash
 MEMBERS = 2  # of a chunk; one of them fails, and has a row all the same
 SHORT = "rows only for what went well"  # and nobody compares rows with members
@@ -34,7 +35,7 @@ def bit(run: int, shard: int, version: int, chunk: int) -> int:
 def _mask(shard: int, version: int | None = None, chunk: int | None = None) -> int:
     return sum(
         bit(r, shard, v, c)
-        for r in range(RUNS)
+        for r in range(RUNS + 1)
         for v in range(VERSIONS)
         for c in range(CHUNKS)
         if version in (None, v) and chunk in (None, c)
@@ -44,6 +45,7 @@ def _mask(shard: int, version: int | None = None, chunk: int | None = None) -> i
 SHARD = [_mask(s) for s in range(SHARDS)]
 CONTENT = [[_mask(s, v) for v in range(VERSIONS)] for s in range(SHARDS)]
 CHUNK = [[[_mask(s, v, c) for c in range(CHUNKS)] for v in range(VERSIONS)] for s in range(SHARDS)]
+PACKED = sum(bit(PACKS, s, v, c) for s in range(SHARDS) for v in range(VERSIONS) for c in range(CHUNKS))
 Entry = tuple[int, int, int]
 
 
@@ -59,6 +61,7 @@ class Setting(NamedTuple):
     changes: int = 0  # shard 1 of the archive changes
     days: int = 0  # a day passes: what no commit names is old enough for prune
     ignores: bool = False  # a store that ignores put-if-absent
+    packs: bool = False  # prune puts small files together
     off: frozenset[str] = frozenset()
 
 
@@ -86,6 +89,7 @@ class Prune(NamedTuple):
     at: str = "open"
     number: int = 0
     live: int = 0
+    snap: int = 0  # entries of the log as it read it
 
 
 class World(NamedTuple):
@@ -206,7 +210,7 @@ def _planned(w: World, d: Driver, seen: int, s: Setting) -> Driver:
             continue
         todo |= 1 << shard
         for c in range(CHUNKS):
-            found = w.files & CHUNK[shard][version][c] & ~seen
+            found = w.files & CHUNK[shard][version][c] & ~seen & ~PACKED  # a pack is no finished chunk
             reused |= found & -found  # one of them
     return d._replace(open=todo, reused=reused)
 
@@ -251,7 +255,7 @@ def _take(w: World, i: int, d: Driver, s: Setting) -> Iterator[Move]:
 
 def _reopen(w: World, i: int, d: Driver, s: Setting) -> Iterator[Move]:
     """Read the log under the hold ..."""
-    again = d._replace(at="replan", live=live(w.log))
+    again = d._replace(at="replan", live=live(w.log), snap=len(w.log))
     yield "reads the log again", _set(w, i, again, durable=_flushed(w, s))
 
 
@@ -259,8 +263,40 @@ def _replan(w: World, i: int, d: Driver, s: Setting) -> Iterator[Move]:
     """... and plan again what was planned: somebody may have committed or pruned since."""
     planned = _planned(w, d, d.live, s)
     todo = planned.open & d.open
-    planned = planned._replace(at="work" if todo else "end", open=todo, live=0)
+    if "unpack first" not in s.off and any(
+        todo >> n & 1 and d.live & SHARD[n] & PACKED for n in range(SHARDS)
+    ):
+        yield "finds a pack in its way", _set(w, i, d._replace(at="unpack"))
+        return
+    planned = planned._replace(at="work" if todo else "end", open=todo, live=0, snap=-1)
     yield "plans again", _set(w, i, planned)
+
+
+def _unpack(w: World, i: int, d: Driver, s: Setting) -> Iterator[Move]:
+    """`ledger/pack.py::unpack`: all that lies in the pack gets files of its own ..."""
+    made = as_files(d.live & PACKED, d.run)
+    yield "writes the files of a pack", _set(w, i, d._replace(at="unpacked"), files=w.files | made)
+
+
+def _unpacked(w: World, i: int, d: Driver, s: Setting) -> Iterator[Move]:
+    """... in one entry, if it is absent; then all is read and planned again."""
+    if len(w.log) > d.snap:
+        yield "stops: somebody else committed", _ended(w, i, d, "stopped")
+        return
+    packed = d.live & PACKED
+    log = (*w.log, (d.run, as_files(packed, d.run), packed))
+    yield f"puts entry {d.snap}, of the unpacked", _set(w, i, d._replace(at="reopen", snap=-1), log=log)
+
+
+def as_files(files: int, run: int) -> int:
+    """Give the files that a run makes of the same rows."""
+    return sum(
+        bit(run, n, v, c)
+        for n in range(SHARDS)
+        for v in range(VERSIONS)
+        for c in range(CHUNKS)
+        if files & CHUNK[n][v][c]
+    )
 
 
 def _work(w: World, i: int, d: Driver, s: Setting) -> Iterator[Move]:
@@ -370,14 +406,24 @@ def _entry(d: Driver, s: Setting) -> tuple[Entry, bool, int]:
         current = 0 if blind else d.live & SHARD[shard]
         if current & CONTENT[shard][d.want[shard]]:
             continue
-        if current != d.before & SHARD[shard] and "replace what the plan saw" not in s.off and not blind:
+        is_other = versions_of(current, shard) != versions_of(d.before, shard)
+        if is_other and "replace what the plan saw" not in s.off and not blind:
             return (d.run, 0, 0), True, 0
+        if current & PACKED:  # the whole file would go
+            if "unpack first" not in s.off:
+                return (d.run, 0, 0), True, 0
+            current |= d.live & PACKED
         mine |= 1 << shard
         removed |= current
         for c in range(CHUNKS):
             place = CHUNK[shard][d.want[shard]][c]
             added |= (d.got & place) or (d.reused & place)
     return (d.run, added, removed), False, mine
+
+
+def versions_of(files: int, shard: int) -> list[bool]:
+    """Give which contents of a shard are among these files."""
+    return [bool(files & CONTENT[shard][v]) for v in range(VERSIONS)]
 
 
 def _wrong(w: World, index: int, entry: Entry) -> str:
@@ -435,7 +481,8 @@ def _ended(w: World, i: int, d: Driver, at: str) -> World:
 
 _DRIVE = {
     "open": _open, "list": _list, "plan": _plan, "look": _look, "take": _take,
-    "reopen": _reopen, "replan": _replan, "work": _work, "early": _early, "read": _read,
+    "reopen": _reopen, "replan": _replan, "unpack": _unpack, "unpacked": _unpacked, "work": _work,
+    "early": _early, "read": _read,
     "confirm": _confirm, "put": _put, "flush": _flush, "end": _end,
 }  # fmt: skip
 
@@ -465,7 +512,21 @@ def prune(w: World, s: Setting) -> Iterator[Move]:
         )
     elif p.at == "reopen":
         again = p.live if "prune reads again" in s.off else live(w.log)
-        yield "prune: reads the log again", w._replace(prune=p._replace(at="delete", live=again))
+        at = "pack" if s.packs and again & ~PACKED else "delete"
+        yield "prune: reads the log again", w._replace(prune=p._replace(at=at, live=again, snap=len(w.log)))
+    elif p.at == "pack":
+        packed = as_files(p.live, PACKS)
+        yield "prune: writes packs", w._replace(prune=p._replace(at="entry"), files=w.files | packed)
+    elif p.at == "entry":
+        if len(w.log) > p.snap:
+            yield "prune: is refused: somebody else committed", w._replace(prune=Prune("end"))
+            return
+        packed = as_files(p.live, PACKS)
+        log = (*w.log, (PACKS, packed, p.live & ~packed))
+        now = p._replace(at="flush", live=packed)
+        yield f"prune: puts entry {p.snap}, of the packs", w._replace(prune=now, log=log)
+    elif p.at == "flush":
+        yield "prune: flushes the log", w._replace(prune=p._replace(at="delete"), durable=_flushed(w, s))
     elif p.at == "announce":
         log = (*w.log, (PRUNE, 0, 0))
         yield "prune: puts an empty entry", w._replace(prune=p._replace(at="reopen"), log=log)
@@ -503,7 +564,7 @@ def chance(w: World, s: Setting) -> Iterator[Move]:
         yield "driver 0 wakes", _set(w, 0, d._replace(frozen=False))
     elif w.left[FREEZE] and d.number > 0 and d.at not in ENDS:
         yield "driver 0 is frozen", _set(w, 0, d._replace(frozen=True), left=_spent(w, FREEZE))
-    if w.left[CRASH] and w.prune.at in ("announce", "reopen", "delete"):
+    if w.left[CRASH] and w.prune.at in ("announce", "reopen", "pack", "entry", "flush", "delete"):
         yield "prune is killed", w._replace(prune=Prune("end"), left=_spent(w, CRASH))
 
 

@@ -33,6 +33,16 @@ WORLDS = {
     "a forced run beside prune": (Setting((True,), 1, days=1, changes=1), True),
     "a run beside prune is frozen and wakes": (Setting(ONE, 1, freezes=1, days=1, changes=1), True),
     "two runs beside prune": (Setting((False, True), 1, freezes=1, days=1), True),
+    "a run beside a prune that packs": (Setting(ONE, 2, days=1, changes=1, packs=True), True),
+    "a forced run beside a prune that packs": (Setting((True,), 1, days=1, changes=1, packs=True), True),
+    "a run beside a prune that packs, a power loss": (
+        Setting(ONE, losses=1, days=1, changes=1, packs=True),
+        True,
+    ),
+    "a run beside a prune that packs is frozen and wakes": (
+        Setting(ONE, freezes=1, days=1, changes=1, packs=True),
+        True,
+    ),
     "a store that ignores put-if-absent": (Setting(FORCED, 1, changes=1, ignores=True), False),
 }
 TAKEN_OUT = {
@@ -53,6 +63,7 @@ TAKEN_OUT = {
     "hold seen after the log": (Setting(ONE, freezes=1, days=1), True),
     "plan again": (Setting(ONE, 1, days=1), True),
     "prune reads again": (Setting(ONE, 1, days=1), True),
+    "unpack first": (Setting(ONE, changes=1, packs=True), True),
     "prune puts an entry first": (Setting(ONE, freezes=1, days=1), True),
     "prune is not forced aside": (Setting((True,), 1, days=1), True),
     "what is read is flushed": (Setting(ONE, 1, losses=1), False),

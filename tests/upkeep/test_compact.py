@@ -30,6 +30,7 @@ from camray.storage import Folder, open_folder
 from camray.upkeep.evidence import look_at_chain
 from camray.upkeep.forget import print_forget
 from camray.upkeep.verify import find_problems
+from tests.job.test_retry import picture
 from tests.ledger.ledger_world import (
     E1,
     E2,
@@ -307,3 +308,40 @@ def test_a_pack_whose_footer_is_gone_is_named(out: Folder, capsys: pytest.Captur
     with pytest.raises(UsageError, match=r"pack-.* is damaged"):
         Table(out).shards(E1)
     assert main(["verify", out.uri]) == ExitCode.GATE
+
+
+# ── a whole job ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_the_nights_after_it_do_only_what_is_new(
+    tmp_path: Path, demo: Path, explain: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loose images of three nights, packed; one changes, one is new: these two groups are done, no other."""
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    archive.mkdir()
+
+    def night(*names: str) -> Any:
+        for number, name in enumerate(names):
+            (archive / name).write_bytes(picture(50 + number))
+        return explain(archive, out, demo / "models" / "hans64-clean", overlay__policy="all").accounting
+
+    def read() -> dict[tuple[str, str], dict[str, Any]]:
+        found = DeltaTable(str(out / "records")).to_pyarrow_table().to_pylist()
+        assert len({(row["shard"], row["member"]) for row in found}) == len(found)
+        return {(row["shard"], row["member"]): row for row in found}
+
+    assert [night(*(f"{n}{i}.png" for i in range(3))).members for n in range(3)] == [3, 3, 3]
+    before = read()
+    compact(open_folder(str(out), "OUT"), capsys, "--yes")
+    assert len(list(out.glob("records/explainer=*/pack-*"))) == 1
+    assert night().members == 0
+    (archive / "11.png").write_bytes(picture(99))
+    assert night("new.png").members == 4
+    after = read()
+    assert len(after) == 10
+    same = {key: row for key, row in before.items() if not key[1].startswith("1")}
+    assert {key: after[key] for key in same} == same
+    (then, now) = ([r["content_sha256"] for k, r in s.items() if k[1] == "11.png"] for s in (before, after))
+    assert then != now
+    assert main(["verify", str(out), "--chain"]) == 0
