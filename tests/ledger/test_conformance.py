@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 )
 
 from camray.errors import IncompleteError, OutputLockedError
+from camray.ledger import commit as commits
 from camray.ledger import hold as holds
 from camray.ledger.commit import CommitDesk
 from camray.ledger.committed import parse_name
@@ -156,9 +157,11 @@ class Histories(RuleBasedStateMachine):
         self.world: World = first(MANY)
         self.runs = {i: Run(self.out, i, FORCE[i]) for i in range(2)}
         self._time, holds.time = holds.time, Clock(self.runs)  # type: ignore[assignment]
+        self._every_s, commits.COMMIT_EVERY_S = commits.COMMIT_EVERY_S, float("inf")
 
     def teardown(self) -> None:
         holds.time = self._time
+        commits.COMMIT_EVERY_S = self._every_s
 
     def driver(self, i: int) -> Driver:
         return self.world.drivers[i]
