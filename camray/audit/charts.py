@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -16,7 +17,6 @@ from camray.audit.counts import NightState
 from camray.audit.history import NightRate
 from camray.audit.night import Night
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 200, 52, 26, 10
 RATES = ("confirmed_rate", "suspected_rate", "wrong_rate", "failed_rate")
 """What is drawn night after night, in the order of the colours."""
 
@@ -37,22 +37,53 @@ def ticks(top: float, most: int = 4) -> list[float]:
     return [step * n for n in range(math.ceil(top / step - 1e-9) + 1)] if top > 0 else [0.0, step]
 
 
+class Frame(NamedTuple):
+    """Where a chart draws, in units of its own: axes left and below, `marks` on the scale."""
+
+    width: int
+    height: int
+    left: int
+    marks: Sequence[float]
+    bottom: int = 26
+    top: int = 10
+
+    def down(self, value: float) -> float:
+        """Give the height of a value on the scale."""
+        return self.top + (self.height - self.top - self.bottom) * (1 - value / (self.marks[-1] or 1))
+
+    def drawn(self, content: str, text: str) -> Markup:
+        """Put content before the lines of the scale; `text` is ours and says what it is."""
+        lines = "".join(
+            f'<line class="axis" x1="{self.left}" x2="{self.width}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">{_percent(mark)}</text>'
+            for mark, y in ((mark, self.down(mark)) for mark in self.marks)
+        )
+        size = f'viewBox="0 0 {self.width} {self.height}"'
+        return Markup(f'<svg class="chart" {size} role="img" aria-label="{text}">{lines}{content}</svg>')
+
+    def days(self, runs: Sequence[str], across: Sequence[float]) -> str:
+        """Write days under the axis, one for each 80 units, the first and the last among them."""
+        count = max(2, min(self.width // 80, len(runs)))
+        chosen = sorted({round(i * (len(runs) - 1) / (count - 1)) for i in range(count)})
+        anchors = ["middle"] * (len(runs) - 1) + ["end"]
+        return "".join(
+            f'<text x="{across[i]:.1f}" y="{self.height - 6}" text-anchor="{anchors[i]}">'
+            f"{day_of(runs[i])}</text>"
+            for i in chosen
+        )
+
+
 def history(nights: Sequence[Night]) -> Markup:
     """Draw the rates of the nights as lines over days; empty where there are not two to compare."""
     shown = [night for night in nights if night.images.rows]
     if len(shown) < 2:
         return Markup("")
     names = [name for name in RATES if name != "wrong_rate" or any(night.has_labels for night in shown)]
-    marks = ticks(max(night.rates[name] for name in names for night in shown))
-    across = [LEFT + (WIDTH - LEFT - 14) * i / (len(shown) - 1) for i in range(len(shown))]
-    lines = "".join(
-        _line(RATES.index(name), across, [_down(night.rates[name], marks[-1]) for night in shown],
-              [f"{name[:-5]} {night.rates[name]:.2%}, {day_of(night.run_id)}" for night in shown])
-        for name in names
-    )  # fmt: skip
-    days = _days([night.run_id for night in shown], across)
-    text = f"rates of {len(shown)} nights, in percent of the images; the scale ends at {_percent(marks[-1])}"
-    return _svg(_grid(marks) + days + lines, HEIGHT, text)
+    frame = Frame(640, 200, 52, ticks(max(night.rates[name] for name in names for night in shown)))
+    across = [frame.left + (frame.width - frame.left - 14) * i / (len(shown) - 1) for i in range(len(shown))]
+    lines = "".join(_line(name, frame, across, shown) for name in names)
+    text = f"rates of {len(shown)} nights in percent; the scale ends at {_percent(frame.marks[-1])}"
+    return frame.drawn(frame.days([night.run_id for night in shown], across) + lines, text)
 
 
 def trend(nights: Sequence[NightRate]) -> Markup:
@@ -60,61 +91,33 @@ def trend(nights: Sequence[NightRate]) -> Markup:
     if len(nights) < 2:
         return Markup("")
     rates = [night.images / max(night.looked, 1) for night in nights]
-    marks = ticks(max(rates), 2)
-    step = (WIDTH - LEFT - 8) / len(nights)
-    places = [LEFT + step * i for i in range(len(nights))]
+    frame = Frame(300, 110, 44, ticks(max(rates), 2))
+    step = (frame.width - frame.left - 8) / len(nights)
+    places = [frame.left + step * i for i in range(len(nights))]
     bars = "".join(
         f'<rect class="bar-of-night" x="{x + step * 0.1:.1f}" width="{step * 0.8:.1f}" '
-        f'y="{_down(rate, marks[-1]):.1f}" height="{HEIGHT - BOTTOM - _down(rate, marks[-1]):.1f}">'
+        f'y="{frame.down(rate):.1f}" height="{frame.down(0) - frame.down(rate):.1f}">'
         f"<title>{day_of(n.run_id)}: {n.images:,} of {n.looked:,} ({rate:.1%})</title></rect>"
         for x, rate, n in zip(places, rates, nights, strict=True)
     )
-    days = _days([night.run_id for night in nights], [x + step / 2 for x in places])
+    days = frame.days([night.run_id for night in nights], [x + step / 2 for x in places])
     text = f"share of the images looked at that hang on it, {len(nights)} nights, last {rates[-1]:.1%}"
-    return _svg(_grid(marks) + days + bars, HEIGHT, text)
-
-
-def _svg(content: str, height: int, text: str) -> Markup:
-    return Markup(
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{text}">{content}</svg>'
-    )
-
-
-def _down(value: float, top: float) -> float:
-    return TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / (top or 1))
+    return frame.drawn(days + bars, text)
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.4g} %"
 
 
-def _grid(marks: Sequence[float]) -> str:
-    return "".join(
-        f'<line class="axis" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_percent(mark)}</text>'
-        for mark, y in ((mark, _down(mark, marks[-1])) for mark in marks)
-    )
-
-
-def _days(runs: Sequence[str], across: Sequence[float]) -> str:
-    """Write at most six days under the axis, the first and the last among them."""
-    count = min(6, len(runs))
-    chosen = sorted({round(i * (len(runs) - 1) / (count - 1)) for i in range(count)})
-    anchors = ["middle"] * (len(runs) - 1) + ["end"]
-    said = ((across[i], day_of(runs[i]), anchors[i]) for i in chosen)
-    return "".join(
-        f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{day}</text>' for x, day, anchor in said
-    )
-
-
-def _line(which: int, across: Sequence[float], down: Sequence[float], said: Sequence[str]) -> str:
-    points = list(zip(across, down, strict=True))
+def _line(name: str, frame: Frame, across: Sequence[float], nights: Sequence[Night]) -> str:
+    points = [(x, frame.down(night.rates[name])) for x, night in zip(across, nights, strict=True)]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{text}</title></circle>'
-        for (x, y), text in zip(points, said, strict=True)
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3">'
+        f"<title>{name[:-5]} {night.rates[name]:.2%}, {day_of(night.run_id)}</title></circle>"
+        for (x, y), night in zip(points, nights, strict=True)
     )
-    return f'<g class="line line-{which}"><polyline points="{path}" fill="none"/>{dots}</g>'
+    return f'<g class="line line-{RATES.index(name)}"><polyline points="{path}" fill="none"/>{dots}</g>'
 
 
 def mean_maps(night: Night, state: NightState | None) -> dict[int, Markup]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 
+from camray.audit.looks import write_looks
 from camray.audit.night import audit_night
 from camray.config import AuditConfig, Explainer, InputSpec
 from camray.ledger.runs import write_explainer
@@ -104,6 +107,7 @@ def make_out(
     run_id: str = "20261122T000000Z-0",
     change: Callable[[pa.Table], pa.Table] = _same,
     first: int = 0,
+    causes: Mapping[int, str] = MappingProxyType({}),
 ) -> str:
     """Commit so many rows from shard `first` on, changed or not, audit them, and give the explainer's id."""
     out, what = open_folder(str(place), "OUT"), explainer()
@@ -117,5 +121,21 @@ def make_out(
         found = change(records(start, count, run_id, shard.uri))
         receipt = write_records(out, what.id, shard.id, 0, found, chunk_size=ROWS_A_SHARD)
         table.commit(what.id, run_id, [ShardCommit(shard, (receipt,), account([receipt]))])
+    if causes:
+        look(place, run_id, causes)
     assert audit_night(str(place), what.id, run_id, AuditConfig(lift=0.0)).images.rows == rows
     return what.id
+
+
+def look(place: Path, run_id: str, causes: Mapping[int, str]) -> None:
+    """Write looks at every row of a run: half of the answers of a class fall by what `causes` names."""
+    out, what, rng = open_folder(str(place), "OUT"), explainer(), np.random.default_rng(0)
+    names = ["run_id", "shard", "member", "index", "content_sha256", "predicted_class", "confidence"]
+    mine = (ds.field("run_id") == run_id) & ds.field("predicted_class").is_valid()
+    looks = []
+    for row in Table(out).dataset().to_table(names, filter=mine).to_pylist():
+        falls = causes.get(row["predicted_class"], "") if rng.random() < 0.5 else ""
+        for name in ("border", "cast", "frame", "grey", "detail", "noise"):
+            drop = 0.6 if name == falls else 0.02
+            looks.append(row | {"sampled": True, "intervention": name, "drop": drop})
+    write_looks(out, what.id, looks)

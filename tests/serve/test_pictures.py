@@ -1,4 +1,4 @@
-"""Pictures drawn from the records are those that the run drew; where the image is gone, the heat alone is said."""
+"""Pictures drawn from the records are those that the run drew; else the heat alone is said."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def test_what_is_drawn_now_is_what_was_drawn_then(
     pictured: Path, tmp_path: Path, serving: Callable[..., Served]
 ) -> None:
     out = Path(shutil.copytree(pictured / "out", tmp_path / "out"))
-    run = f'{{"config": {{"archive": {{"path": "{pictured / "archive"}"}}, "overlay": {{"colormap": "jet"}}}}}}'
+    run = (
+        f'{{"config": {{"archive": {{"path": "{pictured / "archive"}"}}, "overlay": {{"colormap": "jet"}}}}}}'
+    )
     (out / "runs" / RUN / "run.json").write_text(run)
     first = serving(out)
     rows = first.pages.rows.rows(range(8))
@@ -62,13 +64,16 @@ def test_an_image_that_is_gone_or_another_one_shows_the_heat_alone(
 ) -> None:
     out = Path(shutil.copytree(pictured / "out", tmp_path / "out"))
     archive = Path(shutil.copytree(pictured / "archive", tmp_path / "archive"))
-    run = f'{{"config": {{"archive": {{"path": "{archive}", "name": "{pictured / "archive"}"}}, "overlay": {{}}}}}}'
+    moved = f'{{"path": "{archive}", "name": "{pictured / "archive"}"}}'
+    run = f'{{"config": {{"archive": {moved}, "overlay": {{}}}}}}'
     (out / "runs" / RUN / "run.json").write_text(run)
     Image.new("RGB", (64, 64)).save(archive / "loose-6.png")  # another image by now
     served = serving(out)
     ids = {row["member"]: row["id"] for row in served.pages.rows.rows(range(8))}
     assert "the heat alone" in served.client.get(f"/image/{ids['loose-6.png']}").text
-    assert "drawn now" in served.client.get(f"/image/{ids['loose-7.png']}").text  # it was moved: --archive-name
+    assert (
+        "drawn now" in served.client.get(f"/image/{ids['loose-7.png']}").text
+    )  # it was moved: --archive-name
     shutil.rmtree(archive)
     gone = serving(out)
     page = gone.client.get(f"/image/{ids['loose-7.png']}").text
