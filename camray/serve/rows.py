@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from camray.audit.verdict_table import AUDIT_SCHEMA
 from camray.audit.reviewed import QA_SCHEMA
+from camray.audit.verdict_table import AUDIT_SCHEMA
 from camray.errors import UsageError, printable
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
