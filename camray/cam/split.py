@@ -143,7 +143,11 @@ def pick_output(output: Any, name: str | None = None) -> Any:
         size != 1 for size in t.shape[2:])}  # fmt: skip
     if len(flat) > 1 or (len(found) > 1 and not flat):
         what = "several outputs that could be class scores" if flat else "several outputs, none class scores"
-        fix = "--output NAME or INDEX" + "; where each pixel has a class, --task segmentation" * (not flat)
+        fix = "--output NAME or INDEX"
+        if any(n.endswith("boxes") for n in found):
+            fix += "; of detectors those of torchvision and transformers are known"
+        elif not flat:
+            fix += "; where each pixel has a class, --task segmentation"
         raise ModelError("--output", f"the network has {what}: {shapes}", fix)
     return next(iter((flat or found).values()), None if not found and _is_nest(output) else output)
 

@@ -27,9 +27,10 @@ assert detector  # a fixture
 def model(tmp_path: Path) -> list[str]:
     save_file(varied().state_dict(), tmp_path / "w.safetensors")
     code = Path(__file__).parents[1] / "models/shape_segmenter.py"
-    return ["--model", f"{code}:ShapeSegmenter", "--checkpoint", str(tmp_path / "w.safetensors"), "--task",
-            "segmentation", "--input-size", "64", "--crop-pct", "1", "--crop-mode", "border", "--mean", "0.5", "--std", "0.25",
-            "--engine", "here", "--chunk-size", "4", "--min-share", "0.001"]  # fmt: skip
+    return ["--model", f"{code}:ShapeSegmenter", "--checkpoint", str(tmp_path / "w.safetensors"),
+            "--task", "segmentation", "--input-size", "64", "--crop-pct", "1", "--crop-mode", "border",
+            "--mean", "0.5", "--std", "0.25", "--engine", "here", "--chunk-size", "4",
+            "--min-share", "0.001"]  # fmt: skip
 
 
 def test_a_segmenter_through_nights_verify_and_audit(

@@ -30,6 +30,8 @@ class ShapeSegmenter(nn.Module):
             return {"out": z}
         if self.form == "list":
             return [z * 0, z]
+        if self.form == "boxes":
+            return [{"boxes": one.mean((1, 2))[None].repeat(5, 2)[:, :4], "scores": one[0, 0]} for one in z]
         if self.form == "softmax":
             return z.softmax(1)
         if self.form in ("sigmoid", "many"):

@@ -234,6 +234,7 @@ def test_own_code_is_read_by_what_it_gives(form: str, tmp_path: Path) -> None:
      ("out", "classification", "--task segmentation where each pixel has a class"),
      ("list", "classification", "where each pixel has a class, --task segmentation"),
      ("list", "segmentation", "--output NAME or INDEX"),
+     ("boxes", "classification", "of detectors those of torchvision and transformers are known"),
      ("classes", "segmentation", "not \\(images, classes, height, width\\)"),
      ("many", "segmentation", "a pixel may have several classes")],
 )  # fmt: skip
