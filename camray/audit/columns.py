@@ -22,7 +22,8 @@ VIEW = (
 
 NUMBERS = (
     "correct", "label_score", "confidence", "margin", "confirm_drop", "heat_ring_mass", "heat_corner_mass",
-    "heat_entropy", "heat_in_box", "heat_in_mask", "heat_in_padding", "width", "height", *VIEW,
+    "heat_entropy", "heat_in_box", "heat_in_mask", "heat_in_segment", "heat_in_padding", "width",
+    "height", *VIEW,
 )  # fmt: skip
 
 

@@ -271,7 +271,7 @@ _REASONS = (  # flag, sentence; in this order
     ("dead_map", "The heatmap has no positive value."),
     ("nonfinite_map", "The heatmap is not finite."),
     ("no_target", "There was no class to explain."),
-    ("off_object", "Most of the heat lies outside the annotated object."),
+    ("off_object", "Most of the heat lies outside the object: its mask, its box or its pixels."),
     ("padding_heat", "{heat_in_padding:.0%} of the heat lies on padding, where there is no image."),
     ("low_margin", "The two best classes are {margin:.3f} apart."),
     ("dark", "The image is dark (mean luminance {image_mean:.0f} of 255)."),

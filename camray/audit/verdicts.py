@@ -72,7 +72,9 @@ def find_flags(rows: Columns, whole: Columns, settings: AuditConfig) -> Marks:
     ok = rows["status"] == Status.OK
     heat = rows["heat_status"]
     drop, screened = rows["confirm_drop"], ok & (rows["confirm_region"] == "border")
-    inside = np.where(np.isnan(rows["heat_in_mask"]), rows["heat_in_box"], rows["heat_in_mask"])
+    inside = rows["heat_in_mask"]
+    for other in ("heat_in_box", "heat_in_segment"):  # what the archive says of the object comes first
+        inside = np.where(np.isnan(inside), rows[other], inside)
     unusual = ok & (whole["lift"] > settings.lift)
     fell = screened & (drop > settings.drop)
     confirmed = ok & whole["has_cause"]

@@ -80,8 +80,10 @@ def resolve_segmenter(config: Config, loaded: LoadedModel) -> tuple[Explainer, L
         schema_version=SCHEMA_VERSION,
     )
     told = f"a segmenter: one record for each class with at least {asked.min_share:.0%} of an image's pixels"
-    told += ". An audit judges the largest of each, by the picture and where the archive says the object is;"
-    told += " second looks are not made"
+    told += (
+        ". An audit judges the largest of each, by the heat on the object (where the archive says it is, or"
+    )
+    told += " on its own pixels); second looks are not made"
     return explainer, replace(loaded, notes=(*loaded.notes, *doubts, told))
 
 

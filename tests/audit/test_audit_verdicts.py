@@ -80,6 +80,8 @@ def test_a_good_row() -> None:
         ({"width": 1000.0, "height": 351.0}, "ok", None),
         ({"heat_in_box": 0.2}, "ok", "off_object"),
         ({"heat_in_box": 0.2, "heat_in_mask": 0.9}, "ok", None),  # the mask knows better
+        ({"heat_in_segment": 0.2}, "ok", "off_object"),
+        ({"heat_in_segment": 0.2, "heat_in_mask": 0.9}, "ok", None),  # the archive knows better
     ],
 )
 def test_verdicts(changes: dict[str, Any], verdict: str, flag: str | None) -> None:
