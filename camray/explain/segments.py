@@ -79,7 +79,7 @@ def resolve_segmenter(config: Config, loaded: LoadedModel) -> tuple[Explainer, L
         max_pixels=config.archive.max_pixels,
         schema_version=SCHEMA_VERSION,
     )
-    told = f"a segmenter: one record for each class with at least {asked.min_share:.0%} of an image's pixels"
+    told = f"a segmenter: one record for each class with at least {asked.min_share:g} of an image's pixels"
     told += (
         ". An audit judges the largest of each, by the heat on the object (where the archive says it is, or"
     )
