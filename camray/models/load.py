@@ -256,6 +256,9 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
     module = sources.build(source.recipe)
     state, renamed = weights.rename(module, found.state)
     _materialise(module, state)
+    if source.recipe.kind == "timm" and source.recipe.args.get("num_classes") == 0:
+        state, left = weights.without_head(module, state)
+        renamed = [*renamed, *left]
     notes = (*found.notes, *renamed)
     resized, sized = _as_in_file(source.recipe, module, state, config)
     if sized:

@@ -112,6 +112,15 @@ def head_size(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     return int(next(iter(sizes))[0][0]) if alike else None
 
 
+def without_head(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Leave out the head that a timm network was trained with, where it is built without one."""
+    named = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or ()
+    heads, own = (named,) if isinstance(named, str) else tuple(named), module.state_dict()
+    left = sorted(k for k in state if k not in own and k.startswith(tuple(f"{head}." for head in heads)))
+    told = [f"the head it was trained with is left out: {_some(left)}"] if left else []
+    return {k: v for k, v in state.items() if k not in left}, told
+
+
 def misfits(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """Name the tensors whose shape is not that of the model's own."""
     own = module.state_dict()

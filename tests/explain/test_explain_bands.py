@@ -108,6 +108,7 @@ def test_maps_of_arrays_and_tiffs_are_those_by_hand(tmp_path: Path, explain: Exp
     assert found["photo.jpg"]["error_message"] == "JPEG of 3 bands, and the model takes 5"
 
 
+@pytest.mark.slow
 def test_arrays_of_parquet_and_of_a_zip_give_the_same_records(
     tmp_path: Path, explain: Explain, model: Any
 ) -> None:
@@ -158,6 +159,7 @@ def test_what_cannot_be_read_as_bands_is_refused_before_anything_is_written(
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_same_archive_without_bands_leaves_arrays_out(tmp_path: Path, explain: Explain) -> None:
     archive = tmp_path / "in"
     archive.mkdir()

@@ -296,8 +296,9 @@ def test_a_linear_head_on_a_backbone(name: str, patches: bool, tmp_path: Path) -
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 def test_a_linear_head_on_a_timm_tower(name: str, tmp_path: Path) -> None:
     """The statistics of batch norms are those of the file, whatever was run to look at the network."""
-    module = timm.create_model(name, num_classes=0).eval()
-    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    module = timm.create_model(name, num_classes=3).eval()
+    save_file(module.state_dict(), tmp_path / "w.safetensors")  # with the head that it was trained with
+    module.reset_classifier(0)
     size = module.pretrained_cfg["input_size"]
     rows = torch.randn(4, module.num_features)
     save_file({"weight": rows}, tmp_path / "head.safetensors")
@@ -308,6 +309,7 @@ def test_a_linear_head_on_a_timm_tower(name: str, tmp_path: Path) -> None:
     x = torch.randn(2, *size)
     with torch.no_grad():
         assert torch.allclose(loaded.module(x), module(x) @ rows.T, atol=1e-5)
+    assert any("the head it was trained with is left out" in note for note in loaded.notes)
 
 
 @pytest.mark.parametrize(

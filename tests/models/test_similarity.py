@@ -18,11 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
+from camray.audit.job import audit
 from camray.config import ArchiveConfig, Config, MethodConfig, ModelConfig, PreprocessConfig
 from camray.errors import ExitCode, ModelError
 from camray.explain.explainer import resolve
+from camray.flow.progress import Reporter
 from camray.ledger.table import Table
 from camray.models.load import load_model
+from camray.options import load
 from camray.storage import open_folder
 
 Explain = Callable[..., Any]
@@ -39,7 +42,7 @@ def photograph(seed: int) -> Image.Image:
 def tower(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], nn.Module]:
     """A timm network without a head: settings, and the network."""
     torch.manual_seed(0)
-    net = timm.create_model("resnet10t", num_classes=0).eval()
+    net = timm.create_model("test_resnet", num_classes=0).eval()
     with torch.no_grad():
         for p in net.parameters():
             p.add_(torch.randn_like(p) * 0.05)
@@ -104,7 +107,7 @@ def test_the_cosine_to_a_reference_is_the_value_that_is_explained(
     given, net = tower
     photograph(9).save(tmp_path / "ref.png")
     target = {"method__target": f"similarity:{tmp_path / 'ref.png'}", "overlay__caption": True}
-    done = explain(archive, tmp_path / "out", "resnet10t", **given, **target)
+    done = explain(archive, tmp_path / "out", "test_resnet", **given, **target)
     assert done.code == ExitCode.DONE
     with torch.no_grad():
         concept = net(as_input(photograph(9)))[0]
@@ -117,12 +120,27 @@ def test_the_cosine_to_a_reference_is_the_value_that_is_explained(
         assert row["predicted_value"] == pytest.approx(cosine, abs=1e-5)
         theirs, scale = grad_cam(pgc, net, row["target_layer"].removeprefix("tower."), x, concept)
         assert np.abs(np.reshape(row["heatmap"], theirs.shape) - theirs).max() <= 1e-5 * scale
-    again = explain(archive, tmp_path / "out", "resnet10t", **given, **target)
+    again = explain(archive, tmp_path / "out", "test_resnet", **given, **target)
     assert again.code == ExitCode.DONE
     assert rows_of(tmp_path / "out") == 3
     photograph(10).save(tmp_path / "ref.png")  # another concept under the same name
-    assert explain(archive, tmp_path / "out", "resnet10t", **given, **target).code == ExitCode.DONE
+    assert explain(archive, tmp_path / "out", "test_resnet", **given, **target).code == ExitCode.DONE
     assert rows_of(tmp_path / "out") == 6
+
+
+@pytest.mark.slow
+def test_an_audit_of_values_makes_no_looks_and_ends_well(
+    tmp_path: Path, archive: Path, tower: tuple[dict[str, Any], nn.Module]
+) -> None:
+    """No answer has a class, so that there is nothing to look at again."""
+    given, _ = tower
+    photograph(9).save(tmp_path / "ref.png")
+    named = {name.replace("__", "."): value for name, value in given.items()} | {
+        "archive.path": str(archive), "out": str(tmp_path / "out"), "run.engine": "here",
+        "model.name": "test_resnet", "method.target": f"similarity:{tmp_path / 'ref.png'}",
+    }  # fmt: skip
+    assert audit(load(None, named, "audit"), Reporter()).code == ExitCode.DONE
+    assert rows_of(tmp_path / "out") == 3
 
 
 def test_the_content_of_the_reference_names_the_explainer(
@@ -131,7 +149,7 @@ def test_the_content_of_the_reference_names_the_explainer(
     given, _ = tower
 
     def named(path: str) -> str:
-        model = ModelConfig(name="resnet10t", checkpoint=given["model__checkpoint"])
+        model = ModelConfig(name="test_resnet", checkpoint=given["model__checkpoint"])
         small = PreprocessConfig(input_size=(SIDE,))
         target = MethodConfig(target=f"similarity:{path}")
         return resolve(Config(model=model, preprocess=small, method=target))[0].id
@@ -143,6 +161,7 @@ def test_the_content_of_the_reference_names_the_explainer(
     assert one == same != other
 
 
+@pytest.mark.slow
 def test_labelled_images_are_classes_by_their_centroids(
     tmp_path: Path, archive: Path, tower: tuple[dict[str, Any], nn.Module], explain: Explain
 ) -> None:
@@ -160,7 +179,7 @@ def test_labelled_images_are_classes_by_their_centroids(
     for i in range(3):
         (archive / f"{i}.cls").write_text(str(i % 2))
     done = explain(
-        archive, tmp_path / "out", "resnet10t", model__head=str(tmp_path / "refs"), method__target="label",
+        archive, tmp_path / "out", "test_resnet", model__head=str(tmp_path / "refs"), method__target="label",
         run__max_failed=3, **given,
     )  # fmt: skip
     assert done.code == ExitCode.DONE
@@ -170,7 +189,7 @@ def test_labelled_images_are_classes_by_their_centroids(
         assert row["confidence"] == pytest.approx(float(cosines[i].max()), abs=1e-5)
         assert row["label_score"] == pytest.approx(float(cosines[i][0, i % 2]), abs=1e-5)
         assert (row["target_class"], row["heat_status"]) == (i % 2, "ok")
-    loaded = load_model(ModelConfig(name="resnet10t", checkpoint=given["model__checkpoint"],
+    loaded = load_model(ModelConfig(name="test_resnet", checkpoint=given["model__checkpoint"],
                                     head=str(tmp_path / "refs")))  # fmt: skip
     assert "mean direction of 5 images of 2 classes" in " ".join(loaded.notes)
 
@@ -181,7 +200,7 @@ def test_references_that_are_none_are_refused(
     given, _ = tower
     (tmp_path / "empty" / "only").mkdir(parents=True)
     (tmp_path / "text.png").write_text("no image")
-    model = ModelConfig(name="resnet10t", checkpoint=given["model__checkpoint"])
+    model = ModelConfig(name="test_resnet", checkpoint=given["model__checkpoint"])
 
     def refused(target: str = "predicted", **more: Any) -> str:
         from dataclasses import replace
