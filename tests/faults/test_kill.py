@@ -134,9 +134,9 @@ def what_was_computed(out: Path) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def first(archive: Path, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    """The records of one actor of one thread, eight images at once."""
+    """The records as they are by default."""
     out = tmp_path_factory.mktemp("first") / "out"
-    assert start(archive, out, demo, "--engine", "here").wait() == 0
+    assert start(archive, out, demo).wait() == 0
     return what_was_computed(out)
 
 
