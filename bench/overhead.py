@@ -4,8 +4,8 @@
     python bench/overhead.py --images FOLDER    photographs
     python bench/overhead.py --json             the last line alone is one JSON object
 
-The network runs once; after that its answers are given again. Decoding is counted in its guarded process, too.
-No overlays are drawn. Medians of the rounds.
+The network runs once; after that its answers are given again. Of decoding its guarded process
+counts, too. No overlays are drawn. Medians of the rounds.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> None:
         job.SHARD = COUNT
         job.make_archive(args.images or folder / "made", folder / "archive", COUNT)
         job.make_model("mobilenetv2_100", folder / "model")
-        rounds = list(measure(folder, args.rounds))
+        rounds = measure(folder, args.rounds)
     found = {name: round(statistics.median(r[i] for r in rounds), 3) for i, name in enumerate(STAGES)}
     if not args.json:
         for i, name in enumerate(STAGES):
@@ -93,8 +93,8 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def measure(folder: Path, rounds: int) -> Any:
-    """Yield CPU milliseconds an image of each stage; a first round warms up."""
+def measure(folder: Path, rounds: int) -> list[tuple[float, ...]]:
+    """Give CPU milliseconds an image of each stage; a first round warms up."""
     config = Config(out=str(folder / "out"), model=ModelConfig(name=str(folder / "model")))
     explainer, model = explainer_module.resolve(config)
     without_its_cost()
@@ -103,7 +103,8 @@ def measure(folder: Path, rounds: int) -> Any:
     network, guard = network_of(model), Guard()
     decode = Decode(explainer.input, explainer.max_pixels, False, guard)
     actor = ExplainActor(explainer, lambda: network, "cpu", 8, 1, OverlayConfig(policy="none"), guard)
-    for lap in range(rounds + 1):
+
+    def once(lap: int) -> tuple[float, ...]:
         os.makedirs(folder / f"out{lap}")
         sink = Sink(
             Config(out=str(folder / f"out{lap}"), overlay=OverlayConfig(policy="none")), explainer, "run",
@@ -114,9 +115,10 @@ def measure(folder: Path, rounds: int) -> Any:
         actor_ms, explained = timed(lambda: actor(decoded))
         sink_ms, receipt = timed(lambda: sink(explained))
         assert isinstance(receipt, pa.Table)
-        if lap:
-            yield read_ms, decode_ms, actor_ms, sink_ms
-        time.sleep(0.1)
+        return read_ms, decode_ms, actor_ms, sink_ms
+
+    once(0)
+    return [once(lap) for lap in range(1, rounds + 1)]
 
 
 if __name__ == "__main__":

@@ -297,7 +297,7 @@ class RunConfig:
     max_actors: int | None = setting(
         None, "grow up to N copies while more nodes join", "--max-actors N", 1, verbs=RUNS)
     batch_size: int | None = setting(
-        None, "images per forward (32 GPU, 8 CPU)", "--batch-size N", 1, 4096,
+        None, "images per forward (32 GPU); a CPU has 8", "--batch-size N", 1, 4096,
         told={"compare": "images measured at once (4)"})
     chunk_size: int = setting(256, "images per unit of work", "--chunk-size N", 1, 65536, verbs=RUNS)
     top_k: int = setting(5, "predictions kept per image", "--top-k K", 1, 1000, verbs=RUNS, result=True)

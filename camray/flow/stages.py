@@ -154,14 +154,20 @@ class Decode:
         """Turn `MEMBER` items into `DECODED` ones; `chunk` holds the content that frames of a file share."""
         whole = images if chunk is None else chunk
         places = {index: place for place, index in enumerate(whole.field("index").to_pylist())}
-        rows = [self._decode_one(image, whole, places) for image in images]
+        known: dict[Any, Row] = {}
+        rows = [self._decode_one(image, whole, places, known) for image in images]
         columns: dict[str, Any] = {f.name: [row.get(f.name) for row in rows] for f in DECODED}
         columns |= {name: images.field(name) for name in _AS_READ}
         columns["content"] = images.field("content") if self._keep_content else None
         return struct_array(columns, DECODED)
 
-    def _decode_one(self, image: pa.StructScalar, chunk: pa.StructArray, places: dict[int, int]) -> Row:
-        """Give the columns that decoding decides; without pixels where the image failed, now or before."""
+    def _decode_one(
+        self, image: pa.StructScalar, chunk: pa.StructArray, places: dict[int, int], known: dict[Any, Row]
+    ) -> Row:
+        """Give the columns that decoding decides; without pixels where the image failed, now or before.
+
+        The same bytes with the same boxes and mask are decoded once: `known` holds what became of them.
+        """
         row: Row = {name: image[name].as_py() for name in _OUTCOME}
         if row["status"] != Status.OK:
             return row
@@ -169,10 +175,17 @@ class Decode:
         held = image if holder is None else chunk[places[holder]]
         content = memoryview(held["content"].as_buffer())
         row["content_sha256"] = _digest_of(content, frame)
+        boxes, mask = _boxes(image), image["mask"].as_py()
+        alike = (row["content_sha256"], boxes, mask)
+        if alike not in known:
+            known[alike] = self._decoded(row, content, boxes, mask, frame)
+        return known[alike]
+
+    def _decoded(
+        self, row: Row, content: memoryview, boxes: Boxes | None, mask: bytes | None, frame: int | None
+    ) -> Row:
         try:
-            decoded = decoder_of(self._max_pixels).decode(
-                content, self._spec, _boxes(image), image["mask"].as_py(), frame
-            )
+            decoded = decoder_of(self._max_pixels).decode(content, self._spec, boxes, mask, frame)
         except ImageError as error:
             missed = failure(Stage.DECODE, error.code, error.message)
             is_none = error.code == ErrorCode.NO_PIXELS  # no image was lost: as one that its name tells

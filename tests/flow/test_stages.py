@@ -18,7 +18,7 @@ from camray.errors import IncompleteError, Stage
 from camray.flow import stages
 from camray.flow.flow import receipts_of
 from camray.flow.guard import Guard
-from camray.flow.stages import Decode, Sink, read_shard
+from camray.flow.stages import Decode, Sink, decoder_of, read_shard
 from camray.ledger.plan import ShardTask
 from camray.records import (
     DECODED,
@@ -367,3 +367,24 @@ def test_a_lost_chunk_stops_the_driver_with_its_reason() -> None:
         with pytest.raises(kind, match=note.message) as stopped:
             receipts_of(Chunk("k-c", 0, note).to_row(MEMBER))
         assert getattr(stopped.value, "errno", None) == note.errno
+
+
+def test_the_same_bytes_in_a_chunk_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"a.png": png((9, 0, 0)), "b.png": png((0, 9, 0)), "c.png": png((9, 0, 0)), "d.png": b"no image"}
+    files["e.png"] = files["d.png"]
+    asked: list[bytes] = []
+    whole = decoder_of(10**6).decode
+
+    class Counting:
+        def decode(self, content: Any, *more: Any) -> Any:
+            asked.append(bytes(content))
+            return whole(content, *more)
+
+    monkeypatch.setattr(stages, "decoder_of", lambda _: Counting())
+    chunk, _ = read(ShardTask(tar_shard(tmp_path / "s.tar", files)), 8)
+    found = Decode(SPEC, 10**6, False, Guard()).decode(chunk.images).to_pylist()
+    assert asked == [files["a.png"], files["b.png"], files["d.png"]]
+    assert [row["status"] for row in found] == ["ok", "ok", "ok", "failed", "failed"]
+    assert [row["member"] for row in found] == list(files)
+    assert [row["pixels"][:3] for row in found[:3]] == [b"\x09\0\0", b"\0\x09\0", b"\x09\0\0"]
+    assert found[0] | {"member": "", "index": 0} == found[2] | {"member": "", "index": 0}

@@ -264,3 +264,12 @@ def test_toml_and_options_say_the_same(tmp_path: Any) -> None:
     assert typed_config(build_parser().parse_args(line.split())) == by_file
     more = load(str(tmp_path / "c.toml"), {"model.args": {"width": 4, "name": "x"}})
     assert more.model.args == {"width": 4, "deep": False, "name": "x"}
+
+
+def test_colours_are_normalised_by_the_plain_formula_and_stay_innermost() -> None:
+    views = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x = to_input(views, mean, std)
+    plain = (views.permute(0, 3, 1, 2).float() / 255 - mean[:, None, None]) / std[:, None, None]
+    assert torch.equal(x, plain)
+    assert x.is_contiguous(memory_format=torch.channels_last)
