@@ -15,11 +15,10 @@ from camray.errors import CamrayError, ErrorCode, ExitCode, UsageError
 from camray.machine import on_this_machine as _on_this_machine
 
 if TYPE_CHECKING:
-    from pyarrow.dataset import Dataset
-
     from camray.audit.job import AuditOutcome
     from camray.compare.job import CompareOutcome
     from camray.job.run import Outcome
+    from camray.serve.opened import Records
 
 try:
     __version__ = version("camray")
@@ -106,24 +105,17 @@ def compare_methods(
     return compare.compare(load(None, named | settings, "compare"), Reporter())
 
 
-def open_records(out: str, explainer: str = "latest") -> Dataset:
-    """Open the committed records of OUT as a `pyarrow.dataset.Dataset`; no row is read yet.
+def open_records(out: str, explainer: str = "latest") -> Records:
+    """Open the committed records of OUT as a `pyarrow.dataset.Dataset` that can do more; no row is read yet.
 
     An image has rows of each explainer (model, method, setting) that was ever used. `explainer` is an id,
     ``"latest"``: the one that was committed last, or ``"all"``, told apart by the column of that name.
+    Beside a dataset's own methods: ``.to_pandas()``, ``.to_polars()``, ``.to_arrow()``, ``.sql(query)`` of
+    the table ``records``, ``.overlay(row)``, ``.mean_map(class)``, ``.compare(other)``.
 
     Raises:
         UsageError: OUT holds no camray records, or none of that explainer.
     """
-    from camray.errors import printable
-    from camray.ledger.out import open_out
+    from camray.serve.opened import Records
 
-    table = open_out(out)[1]
-    if explainer == "all":
-        return table.dataset()
-    owner = table.latest_owner() if explainer == "latest" else explainer
-    records = table.dataset(owner)
-    if explainer != "latest" and not records.files:
-        problem = f"OUT holds no records of {printable(explainer)!r}"
-        raise UsageError("explainer", problem, 'an id that `camray status` shows, "latest", or "all"')
-    return records
+    return Records(out, explainer)

@@ -54,7 +54,7 @@ SIGNATURES = {
     "audit_archive": f"({PLACES}, {SETTINGS}) -> AuditOutcome",
     "compare_methods": f"({PLACES}, methods: Sequence[str], {SETTINGS}) -> CompareOutcome",
     "explain_archive": f"({PLACES}, {SETTINGS}) -> Outcome",
-    "open_records": "(out: str, explainer: str = latest) -> Dataset",
+    "open_records": "(out: str, explainer: str = latest) -> Records",
 }
 
 

@@ -144,8 +144,8 @@ def to_input(views: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Normalise uint8 RGB (B, H, W, 3) to (B, C, H, W); with one channel, of the luminance.
 
     Bands, float32 (B, H, W, C), are taken as they are. Colours stay the innermost axis in memory
-    (channels_last): convolutions take it as it comes, and with batch norms folded cost a tenth to a third less
-    so.
+    (channels_last): convolutions take it as it comes, and with batch norms folded cost a tenth to a third
+    less so.
     """
     is_rgb = views.dtype == torch.uint8
     x = views.float().div_(255) if is_rgb else views.to(torch.float32, copy=True)

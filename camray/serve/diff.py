@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
+from pyarrow.dataset import Dataset
 from scipy import stats
 
 from camray.errors import ExitCode, UsageError, printable
@@ -25,6 +26,7 @@ from camray.ledger.out import open_out, read_explainer
 from camray.ledger.table import Table
 from camray.measure.statistics import holm
 from camray.records import Status
+from camray.serve.opened import Records
 from camray.upkeep.status import totals
 
 ALPHA = 0.01  # of a wrong "better" or "worse" among all that are told, after Holm's correction
@@ -87,11 +89,7 @@ def print_diff(place: str, explainers: Sequence[str], to: str, gate: str, as_jso
     fires = parse_gate(gate)
     out, table = open_out(place)
     a, b = _two(table, explainers)
-    pairs, only_a, only_b = paired(table, a, b)
-    if not pairs:
-        raise UsageError("--explainers", f"{a} and {b} have no image in common", "two of the same archive")
-    cosines = heat_cosines(table, a, b, pairs)
-    found = differ(a, b, pairs, cosines, only_a, only_b)
+    found, pairs, cosines = compared(Records(place, a), Records(place, b))
     if to:
         from camray.serve.diff_page import write_page
 
@@ -120,11 +118,25 @@ def _two(table: Table, named: Sequence[str]) -> tuple[str, str]:
     return first, second
 
 
-def paired(table: Table, a: str, b: str) -> tuple[list[Pair], int, int]:
+def compared(old: Records, new: Records) -> tuple[Difference, list[Pair], dict[int, float]]:
+    """Compare the records of two explainers: what differs, the pairs, the cosines of their maps.
+
+    Raises:
+        UsageError: they have no image in common.
+    """
+    pairs, only_old, only_new = paired(old, new)
+    if not pairs:
+        told = f"{old.explainer} and {new.explainer} have no image in common"
+        raise UsageError("--explainers", told, "two of the same archive")
+    cosines = heat_cosines(old, new, pairs)
+    return differ(old.explainer, new.explainer, pairs, cosines, only_old, only_new), pairs, cosines
+
+
+def paired(old: Dataset, new: Dataset) -> tuple[list[Pair], int, int]:
     """Give the images that both have an answer for, and how many only one has."""
     sides = []
-    for owner in (a, b):
-        rows = table.dataset(owner).to_table(
+    for records in (old, new):
+        rows = records.to_table(
             columns=[*_KEY, *_SAID, "detection"], filter=pc.field("status") == Status.OK.value
         )
         first = rows.filter(pc.less_equal(pc.fill_null(rows["detection"], 0), 0)).drop_columns("detection")
@@ -137,16 +149,14 @@ def paired(table: Table, a: str, b: str) -> tuple[list[Pair], int, int]:
     return pairs.to_pylist(), sides[0].num_rows - len(pairs), sides[1].num_rows - len(pairs)
 
 
-def heat_cosines(table: Table, a: str, b: str, pairs: Sequence[Pair]) -> dict[int, float]:
+def heat_cosines(old: Dataset, new: Dataset, pairs: Sequence[Pair]) -> dict[int, float]:
     """Compare the maps of pairs of one answer, by their number among `pairs`; at most `HEATS`."""
     same = [i for i, p in enumerate(pairs) if p["predicted_class_a"] == p["predicted_class_b"]]
     chosen = sorted(same, key=lambda i: (pairs[i]["content_sha256"], i))[:HEATS]
     wanted = pa.array(sorted({pairs[i]["content_sha256"] for i in chosen}), pa.string())
     heats: list[dict[Any, NDArray[np.float64]]] = []
-    for owner in (a, b):
-        rows = table.dataset(owner).to_table(
-            columns=[*_KEY, *_HEAT], filter=pc.field("content_sha256").isin(wanted)
-        )
+    for records in (old, new):
+        rows = records.to_table(columns=[*_KEY, *_HEAT], filter=pc.field("content_sha256").isin(wanted))
         heats.append(
             {
                 tuple(row[n] for n in _KEY): np.reshape(row["heatmap"], (row["heat_h"], row["heat_w"]))
