@@ -74,6 +74,8 @@ class Pages:
             "words": lambda t: t.replace("_", " "),
         }
         self._env.filters["title"] = lambda v: title(v, self._has_labels)
+        self.rows.order(View())  # the first page, before anybody waits for it
+        self.rows.counts(View(), FACETS)
 
     @property
     def latest(self) -> str:

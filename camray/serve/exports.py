@@ -37,7 +37,7 @@ def exported(kind: str, pages: Pages, query: Sequence[tuple[str, str]]) -> tuple
     ids = pages.rows.order(View.of([(name, value) for name, value in query if value]))
     if kind == "csv":
         rows = (_plain(row) for part in pages.rows.parts(ids, _CSV) for row in part)
-        return "view.csv", "text/csv; charset=utf-8", csv_lines(rows)
+        return "view.csv", "text/csv; charset=utf-8", _gathered(csv_lines(rows))
     if len(ids) > MOST:
         raise UsageError("view", f"{len(ids):,} rows, more than {MOST:,}", "filter further, or export CSV")
     whole = _shown(pages, pages.rows.parts(ids, size=500))
@@ -48,6 +48,17 @@ def exported(kind: str, pages: Pages, query: Sequence[tuple[str, str]]) -> tuple
         "application/json",
         (data for _, data in resolve_name(EXPORTS[kind])(pages.out, whole, "")),
     )
+
+
+def _gathered(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Join lines to parts that are worth sending."""
+    part = bytearray()
+    for line in lines:
+        part += line
+        if len(part) >= _PART:
+            yield bytes(part)
+            part.clear()
+    yield bytes(part)
 
 
 def _plain(row: Row) -> Row:

@@ -6,11 +6,16 @@ import csv
 import io
 import json
 import re
+import shutil
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
@@ -18,7 +23,8 @@ from starlette.testclient import TestClient
 from camray.audit.templates import templates
 from camray.cli.main import main
 from camray.serve.rows import View
-from tests.audit.report_world import CLASSES, NASTY
+from tests.audit import report_world
+from tests.audit.report_world import CLASSES, NASTY, explainer, make_out
 from tests.serve.conftest import HERE, ROWS, Served
 from tests.serve.test_rows import truth
 
@@ -176,3 +182,31 @@ def test_templates_refuse_what_they_do_not_know() -> None:
 
     with pytest.raises(UndefinedError):
         templates("camray.serve").get_template("problem.html.j2").render()
+
+
+def test_two_explainers_show_the_images_both_have(
+    audited: Path, tmp_path: Path, serving: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second model answers square wherever the first said disk, and is more sure everywhere."""
+    out, other = Path(shutil.copytree(audited, tmp_path / "out")), replace(explainer(), method="layercam")
+
+    def changed(rows: pa.Table) -> pa.Table:
+        answers = [1 if c == 0 else c for c in rows["predicted_class"].to_pylist()]
+        sure = pc.add(rows["confidence"], 0.25).cast(pa.float32())
+        now = {
+            "predicted_class": pa.array(answers, pa.int32()),
+            "target_class": pa.array(answers, pa.int32()),
+        }
+        columns = {name: rows[name] for name in rows.column_names} | now | {"confidence": sure}
+        return pa.table(columns, schema=rows.schema)
+
+    monkeypatch.setattr(report_world, "explainer", lambda: other)
+    make_out(out, ROWS, "20261125T000000Z-0", change=changed)
+    served = serving(out)
+    disks = sum(r["predicted_class"] == 0 for r in truth(audited))
+    page = served.client.get(f"/compare?one=explainer:{explainer().id}&two=explainer:{other.id}").text
+    text = " ".join(Tags(page).text.split())
+    assert f"The same images on both sides: {ROWS}" in text
+    assert f"{disks} get another answer" in text
+    assert "confidence moves by +0.250 on average" in text
+    assert served.client.get("/").url.query == f"explainer=%3D{other.id}".encode()
