@@ -114,7 +114,7 @@ def test_everything_that_is_imported_is_declared() -> None:
     }
     declared |= {
         n.partition(">")[0]
-        for k in ("dicom", "tiff", "captum", "transformers")
+        for k in ("dicom", "tiff", "captum", "transformers", "serve")
         for n in project["optional-dependencies"][k]
     }
     own_names = {"PIL": "pillow", "cv2": "opencv-python-headless"}
