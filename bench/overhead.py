@@ -80,7 +80,7 @@ def main() -> None:
         folder = Path(place)
         (folder / "made").mkdir()
         if args.images is None:
-            make_pictures(folder / "made")
+            make_pictures(folder / "made", COUNT)  # all different: equal ones are decoded once
         job.SHARD = COUNT
         job.make_archive(args.images or folder / "made", folder / "archive", COUNT)
         job.make_model("mobilenetv2_100", folder / "model")
