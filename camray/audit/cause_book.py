@@ -314,8 +314,8 @@ class CauseBook:
         for key, fell in self._fell.items() if named else ():
             begins = self._begins.get((fell.answer, "border"), 0)
             looked = self._images.get(key)
-            carries = looked is None or looked.border_carries
-            if carries and fell.answer in named and span.holds(fell.night) and fell.night >= begins:
+            tells = looked is None or looked.border_tells(fell.drop, self._drop)
+            if tells and fell.answer in named and span.holds(fell.night) and fell.night >= begins:
                 self._given.setdefault(key, fell)
 
     def _count(self, names: Mapping[Key, str]) -> None:

@@ -36,7 +36,7 @@ FEWEST_HANGING = 0.05  # of the images of an answer: fewer are no cause
 BOTH = 0.2  # the same of a background, which must be enough, and needed
 ENOUGH = 0.25  # of those that need a place: it turns other images into this answer
 FEWEST_CARRIED = 4  # images that tell whether it does
-GAIN = 0.1  # of confidence: less, and the border of this image does nothing for the answer elsewhere
+GAIN, CLEAR = 0.1, 1.5  # of a border that gains less confidence elsewhere the fall must exceed 1.5 limits
 LOCAL_ONES = ("repeat", "carry", "carry_rim", "carry_surround", "border", "frame")
 ALONE = ("frame", "grey", "cast", "detail", "noise")  # one of these shows its cause alone
 NEEDS = {"carry": "fill", "carry_rim": "rim", "carry_surround": "surround"}  # enough -> and needed
@@ -101,10 +101,9 @@ class Seen:
         """Whether its hot spot is the same thing as in others of its answer alone."""
         return self.same > SAME and self.same - self.other > CONTRAST
 
-    @property
-    def border_carries(self) -> bool:
-        """Whether its hot rim does something for its answer in another image, or nobody looked."""
-        return self.drops.get("carry_rim", 1.0) > GAIN
+    def border_tells(self, fell: float, drop: float) -> bool:
+        """Whether its hot rim gains its answer something in another image, or the fall is no narrow one."""
+        return self.drops.get("carry_rim", 1.0) > GAIN or fell > CLEAR * drop
 
 
 def seen(rows: Iterable[Mapping[str, Any]], nights: Nights = Nights()) -> dict[Key, Seen]:  # noqa: B008
@@ -260,7 +259,11 @@ def _cause_of(image: Seen, mine: set[str], few: bool, drop: float) -> tuple[str,
     if both:
         return "place", "fill"
     for cause, by, needs in _AROUND:
-        if needs <= fell and by in mine and (by != "border" or image.border_carries):
+        if (
+            needs <= fell
+            and by in mine
+            and (by != "border" or image.border_tells(image.drops["border"], drop))
+        ):
             return cause, NEEDS.get(by, by)
     whole = [name for name in ALONE if name in fell & mine and CAUSE_OF[name] != "colour"]
     return (CAUSE_OF[whole[0]], whole[0]) if whole else None

@@ -142,10 +142,12 @@ def test_a_border_must_do_something_for_its_answer_in_another_image() -> None:
     images = {}
     for i in range(200):
         answer, place = divmod(i, 40)
-        drops = dict.fromkeys(BATTERY, 0.0) | {"border": 0.9 * (answer == 0 and place < 20)}
+        drops = dict.fromkeys(BATTERY, 0.0) | {"border": 0.4 * (answer == 0 and place < 20)}
         images["s", i, "sha"] = Seen(answer, True, drops=drops | {"carry_rim": 0.5 * (place < 15)})
     expected = dict.fromkeys(range(15), ("border", "border"))
     assert {k[1]: cause for k, cause in causes(images, excesses(images.values())).items()} == expected
+    images["s", 19, "sha"].drops["border"] = 0.9  # no narrow fall
+    assert {k[1] for k in causes(images, excesses(images.values()))} == {*range(15), 19}
     for image in images.values():
         image.drops["carry_rim"] = 0.2
     assert causes(images, excesses(images.values())) == {}  # of none it is enough
