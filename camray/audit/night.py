@@ -36,7 +36,7 @@ from camray.storage import Folder
 
 CONFIDENCE_DISTANCE, HEAT_COSINE = 0.01, 0.99  # a GPU in place of a CPU stays within both
 LISTED = 1000  # classes that a summary keeps
-MOST_WHOLE = 32  # summaries that are read, beside nights in brief
+MOST_WHOLE = 8  # summaries that are read, beside nights in brief
 _LONG = ("classes", "archive_classes", "properties", "slices", "archive_slices", "causes")
 
 

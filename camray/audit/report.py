@@ -87,7 +87,7 @@ def write_report(place: str, limit: int | None = None) -> str:
         "rows": len(judged),
         "lost": Counter(fact.lost for fact in facts if fact.lost),
         "bare": sum(1 for fact in facts if not (fact.has_picture or fact.lost or fact.error)),
-        "causes": cause_cards(out, night),
+        "causes": cause_cards(out, nights),
         "queued": Counter(cause for cause in judged.column("cause_id").to_pylist() if cause),
         "first": first_pictures(night, judged, texts, facts),
         "properties": property_rows(night, judged),
@@ -164,12 +164,17 @@ def property_rows(night: Night, judged: pa.Table) -> list[dict[str, Any]]:
     ]
 
 
-def cause_cards(out: Folder, night: Night) -> list[dict[str, Any]]:
-    """Give each cause with what shows it: a wall of hot spots, the image that falls most with and without."""
+def cause_cards(out: Folder, nights: Sequence[Night]) -> list[dict[str, Any]]:
+    """Give each cause with what shows it: a wall of hot spots, the image that falls most with and without.
+
+    They are of the last sixty nights.
+    """
+    night, runs = nights[-1], sorted({run for night in nights[-NIGHTS:] for run in night.covers})
     if not night.causes:
         return []
     answers = ds.field("predicted_class").isin([card.class_id for card in night.causes[:CARDS]])
-    looks = read_looks(out, night.explainer, [*SEEN, "crop", "before", "after"], answers)
+    late = ds.field("run_id").isin(pa.array(runs, pa.string()))
+    looks = read_looks(out, night.explainer, [*SEEN, "crop", "before", "after"], answers & late)
     found = []
     for card in night.causes[:CARDS]:
         mine = looks.filter(pc.equal(looks.column("predicted_class"), card.class_id))
