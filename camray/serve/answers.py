@@ -272,8 +272,8 @@ class Pages:
 
     def _causes(self, explainer: str) -> list[dict[str, Any]]:
         if explainer not in self._cards:
-            night = self._night(explainer)
-            self._cards[explainer] = cause_cards(self.out, [night]) if night else []
+            nights = [night for night in self._nights if night.explainer == explainer]
+            self._cards[explainer] = cause_cards(self.out, nights) if nights else []
         view = View((("explainer", "=", explainer),))
         shown = dict(self.rows.counts(view, ("cause_id",), 10**6)["cause_id"])
         said = {

@@ -382,7 +382,7 @@ def folders() -> Iterator[Callable[[], str]]:
 
 
 def test_the_ledger_is_as_specified(folders: Callable[[], str]) -> None:
-    histories(folders, 200)
+    histories(folders, 60)
 
 
 @pytest.mark.faults
