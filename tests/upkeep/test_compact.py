@@ -137,6 +137,7 @@ def test_a_shard_of_a_pack_is_replaced_and_its_neighbours_stay(
     assert problems(out) == []
 
 
+@pytest.mark.slow
 def test_after_unpacking_the_files_are_what_they_were(
     out: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +151,7 @@ def test_after_unpacking_the_files_are_what_they_were(
     assert visible(out) == before
 
 
+@pytest.mark.slow
 def test_new_nights_are_packed_with_a_pack_that_is_not_full(
     out: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +184,7 @@ def test_what_is_to_be_tried_again_and_what_is_large_stays(
     assert not any(one & other for one, other in itertools.combinations(shards, 2)), "shards are not cut"
 
 
-@pytest.mark.parametrize("chance", range(3))
+@pytest.mark.parametrize("chance", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_damage_is_not_packed_and_in_a_pack_it_is_found(
     out: Folder, capsys: pytest.CaptureFixture[str], chance: int
 ) -> None:
@@ -204,6 +206,7 @@ def test_damage_is_not_packed_and_in_a_pack_it_is_found(
     assert all(packed.name in problem for problem in found)
 
 
+@pytest.mark.slow
 def test_an_image_of_a_pack_is_forgotten(out: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     compact(out, capsys, "--yes")
     assert print_forget(out.uri, "1.jpg", "/data/b2.tar", True, True) == 0
@@ -213,6 +216,7 @@ def test_an_image_of_a_pack_is_forgotten(out: Folder, capsys: pytest.CaptureFixt
     assert problems(out) == []
 
 
+@pytest.mark.slow
 def test_groups_of_loose_files_are_remembered(out: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(5):
         remember(out, "/photos", [Group(number, 0, (LooseFile(f"{number}.jpg", 9, "1"),))])

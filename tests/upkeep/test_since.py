@@ -71,7 +71,12 @@ def test_of_twelve_nights_two_are_read(
 
 @pytest.mark.parametrize(
     "what",
-    ["records/explainer=*/*.parquet", f"overlays/{E1}/s/*.jpg", "runs/*/run.json", "qa/part-*.parquet"],
+    [
+        "records/explainer=*/*.parquet",
+        pytest.param(f"overlays/{E1}/s/*.jpg", marks=pytest.mark.slow),
+        pytest.param("runs/*/run.json", marks=pytest.mark.slow),
+        pytest.param("qa/part-*.parquet", marks=pytest.mark.slow),
+    ],
 )
 def test_damage_is_found_where_it_is_new(out: Folder, capsys: pytest.CaptureFixture[str], what: str) -> None:
     files = sorted(Path(out.path).glob(what), key=lambda path: path.stat().st_mtime_ns)
