@@ -240,6 +240,8 @@ class OverlayConfig:
         "turbo", "turbo, jet, viridis, inferno, ...", "--colormap NAME")
     alpha: float = setting(0.5, "strength of the colours, 0..1", "--overlay-alpha A", 0, 1)
     gamma: float = setting(0.5, "colours grow as heat ** G", "--overlay-gamma G", 0.01, 10)
+    contour: bool = setting(
+        False, "line around what reaches half of the peak: seen when small or grey", "--overlay-contour")
     heat_mask: bool = setting(
         False, "beside each picture a PNG of the image's size, white where the heat reaches --heat-boxes",
         "--heat-mask")

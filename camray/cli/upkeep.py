@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from camray.audit import EXPORTS
 from camray.cli.arguments import verb
 from camray.config import Setting
 from camray.errors import ExitCode, UsageError
+from camray.options import SETTINGS, load
 
 _OUT = Setting("", "OUT", name="out")
+_STYLE = {  # of pictures drawn anew; else they are as their run drew them
+    name: replace(SETTINGS[f"overlay.{name}"], name="", default=None, own={})
+    for name in ("on", "picture", "colormap", "alpha", "contour", "caption")
+}
 
 
 @verb(
@@ -117,16 +123,14 @@ def forget(args: argparse.Namespace) -> ExitCode:
     Setting("the N most suspicious of them", "--limit N", kind=int, default=1_000),
     Setting("a folder for the pictures", "--to FOLDER"),
     Setting("a contact sheet instead: FILE.pdf or FILE.png", "--sheet FILE"),
-    Setting("turbo, jet, viridis, inferno, ...; default: as their run drew", "--colormap NAME"),
-    Setting("strength of the colours, 0..1; default: as their run drew", "--overlay-alpha A", kind=float),
+    *_STYLE.values(),
 )
 def draw(args: argparse.Namespace) -> ExitCode:
     """Draw pictures of any records anew, without a model."""
-    from camray.options import load
-
-    given = {"colormap": "colormap", "overlay_alpha": "alpha"}
-    style = {name: getattr(args, typed) for typed, name in given.items() if hasattr(args, typed)}
-    load(None, {f"overlay.{name}": value for name, value in style.items()})
+    typed = {name: s.flag.removeprefix("--").replace("-", "_") for name, s in _STYLE.items()}
+    given = {f"overlay.{name}": getattr(args, dest) for name, dest in typed.items() if hasattr(args, dest)}
+    overlay = load(None, given).overlay
+    style = {name: getattr(overlay, name) for name in typed if f"overlay.{name}" in given}
     try:
         from camray.serve.draw import print_draw
     except ModuleNotFoundError as error:

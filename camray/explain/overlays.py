@@ -238,9 +238,22 @@ def _drawn(image: Image, unit: Map, style: OverlayConfig) -> Image:
     weight = cv2.merge([cv2.pow(unit, style.gamma) * style.alpha] * 3)
     change = cv2.multiply(cv2.subtract(colours, image, dtype=cv2.CV_32F), weight)
     blend = cv2.add(image, change, dtype=cv2.CV_8U).astype(np.uint8)  # rounded
+    if style.contour:
+        blend = _with_contour(blend, unit)
     if style.picture == "blend":
         return blend
     return np.concatenate([image, colours, blend], axis=1).astype(np.uint8)
+
+
+def _with_contour(blend: Image, unit: Map) -> Image:
+    """Draw a line around what reaches half of the peak, in white edged with black: seen on every picture."""
+    hot = cv2.copyMakeBorder((unit >= 0.5).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    lines, _ = cv2.findContours(hot, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=(-1, -1))
+    thick = max(1, round(min(blend.shape[:2]) / 112))
+    drawn = np.ascontiguousarray(blend).copy()
+    for colour, width in (((0, 0, 0), 3 * thick), ((255, 255, 255), thick)):
+        cv2.drawContours(drawn, lines, -1, colour, width)
+    return drawn
 
 
 @cache

@@ -206,3 +206,14 @@ def test_a_caption_stands_under_the_picture() -> None:
     assert (captioned[:224] == GREY).all()
     assert (captioned[224:] < 100).any()  # ink
     assert (captioned[224:, -4:] == 255).all()  # shortened before the edge
+
+
+def test_the_contour_runs_where_the_map_crosses_half_of_its_peak() -> None:
+    """Columns of a ramp from 0 to 1: the line is upright, at the middle, and light on dark in grey, too."""
+    ramp = np.tile(np.linspace(0, 1, 224, dtype=np.float32), (224, 1))
+    plain, lined = (overlay_on_input(grey(224, 224), ramp, OverlayConfig(contour=c)) for c in (False, True))
+    row = lined[112].astype(int).sum(1)
+    white, black = np.nonzero(row == 765)[0], np.nonzero(row == 0)[0]
+    assert white[0] == pytest.approx(112, abs=2)
+    assert {white[0] - 1, white[-1] + 1} & set(black)
+    assert (lined[112, :100] == plain[112, :100]).all()
