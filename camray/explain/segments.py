@@ -92,6 +92,7 @@ class SegmentationExplainer(BatchExplainer):
 
     def __init__(self, explainer: Explainer, *given: Any, **more: Any) -> None:
         super().__init__(explainer, *given, **more)
+        self.fixed = 0
         args = explainer.model_args
         self._prepare: Any = segmenters.preset(args["name"]) if args["kind"] == "torchvision" else None
         self._least, self._most = args["segments"]["least_share"], args["segments"]["most"]
