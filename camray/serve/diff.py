@@ -24,7 +24,7 @@ from scipy import stats
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger.out import open_out, read_explainer
 from camray.ledger.table import Table
-from camray.measure.statistics import holm
+from camray.measure.statistics import holm, wilcoxon
 from camray.records import Status
 from camray.serve.opened import Records
 from camray.upkeep.status import totals
@@ -35,7 +35,7 @@ MOVED = 0.5  # below this cosine of two maps of one class the model looks elsewh
 HEATS = 5_000  # images whose maps are compared at most, chosen by their content
 SHOWN = 50  # pairs of pictures
 _KEY = ("shard", "index", "content_sha256")
-_SAID = ("member", "label", "correct", "predicted_class", "predicted_label", "confidence")
+_SAID = ("member", "label", "correct", "predicted_class", "predicted_label", "confidence", "heat_in_box")
 _HEAT = ("heatmap", "heat_h", "heat_w")
 _RATES = ("flip_rate", "broken_rate", "moved_rate")
 _LIMIT = re.compile(r"\s*(\w+)\s*>\s*([0-9]*\.?[0-9]+)\s*(%?)\s*")
@@ -72,6 +72,8 @@ class Difference:
     confidence: tuple[float, float, float]  # mean of B - A where both answer the same, 95 % interval
     changes: list[Change]  # all first; empty without labels
     heat: tuple[int, float, int]  # maps compared, median cosine, maps below `MOVED`
+    on_object: tuple[int, float, float, float, float]  # images with boxes; mean of B - A of the share of heat
+    # in them, 95 % interval, p of Wilcoxon's test
     rates: dict[str, float]
 
     @property
@@ -206,7 +208,7 @@ def differ(
         a, b, len(pairs), only_a, only_b,
         [(*told, n) for told, n in sorted(flips.items(), key=lambda item: (-item[1], item[0]))],
         _mean(kept), _changes(labelled),
-        (len(known), float(np.median(known)) if len(known) else math.nan, moved),
+        (len(known), float(np.median(known)) if len(known) else math.nan, moved), _on_object(pairs),
         {
             "flip_rate": sum(flips.values()) / len(pairs),
             "broken_rate": broken / max(1, len(labelled)),
@@ -219,6 +221,13 @@ def answer(pair: Pair, side: str) -> str:
     """Name the class that a side answered."""
     label = pair[f"predicted_label_{side}"]
     return str(label) if label is not None else f"class {pair[f'predicted_class_{side}']}"
+
+
+def _on_object(pairs: Sequence[Pair]) -> tuple[int, float, float, float, float]:
+    """Compare the shares of heat in the boxes of the archive, image by image."""
+    shares = np.array([(p["heat_in_box_a"], p["heat_in_box_b"]) for p in pairs], float).reshape(-1, 2)
+    before, after = shares[~np.isnan(shares).any(1)].T
+    return len(before), *_mean(list(after - before)), wilcoxon(after, before)
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float, float]:
@@ -308,4 +317,9 @@ def lines(found: Difference) -> list[str]:
     if found.heat[0]:
         said.append(f"heat of {found.heat[0]:,} of them: median cosine {found.heat[1]:.2f}; "
                     f"{found.rates['moved_rate']:.2%} look elsewhere (below {MOVED})")  # fmt: skip
+    if found.on_object[0]:
+        images, mean, low, high, p = found.on_object
+        said.append(
+            f"heat in the boxes of {images:,} images: {mean:+.1%} ({low:+.1%} to {high:+.1%}), p {p:.2g}"
+        )
     return said

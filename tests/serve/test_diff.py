@@ -23,7 +23,7 @@ def pair(label: str, a: str, b: str, sure: float = 0.9) -> dict[str, Any]:
     for side, answer in (("a", a), ("b", b)):
         said |= {f"member_{side}": "m", f"label_{side}": label, f"correct_{side}": answer == label,
                  f"predicted_class_{side}": "xyz".index(answer), f"predicted_label_{side}": answer,
-                 f"confidence_{side}": sure}  # fmt: skip
+                 f"confidence_{side}": sure, f"heat_in_box_{side}": None}  # fmt: skip
     return said
 
 
@@ -83,6 +83,16 @@ def test_without_labels_nothing_is_judged() -> None:
     assert told.changes == []
     assert not told.is_worse
     assert told.rates["flip_rate"] > 0.1
+
+
+def test_heat_in_boxes_is_compared_by_image() -> None:
+    shares = [(0.5, 0.6), (0.2, 0.5), (0.9, 0.8), (0.4, None)]
+    pairs = [pair("x", "x", "x") | {"heat_in_box_a": a, "heat_in_box_b": b} for a, b in shares]
+    images, mean, low, high, p = found(pairs).on_object
+    assert (images, mean) == (3, pytest.approx(0.1))
+    half = 1.96 * np.std([0.1, 0.3, -0.1]) / math.sqrt(3)
+    assert (low, high) == pytest.approx((0.1 - half, 0.1 + half))
+    assert p == pytest.approx(0.75)  # ranks 1.5, 3 and -1.5: of the 8 signs 6 are as far out
 
 
 def test_cosine_by_hand() -> None:
