@@ -23,6 +23,8 @@ from setuptools import build_meta
 print(getattr(build_meta, f"build_{sys.argv[1]}")(sys.argv[2]))
 """
 
+DEMO = ("camray/demo/archive", "camray/demo/model")  # links to folders of demo/
+
 
 def tracked(*where: str) -> set[str]:
     """Files that belong to the project: committed, or new and not ignored."""
@@ -46,9 +48,9 @@ def build(kind: str, source: Path, to: Path) -> Path:
 def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The sdist of a copy of the tree, and the wheel of the unpacked sdist."""
     folder = tmp_path_factory.mktemp("packages")
-    for name in tracked():
+    for name in (*tracked(), *DEMO):
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / "source" / name)
+        shutil.copy(ROOT / name, folder / "source" / name, follow_symlinks=False)
     sdist = build("sdist", folder / "source", folder)
     with tarfile.open(sdist) as tar:
         tar.extractall(folder / "unpacked", filter="data")
@@ -59,9 +61,11 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_wheel_holds_the_package_and_nothing_else(packages: tuple[Path, Path]) -> None:
     names = set(zipfile.ZipFile(packages[1]).namelist())
     info = f"camray-{camray.__version__}.dist-info/"
-    assert {n for n in names if not n.startswith(info)} == tracked("camray")
+    bundled = {f"{link}/{path.name}" for link in DEMO for path in (ROOT / link).iterdir()}
+    assert len(bundled) >= 8
+    assert {n for n in names if not n.startswith(info)} == tracked("camray") | bundled
     assert "camray/py.typed" in names
-    for room in ("audit", "compare"):
+    for room in ("audit", "compare", "serve"):
         assert {n for n in names if n.startswith(f"camray/{room}/pages/")}
     assert f"{info}licenses/LICENSE" in names
 
@@ -78,6 +82,7 @@ def test_the_wheel_says_what_it_is(packages: tuple[Path, Path]) -> None:
         "codecs",
         "docs",
         "heif",
+        "serve",
         "captum",
         "transformers",
         "dev",
@@ -91,7 +96,7 @@ def test_the_sdist_is_enough_to_build_from(packages: tuple[Path, Path]) -> None:
         names = {name.partition("/")[2] for name in tar.getnames()}
     wanted = {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "SECURITY.md", "constraints.txt"}
     assert tracked("camray") | wanted <= names
-    assert packages[0].stat().st_size < 2**20
+    assert packages[0].stat().st_size < 4 * 2**20
 
 
 def test_one_version_everywhere() -> None:

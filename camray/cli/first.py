@@ -68,3 +68,24 @@ def commented(given: dict[str, str]) -> str:
         form = in_toml(setting.name, value) if value is not None else f"  # {expected_of(setting.kind)}"
         lines.append(f"# {leaf} = {form}")
     return "\n".join(lines) + "\n"
+
+
+@verb(Setting("folder for what the demonstration makes", "OUT", name="out", default=""), given="[OUT]")
+def demo(args: argparse.Namespace) -> ExitCode:
+    """Audit a small bundled archive with a bundled model that cheats; see what it finds."""
+    import camray
+    from camray.audit import job
+    from camray.flow.progress import Reporter
+
+    bundled, out = Path(camray.__file__).parent / "demo", getattr(args, "out", "camray-demo")
+    archive, model = bundled / "archive", bundled / "model"
+    if not (archive / "hans64-00000.tar").is_file():
+        raise UsageError(
+            "camray demo", f"{archive} is not there", "install camray from its wheel or checkout"
+        )
+    given = {"archive.path": str(archive), "out": out, "model.name": str(model), "overlay.policy": "all"}
+    code = job.audit(load(None, given, "audit"), Reporter(args.json)).code
+    if not args.json:
+        print(f"Triangles wear a barcode there, and the model reads it. The page: {out}/report/index.html")
+        print(f"In a browser, with every record: camray serve {out}")
+    return code

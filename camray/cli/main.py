@@ -20,6 +20,7 @@ from camray.machine import on_this_machine
 from camray.options import SETTINGS, to_toml
 
 VERBS = (  # in the order of --help: module and function of `camray.cli`
+    "first.demo",
     "first.init",
     "jobs.plan",
     "jobs.explain",
