@@ -72,7 +72,7 @@ def commented(given: dict[str, str]) -> str:
 
 @verb(Setting("folder for what the demonstration makes", "OUT", name="out", default=""), given="[OUT]")
 def demo(args: argparse.Namespace) -> ExitCode:
-    """Audit a small bundled archive with a bundled model that cheats; see what it finds."""
+    """Audit a bundled archive with a bundled model that cheats."""
     import camray
     from camray.audit import job
     from camray.flow.progress import Reporter
