@@ -77,7 +77,7 @@ def report(args: argparse.Namespace) -> ExitCode:
     Setting("listen there, on 127.0.0.1 alone; 0: any free one", "--port N", kind=int, default=0),
 )
 def serve(args: argparse.Namespace) -> ExitCode:
-    """Show all records in a browser: filters, pictures, causes; --review saves decisions as they are made."""
+    """Show all records in a browser; --review saves decisions as they are made."""
     from camray.serve.server import serve as serve_out
 
     return serve_out(args.out, getattr(args, "port", 0), hasattr(args, "review"), args.json)
