@@ -76,8 +76,9 @@ class Panel:
     def to_json(self) -> str:
         """Give the canonical JSON: sorted keys, no spaces."""
         fields = asdict(self)
-        if not fields["explainer"]["input"]["crop_floor"]:
-            del fields["explainer"]["input"]["crop_floor"]  # ids of older panels stay
+        for name in ("crop_floor", "bands"):
+            if not fields["explainer"]["input"][name]:
+                del fields["explainer"]["input"][name]  # ids of older panels stay
         del fields["explainer"]["heat_boxes"]  # it has no part in scores
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
