@@ -207,8 +207,8 @@ def _logs(out: Folder, said: dict[str, int]) -> Iterator[str]:
         place = log_folder(folder)
         there = {entry.path for entry in out.entries(place, recursive=False)}
         numbers = {int(name[:20]) for name in there if name.endswith(".json") and name[:20].isdecimal()}
-        last = max([*numbers, said.get(folder, -1)], default=-1)
         points = {name for name in there if name.endswith(".checkpoint.parquet")}
+        last = max([*numbers, *(int(name[:20]) for name in points), said.get(folder, -1)], default=-1)
         first = min(numbers, default=0) if points and not _is_kept(out, folder) else 0
         missing = sorted(set(range(first, last + 1)) - numbers)
         yield from (f"{log.entry(folder, version)} is missing" for version in missing[:20])
