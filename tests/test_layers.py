@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The order of the house. What stands in a line may import what stands in it or above it.
 ORDER = (
     "errors", "machine", "records", "config", "options", "storage", "archive", "image", "cam", "models",
-    "explain", "measure", "ledger", "flow", "job", "audit", "compare", "upkeep", "serve", "cli",
+    "explain", "measure", "ledger", "flow", "job", "audit", "compare", "upkeep", "serve", "demo", "cli",
 )  # fmt: skip
 # Arrows that the order alone would allow, and the house does not.
 NOT = {

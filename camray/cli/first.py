@@ -73,11 +73,10 @@ def commented(given: dict[str, str]) -> str:
 @verb(Setting("folder for what the demonstration makes", "OUT", name="out", default=""), given="[OUT]")
 def demo(args: argparse.Namespace) -> ExitCode:
     """Audit a bundled archive with a bundled model that cheats."""
-    import camray
     from camray.audit import job
     from camray.flow.progress import Reporter
 
-    bundled, out = Path(camray.__file__).parent / "demo", getattr(args, "out", "camray-demo")
+    bundled, out = Path(__file__).resolve().parents[1] / "demo", getattr(args, "out", "camray-demo")
     archive, model = bundled / "archive", bundled / "model"
     if not (archive / "hans64-00000.tar").is_file():
         raise UsageError(
