@@ -67,6 +67,7 @@ def copy(tmp_path: Path) -> Path:
     )
     shutil.copytree(ROOT, tree, ignore=left_out)
     (tree / "demo").symlink_to(ROOT / "demo")
+    shutil.copytree(ROOT / "camray" / "demo", tree / "camray" / "demo", symlinks=True)
     return tree
 
 
