@@ -72,25 +72,6 @@ class Records(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no typ
         """
         return _connected(self).sql(query)
 
-    def where(self, condition: str, columns: list[str], limit: int | None = None) -> pa.Table:
-        """Read the rows that a condition in DuckDB's SQL holds for, in the order of the archive.
-
-        Raises:
-            UsageError: it is no condition on the columns of a record, or asks for more than the records.
-        """
-        duckdb, keys = _library("duckdb"), ("shard", "index")
-        try:
-            found = _connected(self).sql("select * from records").filter(condition)
-            wanted = ", ".join(f'"{name}"' for name in dict.fromkeys((*columns, *keys)))
-            found = found.project(wanted).order('"shard", "index"')
-            found = found if limit is None else found.limit(limit)
-            return found.to_arrow_table().select(columns)
-        except duckdb.Error as error:
-            why = printable(str(error).partition("\n")[0], 200)
-            raise UsageError(
-                "--where", why, 'a condition as "correct = false and confidence > 0.9"'
-            ) from None
-
     def overlay(self, row: Mapping[str, Any], **style: Any) -> Picture:
         """Draw a row's map over its image, in the style of its run but for `style`: ``colormap="magma"``.
 
