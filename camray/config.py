@@ -162,6 +162,8 @@ class ModelConfig:
         None, "which of several outputs: its key, or its index", "--output NAME")
     task: Literal["classification", "regression", "segmentation"] = setting(
         "classification", "regression: one number is a value; segmentation: each pixel has a class", "--task")
+    precision: Literal["fp32", "bf16", "fp16"] = setting(
+        "fp32", "of what the network computes; maps are finished in fp32", "--precision", verbs=RUNS)
     download: bool = setting(
         False, "fetch pretrained weights from the hub", "--download", common=EVERY, result=False)
 
@@ -379,6 +381,7 @@ class Explainer:
     activation: str = "softmax"  # how logits become scores
     confirm: float = 0.0  # share of a chunk's images that may get a second look
     heat_boxes: float = 0.5  # share of a map's peak from which on its boxes are drawn
+    precision: str = "fp32"  # of what the network computes
 
     @property
     def id(self) -> str:
@@ -392,8 +395,9 @@ class Explainer:
                             (fields["input"], "crop_floor"), (fields["input"], "bands")):  # fmt: skip
             if not owner[name]:
                 del owner[name]  # as before there was such a setting: ids of older tables stay
-        if self.heat_boxes == Explainer.__dataclass_fields__["heat_boxes"].default:
-            del fields["heat_boxes"]
+        for name in ("heat_boxes", "precision"):
+            if fields[name] == Explainer.__dataclass_fields__[name].default:
+                del fields[name]
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     def label_of(self, class_id: int) -> str | None:

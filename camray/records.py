@@ -317,6 +317,7 @@ _DETECTION = (
 )  # fmt: skip
 _EXPLANATION = (
     Column("method", _TEXT, "the class activation map"),
+    Column("precision", _TEXT, "`bf16` or `fp16`, in which the network computed; null: fp32", is_later=True),
     Column("target_layer", _TEXT, "where it was taken"),
     Column("target_kind", _TEXT, "the rule: `predicted`, `label`, `class`, `top`, `above`, …"),
     Column("target_class", _INT, "the class explained"),

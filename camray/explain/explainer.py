@@ -24,7 +24,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from camray import cam
 from camray.cam.registry import Method
-from camray.cam.split import run_split
+from camray.cam.split import call, model_precision, run_split
 from camray.cam.targets import ranked
 from camray.config import Config, Explainer, InputSpec
 from camray.errors import ErrorCode, ModelError, Stage, printable
@@ -43,6 +43,7 @@ FOLDING_CHANGE = 1e-5  # of the greatest value: what folded batch norms may move
 STEADY = 1e-3  # of the greatest logit: what batches of another size may move by rounding
 SIMILARITY = "similarity"  # target: the cosine of an image's embedding and a reference's
 PASS = 8  # images that the network always gets on a CPU: of other numbers the same image has other bits
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # what a network is cast to
 LARGEST_MAP = 32  # cells a side that a record keeps
 DOUBTFUL_DROP = 0.1  # confidence lost without the hot border: from here on a person should see the picture
 LOW_MARGIN = 0.1  # below this difference of the two best softmax values a prediction is flagged
@@ -62,6 +63,9 @@ def resolve(
     reference = path if kind == SIMILARITY else None
     loaded = load_model(config.model, config.preprocess, folders, config.archive.bands or (), reference)
     if task := loaded.build_args.get("task"):
+        if config.model.precision != "fp32":
+            raise ModelError("--precision", f"{config.model.precision}, but networks of {task} run in fp32",
+                             "leave it out")  # fmt: skip
         from camray.explain.detections import resolve_detector
         from camray.explain.segments import resolve_segmenter
 
@@ -86,8 +90,9 @@ def resolve(
     # one grey image, so that a method that cannot work here is refused before anything runs
     grey = torch.zeros(1, len(spec.mean), spec.height, spec.width)
     cam.explain(
-        loaded.module, grey, layer, [method, *methods], rule, labels=torch.zeros(1, dtype=torch.int64)
-    )
+        loaded.module, grey, layer, [method, *methods], rule, torch.zeros(1, dtype=torch.int64),
+        PRECISIONS[config.model.precision],
+    )  # fmt: skip
     doubts = steadiness(loaded, config.run.batch_size == 1)
     explainer = Explainer(
         model=loaded.name,
@@ -106,6 +111,7 @@ def resolve(
         activation=loaded.activation,
         confirm=config.audit.confirm,
         heat_boxes=config.method.heat_boxes,
+        precision=config.model.precision,
     )
     loaded = replace(loaded, notes=(*loaded.notes, *doubts))
     whole_network = method.entry.biases or method.name == "captum"  # these look at every batch norm
@@ -199,7 +205,7 @@ class BatchExplainer:
         folded: Pairs = (),
     ) -> None:
         self.explainer, self.batch_size, self.folded = explainer, batch_size, folded
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), PRECISIONS[explainer.precision]
         self._rule = _rule(explainer.target, explainer.activation)
         module = reshape(build(explainer.model_args), folded)
         module.load_state_dict(own_copies(module, state, explainer.model_args["kind"]), assign=True)
@@ -278,6 +284,11 @@ class BatchExplainer:
         """Normalise views, (B, H, W, 3 or C), to what the model takes: (B, C, H, W), on its device."""
         return to_input(torch.from_numpy(views).to(self.device), self.mean, self.std)
 
+    def logits(self, x: Tensor) -> Tensor:
+        """Run the network alone on inputs (B, C, H, W): logits (B, outputs), float64."""
+        with torch.no_grad(), model_precision(self.device.type, self.dtype):
+            return call(self.module, self._filled(x))[: len(x)].double()
+
     def _explain_or_split(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
         """Explain a batch; where the model fails on it, image by image, so that one cannot harm others."""
         try:
@@ -295,7 +306,7 @@ class BatchExplainer:
         spec, aims_at_label = self.explainer.input, self._rule.select == "label"
         known = [rows[i % len(rows)]["label_class"] for i in range(len(x))]
         labels = torch.tensor(known) if aims_at_label else None
-        explained = cam.explain(self.module, x, self.layer, self._method, self._rule, labels)
+        explained = cam.explain(self.module, x, self.layer, self._method, self._rule, labels, self.dtype)
         logits = explained.logits[: len(rows)].double()  # (B, classes)
         maps, input_size = explained.maps[self._method.text, self.layer.name], (spec.height, spec.width)
         maps = _stored_size(maps[: len(rows)], input_size)  # (B, K, h, w)
@@ -335,9 +346,7 @@ class BatchExplainer:
 
         def scores(images: Sequence[int], change: Callable[[Tensor], Tensor]) -> Tensor:
             x = self.model_input(np.stack([self.view(pixels[i]) for i in images]))
-            with torch.no_grad():
-                logits = self.module(self._filled(change(x)))[: len(images)].double()
-            return class_scores(logits, self.explainer.activation).cpu()
+            return class_scores(self.logits(change(x)), self.explainer.activation).cpu()
 
         explained = [
             (i, row) for i, rows in results.items() for row in rows if row.get("heatmap") is not None
@@ -428,7 +437,11 @@ def _stored_size(maps: Tensor, input_size: tuple[int, int]) -> Tensor:
 def _method_columns(explainer: Explainer) -> Row:
     target = explainer.target
     kind = "class" if target.isdecimal() else target.partition(":")[0]
-    return {"method": explainer.method, "target_layer": explainer.target_layer, "target_kind": kind}
+    precision = None if explainer.precision == "fp32" else explainer.precision
+    return {
+        "method": explainer.method, "precision": precision, "target_layer": explainer.target_layer,
+        "target_kind": kind,
+    }  # fmt: skip
 
 
 def _predictions(logits: Tensor, explainer: Explainer) -> list[Row]:

@@ -96,12 +96,8 @@ class Looker:
         """Give the class scores (B, classes) of x in 0..1, through 8 bits like any image."""
         self.forwards += len(x)
         views = (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        with torch.no_grad():
-            parts = [
-                self._core.model_input(v)
-                for v in np.array_split(views, -(-len(views) // self._core.batch_size))
-            ]
-            logits = torch.cat([self._core.module(part).double() for part in parts])
+        parts = np.array_split(views, -(-len(views) // self._core.batch_size))
+        logits = torch.cat([self._core.logits(self._core.model_input(part)) for part in parts])
         return class_scores(logits, self._core.explainer.activation).cpu()
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,6 +23,7 @@ from camray.archive.members import read_members
 from camray.errors import EmptyArchiveError, ShardError, Stage, UsageError
 from camray.flow.actor import device_here, network_of
 from camray.flow.flow import Pool, explain_flow
+from camray.flow.guard import Guard
 from camray.flow.here import stages_here
 from camray.flow.progress import spoken_duration
 from camray.flow.stages import read_first
@@ -28,7 +31,18 @@ from camray.job.prepare import Prepared, known_members
 from camray.ledger.plan import ShardTask
 from camray.records import MEMBER, Chunk, Data, Receipt, Shard, Status, with_own_content
 
+MOVED = 0.05  # of a map's height: what the eye would not miss in a picture of it
 SHARDS = 8  # the images come from so many shards at most, spread evenly over those to do
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How many of the pilot's images come out otherwise than in fp32."""
+
+    precision: str
+    images: int  # explained in both
+    classes: int  # of them: another class won
+    maps: int  # of the others: the map moved by more than 5 % of its height
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,7 @@ class Pilot:
     overlay_bytes: float
     archive_images: int
     counted: str  # where that number comes from
+    moved: Moved | None = None  # of a network that computes in less than fp32
 
     @property
     def images_per_s(self) -> float:
@@ -71,6 +86,11 @@ class Pilot:
         spent = spoken_duration(self.hours * 3600)
         busy = f"{self.actors * self.hours:,.2f} GPU hours"
         busy = busy if self.device == "cuda" else f"{self.cores * self.hours:,.2f} core hours"
+        m = self.moved
+        differs = {} if m is None else {
+            m.precision: f"{m.classes} of {m.images} images have another class than in fp32; of the others "
+            f"{m.maps} have a map that differs by more than {MOVED:.0%} of its height"
+        }  # fmt: skip
         records, overlays = (self.archive_images * b / 1e6 for b in (self.record_bytes, self.overlay_bytes))
         return {
             "pilot": f"{self.images} images from {self.shards} shards, in this process",
@@ -79,7 +99,7 @@ class Pilot:
             "time": f"{spent}, {busy}, for {self.archive_images:,} images; start-up not counted",
             "images": self.counted,
             "output": f"{records:,.1f} MB of records, {overlays:,.1f} MB of overlays, at the pilot's size",
-        }
+        } | differs
 
 
 def pilot(ready: Prepared, count: int) -> Pilot:
@@ -101,7 +121,7 @@ def pilot(ready: Prepared, count: int) -> Pilot:
         seconds={stage: s / n for stage, s in ({str(Stage.READ): read_s} | receipt.seconds).items()},
         actors=ready.config.run.actors or (1 if device == "cuda" else cores),
         record_bytes=receipt.size_bytes / n, overlay_bytes=pictures / n,
-        archive_images=archive_images, counted=counted,
+        archive_images=archive_images, counted=counted, moved=_moved(ready, members, device),
     )  # fmt: skip
 
 
@@ -124,6 +144,40 @@ def _work(ready: Prepared, members: pa.StructArray, device: str) -> tuple[Receip
             receipt = Chunk.from_row(work(Chunk(shard.id, 0, Data(), images).to_row(MEMBER))).note
         assert isinstance(receipt, Receipt)
         return receipt, sum(path.stat().st_size for path in Path(place).rglob("*.jpg"))
+
+
+def _moved(ready: Prepared, members: pa.StructArray, device: str) -> Moved | None:
+    """Explain the images as asked and in fp32; count the differences."""
+    if ready.explainer.precision == "fp32":
+        return None
+    from camray.explain.detections import core_of
+
+    config, network = ready.config, network_of(ready.model)
+    flow = explain_flow(config, ready.explainer, lambda: network, "pilot")
+    decoded = Chunk.from_row(flow.decode(Guard())(Chunk("pilot", 0, Data(), members).to_row(MEMBER))).images
+    images, classes, maps = 0, 0, 0
+    rows = [
+        core_of(e, network.state(), device, config.run.batch_size or 8, network.folded)(decoded).to_pylist()
+        for e in (ready.explainer, replace(ready.explainer, precision="fp32"))
+    ]
+    for low, full in zip(*map(_firsts, rows), strict=True):
+        if low is None or full is None:
+            continue
+        images += 1
+        if low["predicted_class"] != full["predicted_class"]:
+            classes += 1
+        elif low["target_class"] == full["target_class"]:
+            a, b = (np.asarray(row["heatmap"], np.float64) for row in (low, full))
+            maps += bool(np.abs(a - b).max() > MOVED * np.abs(b).max())
+    return Moved(ready.explainer.precision, images, classes, maps)
+
+
+def _firsts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """Give each image's row of its first target, in order; None where it has no map."""
+    first: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault(row["index"], row)
+    return [row if row["heatmap"] is not None else None for row in first.values()]
 
 
 def _count(ready: Prepared) -> tuple[int, str]:

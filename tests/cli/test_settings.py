@@ -160,7 +160,7 @@ DECIDES: dict[str, Any] = {  # another value of each, for the demonstration's mo
     "preprocess.resize": 80, "preprocess.crop_pct": 0.5, "preprocess.crop_mode": "squash",
     "preprocess.interpolation": "nearest", "preprocess.mean": 0.4, "preprocess.std": 0.4,
     "preprocess.fast_decode": True, "method.name": "layercam", "method.target": "label",
-    "method.layer": "layer3", "audit.confirm": 0.1, "run.top_k": 2,
+    "method.layer": "layer3", "model.precision": "bf16", "audit.confirm": 0.1, "run.top_k": 2,
 }  # fmt: skip
 WITH_ANOTHER_HEAD = {"model.num_classes", "model.partial"}  # both need a checkpoint of another size
 ELSEWHERE = {  # of models that the demonstration has not: tests/models, test_explain_readings.py
