@@ -514,8 +514,7 @@ class Chunk:
         """Read a one-row table back, without copying the images."""
         shard_id, index, note = (row.column(name)[0].as_py() for name, _ in _CHUNK_HEADER)
         kind, fields = json.loads(note)
-        images = row.column("images").combine_chunks()
-        images = images.chunk(0) if isinstance(images, pa.ChunkedArray) else images
+        images = row.column("images").chunk(0)  # a row is never split; put together it would be copied
         return Chunk(shard_id, index, _NOTES[kind](**fields), images.flatten())
 
 

@@ -109,7 +109,7 @@ def choose(rule: TargetRule, logits: Tensor, labels: Tensor | None) -> Tensor:
     binary = classes == 1
     known = 2 if binary else classes
     if rule.select in ("predicted", "top"):
-        return ranked(z)[:, : rule.count]
+        return ranked(z, rule.count)
     if rule.select == "above":
         return _above(z, rule.threshold)
     if rule.select == "label" and labels is None:
@@ -129,14 +129,19 @@ def choose(rule: TargetRule, logits: Tensor, labels: Tensor | None) -> Tensor:
     return ids.clamp(min=-1)  # (B, K)
 
 
-def ranked(logits: Tensor) -> Tensor:
-    """Class ids (B, classes) by falling logit, of equal ones the lowest id first: the rule for every tie.
+def ranked(logits: Tensor, count: int | None = None) -> Tensor:
+    """Class ids by falling logit, of equal ones the lowest id first: the rule for every tie.
 
-    A single logit speaks of two classes; class 1 is its positive side.
+    Of logits (B, classes) the first `count`, or all. A single logit speaks of two classes; class 1 is its
+    positive side.
     """
     z = logits.float()
     both = torch.cat([-z, z], 1) if z.shape[1] == 1 else z
-    return both.sort(dim=1, descending=True, stable=True).indices
+    if count is not None and count < both.shape[1] and not both.is_cuda:  # a fifth of the time of a sort
+        best = both.topk(count + 1, dim=1)
+        if bool((best.values[:, :-1] > best.values[:, 1:]).all()):  # nothing equal, no NaN
+            return best.indices[:, :count]
+    return both.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
 @dataclass(frozen=True)

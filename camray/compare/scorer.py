@@ -23,7 +23,7 @@ from torch import Tensor
 from camray import cam
 from camray.cam.targets import ranked
 from camray.compare.panel import SCORED, Panel
-from camray.explain.explainer import BatchExplainer
+from camray.explain.explainer import BatchExplainer, Views
 from camray.explain.overlays import encode_jpeg
 from camray.explain.regions import share_of_input
 from camray.flow.actor import device_here
@@ -68,16 +68,16 @@ class BatchScorer(BatchExplainer):
         spec = self.explainer.input
         return np.frombuffer(pixels.as_buffer(), np.uint8).reshape(spec.height, spec.width, 3)
 
-    def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
+    def _explain(self, rows: Sequence[Row], views: Views) -> list[list[Row]]:
         """Give the rows of a batch, image by image: what `BatchExplainer` asks for."""
         return self._rows(self.score(rows, views))
 
-    def score(self, items: Sequence[Row], views: np.ndarray[Any, Any]) -> Scores:
+    def score(self, items: Sequence[Row], views: Views) -> Scores:
         """Measure the panel on views, (B, H, W, 3 or C), of decoded items."""
         x = self.model_input(views)
         if self._copies is None:
             self._copies = Copies.of(self.module, x, self.settings.seed)
-        size = (views.shape[1], views.shape[2])
+        size = views[0].shape[:2]
         batch = Batch(
             x,
             labels=torch.tensor([-1 if i["label_class"] is None else i["label_class"] for i in items]),
@@ -91,7 +91,7 @@ class BatchScorer(BatchExplainer):
 
     def _rows(self, scores: Scores) -> list[list[Row]]:
         """Give the rows of each image: its maps first, then its values."""
-        best = ranked(scores.logits)[:, :1]
+        best = ranked(scores.logits, 1)
         confidence = class_scores(scores.logits.double(), self.explainer.activation).gather(1, best)
         made = []
         for i, (predicted, target) in enumerate(
@@ -147,9 +147,7 @@ class Trial:
     def costs(self) -> dict[str, Any]:
         """Measure each method alone: {device, batch, methods: {method: `cost.Cost`}}."""
         scorer = self._scorer
-        x = scorer.model_input(
-            np.stack([scorer.view(v) for v in self._images.field(scorer.source) if v.is_valid])
-        )
+        x = scorer.model_input([scorer.view(v) for v in self._images.field(scorer.source) if v.is_valid])
         explains = {m: partial(cam.explain, scorer.module, x, scorer.layer, m) for m in scorer.panel.methods}
         costs = {m: asdict(measure_cost(scorer.module, x, explain)) for m, explain in explains.items()}
         return {"device": self.device, "batch": len(x), "methods": costs}

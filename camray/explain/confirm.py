@@ -21,6 +21,9 @@ from torch.nn.functional import conv2d, interpolate, pad
 from camray.explain.signals import BORDER
 
 REGION = "border"
+OF_IMAGE = ("predicted_class", "confidence")
+ASKED = (*OF_IMAGE, "target_class", "heatmap", "heat_ring_mass", "heat_corner_mass")
+ANSWERED = ("confirm_region", "confirm_drop", "confirm_flip")
 RING_AREA = 1 - (1 - 2 * BORDER) ** 2  # share of the image that is border: heat spread evenly has as much
 CORNER_LIMIT = 0.36  # share of the heat in one corner window, 2.6 times what even heat has
 BLUR = 1 / 16  # standard deviation as a share of the shorter side

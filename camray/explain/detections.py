@@ -6,18 +6,28 @@ The map of a detection lies on the canvas: what each cell of each level gave the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ModelError, Stage
-from camray.explain.explainer import BatchExplainer, Row, heat_columns, own_copies
+from camray.explain.explainer import (
+    BatchExplainer,
+    Columns,
+    Row,
+    Views,
+    as_rows,
+    by_column,
+    heat_columns,
+    own_copies,
+)  # fmt: skip
 from camray.explain.regions import overlap, region_signals
 from camray.models import sources
 from camray.models.detectors import METHOD, TASK, Detection, Detector
@@ -103,7 +113,12 @@ class DetectionExplainer(BatchExplainer):
         """Take every image: what a detector explains does not depend on labels."""
         return True
 
-    def _explain(self, rows: Sequence[Row], views: NDArray[Any]) -> list[list[Row]]:
+    def _finish(
+        self, items: Sequence[Row], found: Mapping[int, Any], pixels: pa.Array
+    ) -> tuple[list[int], Columns]:
+        return by_column(found)
+
+    def _explain(self, rows: Sequence[Row], views: Views) -> list[list[Row]]:
         """Give for each view, uint8 (H, W, 3), one row a detection; one row where there is none."""
         return [self._explain_one(row, view) for row, view in zip(rows, views, strict=True)]
 
@@ -126,7 +141,7 @@ class DetectionExplainer(BatchExplainer):
             | {"detection": i, "predicted_class": one.class_id, "confidence": one.score,
                "predicted_label": self.explainer.label_of(one.class_id)}
             for i, (one, heat, region, box) in enumerate(
-                zip(found, heat_columns(maps), regions, boxes, strict=True))
+                zip(found, as_rows(heat_columns(maps)), regions, boxes, strict=True))
         ]  # fmt: skip
 
 

@@ -7,18 +7,21 @@ raw layer-resolution heatmaps, signals. An image that fails becomes a failed ite
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -29,16 +32,19 @@ from camray.cam.targets import ranked
 from camray.config import Config, Explainer, InputSpec
 from camray.errors import ErrorCode, ModelError, Stage, printable
 from camray.explain import confirm
-from camray.explain.regions import boxes_of_heat, region_signals
+from camray.explain.regions import REGIONS, boxes_of_heat, region_signals
 from camray.explain.signals import heat_signals, heat_status, top2_cosine
 from camray.models.folding import Pairs, find_pairs, fold, largest_change, reshape
 from camray.models.labels import classes_named, label_lookup, target_by_index
 from camray.models.load import LoadedModel, build, load_model
 from camray.models.outputs import class_scores, probe_images, score_entropy
 from camray.models.preprocessing import to_input
-from camray.records import DECODED, EXPLAINED, SCHEMA_VERSION, Status, failure, struct_array
+from camray.records import DECODED, EDGES, EXPLAINED, SCHEMA_VERSION, Status, failure, struct_array
 
 Row = dict[str, Any]
+Columns = dict[str, Any]
+"""Values by the name of their column: lists, Arrow arrays, NumPy arrays."""
+Views = Sequence[NDArray[Any]]
 FOLDING_CHANGE = 1e-5  # of the greatest value: what folded batch norms may move by rounding
 STEADY = 1e-3  # of the greatest logit: what batches of another size may move by rounding
 SIMILARITY = "similarity"  # target: the cosine of an image's embedding and a reference's
@@ -187,6 +193,26 @@ def _at_layer(module: nn.Module, images: Tensor, layer: cam.TargetLayer) -> tupl
     return split.logits.detach(), split.activation(layer.name), gradient
 
 
+_PASSED = [f.name for f in DECODED if f.name not in ("pixels", "bands", "content")]
+_DECIDED = [
+    "status",
+    "error_code",
+    "error_stage",
+    "error_message",
+    "label_class",
+]  # by an item, here or before
+_NEEDED = [*_DECIDED, "label", "boxes", "mask", "width", "height", *(f"crop_{edge}" for edge in EDGES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the network says of one image: logits (outputs,), maps (K, h, w), the class of each, -1: none."""
+
+    logits: NDArray[np.float32]
+    maps: NDArray[np.float32]
+    classes: NDArray[np.int64]
+
+
 class BatchExplainer:
     """Holds one model and one method on one device. Weights are views of `state` where that is safe.
 
@@ -232,16 +258,18 @@ class BatchExplainer:
 
         Failed and skipped items pass through, once each.
         """
-        rows, explained = self.in_batches(images)
-        if self.explainer.confirm and self.explainer.activation != "value":
-            self._look_again(explained, images.field(self.source))
-        out = [row | result for i, row in enumerate(rows) for result in explained.get(i) or [{}]]
-        columns: dict[str, Any] = {name: [row.get(name) for row in out] for name in _FILLED}
-        return struct_array(columns | {"heatmap": _list_column(columns["heatmap"])}, EXPLAINED)
+        items, found = self.in_batches(images, _NEEDED)
+        for i, one in list(found.items()):
+            if isinstance(one, list) and "status" in one[0]:  # it failed here
+                items[i] |= found.pop(i)[0]
+        owners, columns = self._finish(items, found, images.field(self.source)) if found else ([], {})
+        return _laid_out(images, items, owners, columns)
 
-    def in_batches(self, images: pa.StructArray) -> tuple[list[Row], dict[int, list[Row]]]:
-        """Explain every decoded item: give all items as rows, and the results of each by its position."""
-        rows = _as_rows({name: images.field(name).to_pylist() for name in _PASSED})
+    def in_batches(
+        self, images: pa.StructArray, names: Sequence[str] = _PASSED
+    ) -> tuple[list[Row], dict[int, Any]]:
+        """Explain every decoded item: give the items, with the columns named, and what came of each."""
+        rows = as_rows({name: images.field(name).to_pylist() for name in names})
         for row in rows:
             row["label_class"] = self.label_class(row)
         pixels = images.field(self.source)
@@ -249,9 +277,8 @@ class BatchExplainer:
         size = self.fixed or self.batch_size
         batches = [ready[start : start + size] for start in range(0, len(ready), size)]
 
-        def explain(batch: Sequence[int]) -> list[list[Row]]:
-            views = np.stack([self.view(pixels[i]) for i in batch])
-            return self._explain_or_split([rows[i] for i in batch], views)
+        def explain(batch: Sequence[int]) -> list[Any]:
+            return self._explain_or_split([rows[i] for i in batch], [self.view(pixels[i]) for i in batch])
 
         with one_thread_each(self._shares_model()) as run:
             found = run(explain, batches)
@@ -280,16 +307,27 @@ class BatchExplainer:
         kind, channels = (np.float32, len(spec.mean)) if spec.bands else (np.uint8, 3)
         return np.frombuffer(pixels.as_buffer(), kind).reshape(spec.height, spec.width, channels)
 
-    def model_input(self, views: np.ndarray[Any, Any]) -> Tensor:
-        """Normalise views, (B, H, W, 3 or C), to what the model takes: (B, C, H, W), on its device."""
-        return to_input(torch.from_numpy(views).to(self.device), self.mean, self.std)
+    def model_input(self, views: Views) -> Tensor:
+        """Normalise views, B of (H, W, 3 or C), to what the model takes: (B, C, H, W), on its device."""
+        if self.device.type != "cpu" or views[0].dtype != np.uint8 or len(self.mean) != 3:
+            return to_input(torch.from_numpy(np.stack(views)).to(self.device), self.mean, self.std)
+        x = np.empty((len(views), *views[0].shape), np.float32)
+        for view, place in zip(views, x, strict=True):
+            cv2.LUT(view, self._table, dst=place)
+        return torch.from_numpy(x).permute(0, 3, 1, 2)
 
     def logits(self, x: Tensor) -> Tensor:
         """Run the network alone on inputs (B, C, H, W): logits (B, outputs), float64."""
         with torch.no_grad(), model_precision(self.device.type, self.dtype):
             return call(self.module, self._filled(x))[: len(x)].double()
 
-    def _explain_or_split(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
+    @cached_property
+    def _table(self) -> np.ndarray[Any, Any]:
+        """What each value of each colour becomes, (1, 256, 3): looking it up takes two thirds of the time."""
+        values = torch.arange(256, dtype=torch.uint8)[None, :, None, None].expand(1, 256, 1, 3)
+        return to_input(values, self.mean, self.std)[..., 0].mT.contiguous().numpy()
+
+    def _explain_or_split(self, rows: Sequence[Row], views: Views) -> list[Any]:
         """Explain a batch; where the model fails on it, image by image, so that one cannot harm others."""
         try:
             return self._explain(rows, views)
@@ -300,60 +338,95 @@ class BatchExplainer:
                 return [[failure(Stage.EXPLAIN, ErrorCode.MODEL_FAILED, printable(str(error)))]]
         return [self._explain_or_split(rows[i : i + 1], views[i : i + 1])[0] for i in range(len(rows))]
 
-    def _explain(self, rows: Sequence[Row], views: np.ndarray[Any, Any]) -> list[list[Row]]:
-        """Give the new columns of a batch of views, uint8 (B, H, W, 3): for each image, one row a target."""
+    def _explain(self, rows: Sequence[Row], views: Views) -> list[Any]:
+        """Give what the network says of a batch of views: `Seen` of each image, or one row of failure."""
         x = self._filled(self.model_input(views))
         spec, aims_at_label = self.explainer.input, self._rule.select == "label"
         known = [rows[i % len(rows)]["label_class"] for i in range(len(x))]
         labels = torch.tensor(known) if aims_at_label else None
         explained = cam.explain(self.module, x, self.layer, self._method, self._rule, labels, self.dtype)
-        logits = explained.logits[: len(rows)].double()  # (B, classes)
-        maps, input_size = explained.maps[self._method.text, self.layer.name], (spec.height, spec.width)
-        maps = _stored_size(maps[: len(rows)], input_size)  # (B, K, h, w)
-        count = maps.shape[1]
-        flat = maps.flatten(0, 1)  # B * K maps
-        regions = region_signals(flat, [row for row in rows for _ in range(count)], input_size)
-        heat = [one | other for one, other in zip(heat_columns(flat), regions, strict=True)]
-        share = self.explainer.heat_boxes
-        for i, row in enumerate(heat):
-            if row["heat_status"] == "ok" and rows[i // count]["crop_x0"] is not None:
-                row["heat_boxes"] = boxes_of_heat(row["heatmap"], rows[i // count], input_size, share)
-        alike = top2_cosine(maps if self._rule.select == "top" else maps[:, :1])
-        predictions, finite = _predictions(logits, self.explainer), logits.isfinite().all(1).tolist()
-        scores = class_scores(logits, self.explainer.activation).tolist()
-        method = _method_columns(self.explainer)
-        out: list[list[Row]] = []
-        for i, (row, classes) in enumerate(
-            zip(rows, explained.classes[: len(rows), :count].tolist(), strict=True)
-        ):
-            if not finite[i]:
-                reason = "the model's logits are not finite"
-                out.append([failure(Stage.EXPLAIN, ErrorCode.NONFINITE_OUTPUT, reason)])
-                continue
-            label, predicted = row["label_class"], predictions[i].get("predicted_class")
-            # None: the archive names no class
-            correct, own = (None, None) if label is None else (label == predicted, scores[i][label])
-            common = method | predictions[i] | {"correct": correct, "label_score": own}
-            common["heat_top2_cosine"] = alike[i]
-            targets = [
-                common | heat[i * count + k] | self._class_columns(c) for k, c in enumerate(classes) if c >= 0
-            ]
-            out.append(targets or [common | {"heat_status": "no_target"}])
-        return out
+        maps = _stored_size(explained.maps[self._method.text, self.layer.name], (spec.height, spec.width))
+        parts = (explained.logits, maps, explained.classes[:, : maps.shape[1]])
+        seen = map(Seen, *(part[: len(rows)].cpu().numpy() for part in parts))
+        reason = "the model's logits are not finite"
+        failed = [failure(Stage.EXPLAIN, ErrorCode.NONFINITE_OUTPUT, reason)]
+        return [one if np.isfinite(one.logits).all() else failed for one in seen]
 
-    def _look_again(self, results: Mapping[int, Sequence[Row]], pixels: pa.Array) -> None:
-        """Fill the confirmation of rows whose heat lies suspiciously far out, within the budget."""
+    def _finish(
+        self, items: Sequence[Row], found: Mapping[int, Any], pixels: pa.Array
+    ) -> tuple[list[int], Columns]:
+        """Make the new columns of all that was seen of a chunk: a row a target, and the item it is of."""
+        seen: list[Seen] = list(found.values())
+        told = [items[i] for i in found]
+        kept = [one.classes >= 0 for one in seen]
+        counts = np.array([int(one.sum()) for one in kept])
+        maps = np.concatenate([one.maps[k] for one, k in zip(seen, kept, strict=True)])  # (M, h, w)
+        classes = np.concatenate([one.classes[k] for one, k in zip(seen, kept, strict=True)])
+        of = np.repeat(np.arange(len(seen)), counts).tolist()  # the image of each map
+        of_image = self._image_columns(np.stack([one.logits for one in seen]), told)
+        if self._rule.select == "top":
+            of_image["heat_top2_cosine"] = top2_cosine(torch.from_numpy(np.stack([one.maps for one in seen])))
+        of_map = self._map_columns(maps, classes, [told[j] for j in of])
+        if self.explainer.confirm and self.explainer.activation != "value":
+            asked = of_map | {name: [of_image[name][j] for j in of] for name in confirm.OF_IMAGE}
+            of_map |= self._look_again(asked, [list(found)[j] for j in of], pixels)
+        # a row for each map, and one for an image without any, as no class reached the threshold
+        ends = np.cumsum(counts).tolist()
+        places = [p for n, end in zip(counts, ends, strict=True) for p in (range(end - n, end) or (None,))]
+        images = np.repeat(np.arange(len(seen)), np.maximum(counts, 1)).tolist()
+        columns = _taken(of_image, images) | _taken(of_map, places)
+        columns["heat_status"] = columns["heat_status"].fill_null("no_target")
+        columns |= {name: [v] * len(places) for name, v in _method_columns(self.explainer).items()}
+        return [list(found)[j] for j in images], columns
+
+    def _image_columns(self, logits: NDArray[np.float32], items: Sequence[Row]) -> Columns:
+        """Give the columns of an image that its logits (B, outputs) tell, and its label beside them."""
+        z, told = torch.from_numpy(logits).double(), self.explainer
+        p = class_scores(z, told.activation)
+        columns = _predictions(z, p, told)
+        labels = [item["label_class"] for item in items]  # None: the archive names no class
+        if told.activation != "value":
+            predicted = columns["predicted_class"]
+            columns["correct"] = [
+                None if k is None else k == c for k, c in zip(labels, predicted, strict=True)
+            ]
+            columns["label_score"] = [None if k is None else float(p[i, k]) for i, k in enumerate(labels)]
+        return columns
+
+    def _map_columns(
+        self, maps: NDArray[np.float32], classes: NDArray[np.int64], rows: Sequence[Row]
+    ) -> Columns:
+        """Give the columns of maps (M, h, w), of their classes (M,), beside the items that they are of."""
+        spec, share = self.explainer.input, self.explainer.heat_boxes
+        size = (spec.height, spec.width)
+        columns = heat_columns(torch.from_numpy(maps))
+        regions = region_signals(torch.from_numpy(maps), rows, size)
+        columns |= {name: [region[name] for region in regions] for name in REGIONS}
+        boxes: list[Any] = [None] * len(maps)
+        alive = [i for i, status in enumerate(columns["heat_status"])
+                 if status == "ok" and rows[i]["crop_x0"] is not None]  # fmt: skip
+        for i, found in zip(
+            alive, boxes_of_heat(maps[alive], [rows[i] for i in alive], size, share), strict=True
+        ):
+            boxes[i] = found
+        columns["heat_boxes"] = boxes
+        if self.explainer.activation != "value":
+            columns |= {"target_class": classes, "target_label": _names(self.explainer, classes)}
+        return columns
+
+    def _look_again(self, columns: Columns, images: Sequence[int], pixels: pa.Array) -> Columns:
+        """Confirm the maps whose heat lies suspiciously far out, within the budget: `images` are theirs."""
 
         def scores(images: Sequence[int], change: Callable[[Tensor], Tensor]) -> Tensor:
-            x = self.model_input(np.stack([self.view(pixels[i]) for i in images]))
+            x = self.model_input([self.view(pixels[i]) for i in images])
             return class_scores(self.logits(change(x)), self.explainer.activation).cpu()
 
-        explained = [
-            (i, row) for i, rows in results.items() for row in rows if row.get("heatmap") is not None
-        ]
+        rows = as_rows({name: columns[name] for name in confirm.ASKED})
+        explained = [(i, row) for i, row in zip(images, rows, strict=True) if row["heatmap"] is not None]
         budget = math.ceil(self.explainer.confirm * len(pixels))
         with one_thread_each(self._shares_model()) as run:
             confirm.look_again(explained, budget, self.fixed or self.batch_size, scores, run)
+        return {name: [row.get(name) for row in rows] for name in confirm.ANSWERED}
 
     def _class_columns(self, class_id: int) -> Row:
         if self.explainer.activation == "value":
@@ -414,10 +487,6 @@ def _why_no_class(label: str | None, class_names: tuple[str, ...]) -> str:
     return f"label {label!r} is no class of the model"
 
 
-_PASSED = [f.name for f in DECODED if f.name not in ("pixels", "bands", "content")]
-_FILLED = [f.name for f in EXPLAINED if f.name not in ("pixels", "content", "overlay")]
-
-
 def is_flagged(row: Row) -> bool:
     """Tell whether a person should look: wrong, hesitant, hanging on the border, or without a usable map."""
     drop = row.get("confirm_drop")
@@ -444,49 +513,87 @@ def _method_columns(explainer: Explainer) -> Row:
     }  # fmt: skip
 
 
-def _predictions(logits: Tensor, explainer: Explainer) -> list[Row]:
-    """Give predictions of logits (B, outputs): scores, top k, margin, entropy in 0..1; or the value."""
+def _predictions(logits: Tensor, p: Tensor, explainer: Explainer) -> Columns:
+    """Give predictions of logits (B, outputs) and scores `p`: top k, margin, entropy; or the value."""
     if explainer.activation == "value":
-        return [{"predicted_value": value} for value in logits[:, 0].tolist()]
-    p = class_scores(logits, explainer.activation)  # (B, classes)
-    best = ranked(logits)[:, : max(2, explainer.top_k)]
-    entropy = score_entropy(p, explainer.activation)
-    scores, ids = p.gather(1, best).tolist(), best.tolist()
-    return _as_rows(
-        {
-            "predicted_class": [own[0] for own in ids],
-            "predicted_label": [explainer.label_of(own[0]) for own in ids],
-            "confidence": [own[0] for own in scores],
-            "margin": [own[0] - own[1] for own in scores],
-            "entropy": entropy.tolist(),
-            "topk": [
-                [
-                    {"class_id": c, "label": explainer.label_of(c), "score": s}
-                    for c, s in zip(own[: explainer.top_k], values, strict=False)
-                ]
-                for own, values in zip(ids, scores, strict=True)
-            ],
-        }
-    )
+        return {"predicted_value": logits[:, 0].tolist()}
+    count = max(2, explainer.top_k)
+    best = ranked(logits, count)
+    scores = p.gather(1, best)
+    shown = best[:, : explainer.top_k]
+    ids, values = shown.flatten().numpy(), scores[:, : explainer.top_k].flatten().numpy()
+    parts = [ids, _names(explainer, ids), values]
+    kind = EXPLAINED.field("topk").type.value_type
+    topk = struct_array(dict(zip((f.name for f in kind), parts, strict=True)), kind)
+    ends = pa.array(np.arange(len(best) + 1, dtype=np.int32) * shown.shape[1])
+    return {
+        "predicted_class": best[:, 0].tolist(),
+        "predicted_label": _names(explainer, best[:, 0].numpy()),
+        "confidence": scores[:, 0].tolist(),
+        "margin": (scores[:, 0] - scores[:, 1]).tolist(),
+        "entropy": score_entropy(p, explainer.activation).tolist(),
+        "topk": pa.ListArray.from_arrays(ends, topk),
+    }
 
 
-def heat_columns(maps: Tensor) -> list[Row]:
+def _names(explainer: Explainer, ids: NDArray[np.int64]) -> pa.StringArray:
+    """Name classes; null where the archive and the model name none."""
+    known = pa.array(explainer.class_names, pa.string())
+    return known.take(pa.array(ids, mask=ids >= len(known)))
+
+
+def heat_columns(maps: Tensor) -> Columns:
     """Give the heatmap columns of maps (B, h, w), raw and signed; a nonfinite map is null."""
     statuses = heat_status(maps)
     usable = [status != "nonfinite" for status in statuses]
     count, h, w = maps.shape
-    columns: dict[str, Sequence[Any]] = {
+    return {
         "heatmap": [m if u else None for m, u in zip(maps.cpu().numpy(), usable, strict=True)],
         "heat_h": [h] * count,
         "heat_w": [w] * count,
         "heat_max": [m if u else None for m, u in zip(maps.amax((1, 2)).tolist(), usable, strict=True)],
         "heat_status": statuses,
-    }
-    return _as_rows(columns | heat_signals(maps))
+    } | heat_signals(maps)
 
 
-def _as_rows(columns: Mapping[str, Sequence[Any]]) -> list[Row]:
+def as_rows(columns: Mapping[str, Sequence[Any]]) -> list[Row]:
+    """Turn columns into rows."""
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def by_column(found: Mapping[int, Sequence[Row]]) -> tuple[list[int], Columns]:
+    """Turn the rows of each item into columns, and the item of each row."""
+    rows = [row for own in found.values() for row in own]
+    names = dict.fromkeys(name for row in rows for name in row)
+    owners = [i for i, own in found.items() for _ in own]
+    return owners, {name: [row.get(name) for row in rows] for name in names}
+
+
+def _taken(columns: Columns, places: Sequence[int | None]) -> Columns:
+    """Take rows of columns; None: a row of nulls."""
+    at = pa.array(places, pa.int64())
+    return {name: _typed(name, values).take(at) for name, values in columns.items()}
+
+
+def _typed(name: str, values: Any) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
+    return _list_column(values) if name == "heatmap" else pa.array(values, EXPLAINED.field(name).type)
+
+
+def _laid_out(
+    images: pa.StructArray, items: Sequence[Row], owners: Sequence[int], columns: Columns
+) -> pa.StructArray:
+    """Put new columns, with the item of each row, behind those of the items; one without any keeps a row."""
+    own: dict[int, list[int]] = defaultdict(list)
+    for place, i in enumerate(owners):
+        own[i].append(place)
+    out = [(i, place) for i in range(len(items)) for place in own.get(i, (None,))]
+    at = pa.array([i for i, _ in out], pa.int64())
+    kept = [f.name for f in EXPLAINED if f.name in _PASSED]
+    laid: Columns = {name: images.field(name).take(at) for name in kept}
+    laid |= {name: [items[i][name] for i, _ in out] for name in _DECIDED}
+    return struct_array(laid | _taken(columns, [place for _, place in out]), EXPLAINED)
 
 
 def _list_column(maps: Sequence[np.ndarray[Any, Any] | None]) -> pa.ListArray:

@@ -97,7 +97,7 @@ class Looker:
         self.forwards += len(x)
         views = (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         parts = np.array_split(views, -(-len(views) // self._core.batch_size))
-        logits = torch.cat([self._core.logits(self._core.model_input(part)) for part in parts])
+        logits = torch.cat([self._core.logits(self._core.model_input(list(part))) for part in parts])
         return class_scores(logits, self._core.explainer.activation).cpu()
 
 

@@ -7,7 +7,9 @@ Cells count by the area that is covered; what several boxes cover counts once; p
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import cv2
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Grid = NDArray[np.float64]
+Grid32 = NDArray[np.float32]
+REGIONS = ("heat_in_box", "heat_in_mask", "heat_in_padding")
 
 
 def region_signals(
@@ -28,7 +32,7 @@ def region_signals(
 
 def _of_one(q: Grid, row: Mapping[str, Any], input_size: tuple[int, int]) -> dict[str, float | None]:
     boxes, mask = row.get("boxes"), row.get("mask")
-    found: dict[str, float | None] = {"heat_in_box": None, "heat_in_mask": None, "heat_in_padding": None}
+    found: dict[str, float | None] = dict.fromkeys(REGIONS)
     padded = is_padded(row)
     if not boxes and mask is None and not padded:
         return found | {"heat_in_padding": 0.0}
@@ -56,26 +60,71 @@ def is_padded(row: Mapping[str, Any]) -> bool:
 
 
 def boxes_of_heat(
-    heat: NDArray[np.float32], where: Mapping[str, Any], input_size: tuple[int, int], share: float
-) -> list[dict[str, float]]:
-    """Box each connected part (diagonals count) of a map (h, w) from `share` of its peak on, largest first.
+    heats: Grid32, rows: Sequence[Mapping[str, Any]], input_size: tuple[int, int], share: float
+) -> list[list[dict[str, float]]]:
+    """Box each connected part (diagonals count) of maps (B, h, w) from `share` of their peaks on.
 
-    In pixels of the upright image, whose size and crop `where` holds; what lies on padding is left out.
+    In pixels of the upright image, whose size and crop a row holds; of each map the largest part first. What
+    lies on padding is left out. Maps are enlarged to the input around their hot cells only.
     """
-    unit = cv2.resize(np.maximum(heat, 0), input_size[::-1], interpolation=cv2.INTER_LINEAR)
-    hot = (unit >= share * unit.max()).astype(np.uint8)
-    x, y, across, down = cv2.boundingRect(hot)
-    part = hot[y : y + down, x : x + across]
-    _, _, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8, ltype=cv2.CV_16U)  # half the time
+    positive = np.maximum(heats, 0)
+    down, across = (_enlarging(n, size) for n, size in zip(positive.shape[1:], input_size, strict=True))
+    wide = positive @ across.T  # (B, h, width)
+    # A pixel is never hotter than the cells around it, and one is at least so near to the hottest cell:
+    near = np.prod([max(1 - n / size / 2, 0) for n, size in zip(heats.shape[1:], input_size, strict=True)])
+    hot = positive >= share * near * positive.max(axis=(1, 2), keepdims=True)
+    tops, bottoms = _around(hot.any(2), input_size[0])
+    lefts, rights = _around(hot.any(1), input_size[1])
     found = []
-    for left, top, width, height, _ in sorted(
-        np.add(stats[1:], (x, y, 0, 0, 0)).tolist(), key=lambda p: -p[4]
-    ):
-        x0, x1 = (_pixel(edge / input_size[1], where, "x") for edge in (left, left + width))
-        y0, y1 = (_pixel(edge / input_size[0], where, "y") for edge in (top, top + height))
-        if x1 > x0 and y1 > y0:
-            found.append({"x0": x0, "y0": y0, "x1": x1, "y1": y1})
+    for i, row in enumerate(rows):
+        top, left = int(tops[i]), int(lefts[i])
+        unit = down[top : bottoms[i]] @ wide[i, :, left : rights[i]]
+        parts = _parts((unit >= share * unit.max()).view(np.uint8))
+        found.append([box for part in parts if (box := _on_image(part, (top, left), row, input_size))])
     return found
+
+
+@cache
+def _enlarging(cells: int, pixels: int) -> Grid32:
+    """Give the weights (pixels, cells) of bilinear enlargement, pixel centres on cell centres."""
+    at = np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1)
+    weights = np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0)
+    return np.asarray(weights, np.float32)
+
+
+def _around(hot: NDArray[np.bool_], pixels: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give the first pixel, and the one after the last, within a cell of any hot one: hot (B, cells)."""
+    cells = hot.shape[1]
+    first, last = hot.argmax(1), cells - 1 - hot[:, ::-1].argmax(1)
+    low, high = ((edge + 0.5) * pixels / cells for edge in (first - 1, last + 1))
+    return np.maximum(np.floor(low), 0).astype(int), np.minimum(np.ceil(high), pixels).astype(int)
+
+
+def _parts(hot: NDArray[np.uint8]) -> list[Sequence[int]]:
+    """Box the connected parts of a mask, largest first: left, top, width, height.
+
+    A part is counted by its outline: the pixels on and inside of a polygon of pixel centres (Pick's theorem),
+    without those inside of its holes.
+    """
+    outlines, tree = cv2.findContours(hot, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if len(outlines) == 1:
+        return [cv2.boundingRect(outlines[0])]
+    sizes: Counter[int] = Counter()
+    for i, (outline, (*_, parent)) in enumerate(zip(outlines, tree[0].tolist(), strict=True)):
+        area, half = cv2.contourArea(outline), len(outline) / 2 if len(outline) > 1 else 0
+        sizes.update({i: area + half + 1} if parent < 0 else {parent: half - area - 1})
+    parts = sorted((-size, *cv2.boundingRect(outlines[i])) for i, size in sizes.items())
+    return [part[1:] for part in parts]
+
+
+def _on_image(
+    part: Sequence[int], corner: tuple[int, int], where: Mapping[str, Any], input_size: tuple[int, int]
+) -> dict[str, float] | None:
+    """Give a part, whose pixels count from `corner` (top, left), on the upright image; None: on padding."""
+    left, top, width, height = part[0] + corner[1], part[1] + corner[0], *part[2:]
+    x0, x1 = (_pixel(edge / input_size[1], where, "x") for edge in (left, left + width))
+    y0, y1 = (_pixel(edge / input_size[0], where, "y") for edge in (top, top + height))
+    return {"x0": x0, "y0": y0, "x1": x1, "y1": y1} if x1 > x0 and y1 > y0 else None
 
 
 def _pixel(share: float, where: Mapping[str, Any], axis: str) -> float:

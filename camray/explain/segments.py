@@ -6,11 +6,12 @@ torchvision prepares each image itself, at its own size; the others take the inp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,7 +22,16 @@ from camray.cam.split import run_split
 from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ModelError, Stage
 from camray.explain.detections import Place, image_part, laid
-from camray.explain.explainer import BatchExplainer, Row, heat_columns, steadiness
+from camray.explain.explainer import (
+    BatchExplainer,
+    Columns,
+    Row,
+    Views,
+    as_rows,
+    by_column,
+    heat_columns,
+    steadiness,
+)  # fmt: skip
 from camray.explain.regions import mask_cover, region_signals
 from camray.models import segmenters
 from camray.models.load import LoadedModel
@@ -98,9 +108,14 @@ class SegmentationExplainer(BatchExplainer):
         self._least, self._most = args["segments"]["least_share"], args["segments"]["most"]
         self._last = {i for i, name in enumerate(explainer.class_names) if name in BACKGROUNDS}
 
-    def _explain(self, rows: Sequence[Row], views: NDArray[Any]) -> list[list[Row]]:
+    def _finish(
+        self, items: Sequence[Row], found: Mapping[int, Any], pixels: pa.Array
+    ) -> tuple[list[int], Columns]:
+        return by_column(found)
+
+    def _explain(self, rows: Sequence[Row], views: Views) -> list[list[Row]]:
         """Give for each view, uint8 (H, W, 3), one row a class; one row where no class has enough pixels."""
-        places = [image_part(row, views.shape[1:3]) for row in rows]
+        places = [image_part(row, views[0].shape[:2]) for row in rows]
         if self._prepare is None:
             found = self._found(self.model_input(views), places)
         else:  # every image has a size of its own
@@ -152,8 +167,8 @@ class SegmentationExplainer(BatchExplainer):
             return [common]
         size = (told.input.height, told.input.width)
         regions = region_signals(found.maps, [row] * len(found.ids), size)
-        out = []
-        for i, (class_id, heat) in enumerate(zip(found.ids, heat_columns(found.maps), strict=True)):
+        out, heats = [], as_rows(heat_columns(found.maps))
+        for i, (class_id, heat) in enumerate(zip(found.ids, heats, strict=True)):
             own = found.classes == class_id
             out.append(common | heat | regions[i] | self._class_columns(class_id) | {
                 "detection": i, "predicted_class": class_id, "predicted_label": told.label_of(class_id),

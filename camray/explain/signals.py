@@ -27,7 +27,8 @@ class Heat:
     """Maps as shares of their positive heat, and what several signals ask of them.
 
     `shares` (B, h, w) sum to 1 in each map; `x` (w,) and `y` (h,) are the centres of the cells, 0..1 of the
-    input, right and down. All float64.
+    input, right and down. All float64. Sums and no matrix products: these give the same map other bits in
+    another batch.
     """
 
     def __init__(self, maps: Tensor) -> None:
@@ -51,7 +52,7 @@ class Heat:
     def inside(self, x0: float, x1: float, y0: float, y1: float) -> Tensor:
         """Mass inside a window given in shares of the sides, cells counted by area: (B,)."""
         across, down = _coverage(self.x, x0, x1), _coverage(self.y, y0, y1)
-        return torch.einsum("bhw,h,w->b", self.shares, down, across)
+        return ((self.shares * across).sum(2) * down).sum(1)
 
 
 def heat_status(maps: Tensor) -> list[str]:
@@ -94,7 +95,7 @@ def heat_corner(heat: Heat) -> list[str]:
 def heat_entropy(heat: Heat) -> Tensor:
     """-sum q ln q / ln n: 1 where the heat is spread evenly."""
     q = heat.shares
-    return -(q * q.clamp(min=1e-300).log()).sum(dim=(1, 2)) / math.log(max(q[0].numel(), 2))
+    return -(q * q.clamp(min=1e-300).log()).sum(dim=(1, 2)) / math.log(max(q.shape[1] * q.shape[2], 2))
 
 
 def heat_gini(heat: Heat) -> Tensor:
@@ -107,12 +108,12 @@ def heat_gini(heat: Heat) -> Tensor:
 
 def heat_center_x(heat: Heat) -> Tensor:
     """Centre of mass, to the right."""
-    return heat.shares.sum(1) @ heat.x
+    return (heat.shares.sum(1) * heat.x).sum(1)
 
 
 def heat_center_y(heat: Heat) -> Tensor:
     """Centre of mass, downwards."""
-    return heat.shares.sum(2) @ heat.y
+    return (heat.shares.sum(2) * heat.y).sum(1)
 
 
 def heat_peak_x(heat: Heat) -> Tensor:
@@ -127,8 +128,8 @@ def heat_peak_y(heat: Heat) -> Tensor:
 
 def heat_spread(heat: Heat) -> Tensor:
     """Root of the mean squared distance from the centre of mass."""
-    across, down = heat.shares.sum(1), heat.shares.sum(2)
-    variance = across @ heat.x**2 - heat_center_x(heat) ** 2 + down @ heat.y**2 - heat_center_y(heat) ** 2
+    across, down = (heat.shares.sum(1) * heat.x**2).sum(1), (heat.shares.sum(2) * heat.y**2).sum(1)
+    variance = across - heat_center_x(heat) ** 2 + down - heat_center_y(heat) ** 2
     return variance.clamp(min=0).sqrt()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from camray.cam import TargetRule, explain, find_target_layer, find_target_layers, list_layers
-from camray.cam.targets import Aim, as_rules
+from camray.cam.targets import Aim, as_rules, ranked
 from camray.errors import ModelError, UsageError
 from tests.cam.cam_zoo import images
 from tests.cam.tolerance import near
@@ -227,3 +227,20 @@ def test_models_that_are_no_classifiers() -> None:
         find_target_layer(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 16, 16))
     with pytest.raises(ModelError, match="no layer of"):
         find_target_layer(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4)), (3, 16, 16))
+
+
+def test_the_first_of_a_ranking_are_those_of_all() -> None:
+    """Equal logits and NaN on either side of the cut included: the lowest id first."""
+    draw = torch.Generator().manual_seed(0)
+    plain = torch.randn(64, 50, generator=draw).float()
+    equal = torch.randint(0, 6, (64, 50), generator=draw).float()
+    missing = plain.masked_fill(torch.rand(plain.shape, generator=draw) < 0.02, float("nan"))
+    for logits in (plain, equal, missing, plain[:, :1], plain[:, :2], torch.zeros(3, 9)):
+        for count in (1, 2, 5, 60):
+            both = torch.cat([-logits, logits], 1) if logits.shape[1] == 1 else logits
+            if not logits.isnan().any():
+                order = [
+                    sorted(range(len(row)), key=lambda c, row=row: -row[c])[:count] for row in both.tolist()
+                ]
+                assert ranked(logits, count).tolist() == order
+            assert ranked(logits, count).equal(ranked(logits)[:, :count])

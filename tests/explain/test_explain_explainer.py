@@ -146,7 +146,10 @@ def test_margin_and_entropy_by_hand(clean: BatchExplainer) -> None:
         [[math.log(6.0), math.log(3.0), 0.0], [0.0, 0.0, 0.0], [900.0, 0.0, -900.0]]
     ).double()
     explainer = replace(clean.explainer, num_classes=3, class_names=("a", "b"), top_k=2)
-    first, even, sure = explainer_module._predictions(logits, explainer)
+    columns = explainer_module._predictions(logits, logits.softmax(1), explainer)
+    first, even, sure = explainer_module.as_rows(
+        {n: c if isinstance(c, list) else c.to_pylist() for n, c in columns.items()}
+    )
     assert (first["confidence"], first["margin"]) == pytest.approx((0.6, 0.3))
     assert first["entropy"] == pytest.approx(
         -(0.6 * math.log(0.6) + 0.3 * math.log(0.3) + 0.1 * math.log(0.1)) / math.log(3)
@@ -409,7 +412,7 @@ def test_a_map_that_is_not_finite_is_null_with_all_its_signals() -> None:
     maps = torch.tensor(
         [[[1.0, 2.0], [3.0, math.nan]], [[1.0, 2.0], [3.0, 4.0]], [[-1.0, 0.0], [-2.0, -1.0]]]
     )
-    bad, good, dead = explainer_module.heat_columns(maps)
+    bad, good, dead = explainer_module.as_rows(explainer_module.heat_columns(maps))
     assert (bad["heat_status"], bad["heatmap"], bad["heat_max"]) == ("nonfinite", None, None)
     assert {v for k, v in bad.items() if k not in ("heat_status", "heat_h", "heat_w")} == {None}
     assert (good["heat_status"], good["heatmap"].tolist(), good["heat_max"]) == ("ok", [[1, 2], [3, 4]], 4)

@@ -114,6 +114,13 @@ def test_a_nonfinite_map_has_no_signals_and_its_neighbours_do(bad: float) -> Non
         assert {n: c[i] for n, c in found.items()} == signals(maps[i].tolist())
 
 
+def test_a_map_has_the_same_signals_alone_and_among_many() -> None:
+    maps = torch.randn(257, 7, 9, generator=torch.Generator().manual_seed(0))
+    whole = heat_signals(maps)
+    for i in (0, 100, 256):
+        assert {name: column[i] for name, column in whole.items()} == signals(maps[i].tolist())
+
+
 def test_tiny_and_huge_heat_is_still_heat() -> None:
     expected = signals([[1.0, 3.0], [0.0, 0.0]])
     for scale in (1e-40, 1e38):
