@@ -1,8 +1,9 @@
 """What one audit carries over to the next: sums of the archive, so that a night reads what is new.
 
-OUT/carried/<explainer>.sums holds a checksum, the arrays of the `ArchiveView`, the sample of the `Tally`, and
-counts as JSON. It says of which versions of the tables it is, and under which settings: where anything else
-is there, or it is damaged, the archive is judged anew as a whole.
+OUT/carried/<explainer>.sums holds a checksum, the arrays of the `ArchiveView`, tables (the sample of the
+`Tally`, counts by night of the `CauseBook`, which image has which cause), and counts as JSON. It says of
+which versions of the tables it is, and under which settings: where anything else is there, or it is damaged,
+the archive is judged anew as a whole.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ from camray.ledger.out import AUDIT, LOOKS, QA, carried_file
 from camray.ledger.table import Table
 from camray.storage import Folder
 
-FORMAT = 1
+FORMAT = 2
+_TABLE = "table "  # begins the names of tables
 _JUDGING = ("drop", "lift", "margin", "dark", "bright", "flat", "blurry")
 
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """Sums after a night: `arrays` of the view, `facts` of tally and causes, and the sample."""
+    """Sums after a night: `arrays` of the view, `facts` of tally and causes, and tables."""
 
     versions: Mapping[str, int]  # of the tables then
     arrays: Mapping[str, NDArray[Any]]
     facts: Mapping[str, Any]
-    sample: pa.Table
+    tables: Mapping[str, pa.Table]
 
 
 def read_carried(out: Folder, explainer: str, settings: AuditConfig) -> Carried | None:
@@ -47,31 +49,37 @@ def read_carried(out: Folder, explainer: str, settings: AuditConfig) -> Carried 
         with np.load(io.BytesIO(memoryview(data)[16:]), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         facts = json.loads(arrays.pop("facts").tobytes())
-        sample = pa.ipc.open_stream(arrays.pop("sample").tobytes()).read_all()
+        tables = {
+            name.removeprefix(_TABLE): pa.ipc.open_stream(pa.py_buffer(arrays.pop(name))).read_all()
+            for name in [name for name in arrays if name.startswith(_TABLE)]
+        }
         versions = facts.pop("versions")
         holds = facts.pop("holds") == _holds(settings) and versions[AUDIT] == log.versions(out).get(AUDIT)
-        return Carried(versions, arrays, facts, sample) if holds else None
+        return Carried(versions, arrays, facts, tables) if holds else None
     except (OSError, ValueError, LookupError, TypeError):  # missing, or of another camray: it is made anew
         return None
 
 
 def write_carried(
     table: Table, explainer: str, settings: AuditConfig, arrays: Mapping[str, Any],
-    facts: Mapping[str, Any], sample: pa.Table,
+    facts: Mapping[str, Any], tables: Mapping[str, pa.Table],
 ) -> None:  # fmt: skip
     """Write what the next night needs; last of all, so that it never runs ahead of the table."""
     out = table.out
     versions = log.versions(out) | {table.kind.folder: table.version}
     said = {**facts, "versions": versions, "holds": _holds(settings)}
-    stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, sample.schema) as writer:
-        writer.write_table(sample)
+    packed = {f"{_TABLE}{name}": np.frombuffer(_stream_of(table), np.uint8) for name, table in tables.items()}
     file = io.BytesIO()
-    texts = {"facts": json.dumps(said).encode(), "sample": stream.getvalue()}
-    packed: dict[str, Any] = {name: np.frombuffer(data, np.uint8) for name, data in texts.items()}
-    np.savez(file, **arrays, **packed)
+    np.savez(file, **arrays, **packed, facts=np.frombuffer(json.dumps(said).encode(), np.uint8))
     content = file.getbuffer()
     out.write(carried_file(explainer), b"".join([checksum(content).encode(), content]))
+
+
+def _stream_of(table: pa.Table) -> pa.Buffer:
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.getvalue()
 
 
 def _holds(settings: AuditConfig) -> dict[str, Any]:
@@ -92,5 +100,6 @@ def has_new_decisions(out: Folder, carried: Carried) -> bool:
 
 
 def new_looks(out: Folder, carried: Carried) -> list[str] | None:
-    """Give the files of looks that are new; None as in `new_files`."""
-    return new_files(out, LOOKS, carried, log.versions(out).get(LOOKS))
+    """Give the files of looks that are new; None as in `new_files`, or where prune took one away since."""
+    found = new_files(out, LOOKS, carried, log.versions(out).get(LOOKS))
+    return None if found is None or not all(out.exists(f"{LOOKS}/{path}") for path in found) else found

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from camray.audit.causes import (
     CAUSE_OF,
     FALSE_DISCOVERIES,
+    FEWEST_CLASSES,
     Excess,
     Seen,
     causes,
@@ -31,9 +33,13 @@ from camray.audit.causes import (
 )
 from camray.audit.columns import number
 from camray.audit.counts import wilson
-from camray.audit.history import Key, NightRate, Nights, Span, cause_names
+from camray.audit.history import KNOWN, SHOWN_NIGHTS, Key, NightRate, Nights, Span, cause_names
+from camray.audit.look_counts import LookCounts
 
 _FALLEN = "without the hot border"  # of the second look, which images got by their heat
+KEY = pa.schema([("shard", pa.string()), ("index", pa.int32()), ("content_sha256", pa.string())])
+_FELL = pa.schema([*KEY, ("answer", pa.int32()), ("drop", pa.float64()), ("night", pa.int32())])
+_CROPS = KEY.append(pa.field("crop", pa.binary()))
 TEST_OF = {"repeated thing": "repeat", "place": "carry", "background": "carry_surround"}
 
 
@@ -69,7 +75,7 @@ class Card:
     first: str = ""
     last: str = ""
     named: str = ""
-    nights: Sequence[NightRate] = ()
+    nights: Sequence[NightRate] = ()  # the last sixty
     decision: str | None = None  # of a person, on the whole cause
 
     @property
@@ -81,7 +87,8 @@ class Card:
     def looked_since(self) -> int:
         """Images of the answer looked at since the last that hangs on it."""
         runs = [night.run_id for night in self.nights]
-        return sum(n.looked for n in self.nights[runs.index(self.last) + 1 :]) if self.last in runs else 0
+        since = runs.index(self.last) + 1 if self.last in runs else 0  # it is older than the nights
+        return sum(night.looked for night in self.nights[since:])
 
     @property
     def is_gone(self) -> bool:
@@ -92,7 +99,8 @@ class Card:
 class CauseBook:
     """What looks and border falls tell of the images of an archive. `add` every batch, then ask `of` any.
 
-    `crops` reads the hot spots of images.
+    `looks`: of all images; after `recall` of those that are new. `crops` reads the hot spots of images,
+    `older` the looks at images of some answers.
     """
 
     def __init__(
@@ -101,48 +109,79 @@ class CauseBook:
         drop: float,
         nights: Nights = Nights(),  # noqa: B008
         crops: Callable[[Collection[Key]], Mapping[Key, bytes]] = lambda _: {},
+        older: Callable[[Collection[int]], Iterable[Mapping[str, Any]]] = lambda _: (),
     ) -> None:
-        self._images, self._drop, self._nights, self._crops = seen(looks, nights), drop, nights, crops
+        self._images, self._drop, self._nights = seen(looks, nights), drop, nights
+        self._read_crops, self._older = crops, older
+        self._contents = pa.array({content for _, _, content in self._images}, pa.string())
         self._there: set[Key] = set()  # of the images looked at: those that are in the archive
-        self._border: dict[int, dict[int, Counter[bool]]] = defaultdict(lambda: defaultdict(Counter))
+        self._gone: set[Key] = set()  # the others
+        self._has_all = True  # looks are of all images
+        self._counts = LookCounts()
         self._fell: dict[Key, Given] = {}  # without the hot border
+        self._fell_before = _FELL.empty_table()
+        self._fills: dict[Key, float] = {}  # without the hottest place
+        self._pixels: dict[Key, bytes] = {}  # hot spots that were read
         self._given: dict[Key, Given] = {}
         self._told: dict[Key, Given] = {}  # of a class alone: its colour
         self._names: dict[Key, str] | None = None
 
+    @property
+    def looked(self) -> Collection[Key]:
+        """The images that `looks` were of."""
+        return self._images.keys()
+
     def add(self, batch: pa.RecordBatch) -> None:
         """Count how often each class falls without the hot border."""
-        classes, drops = number(batch, "predicted_class"), number(batch, "confirm_drop")
-        keys, runs = _keys(batch), batch.column("run_id").to_pylist()
-        self._there.update(key for key in keys if key in self._images)
-        for i in np.flatnonzero(~np.isnan(classes)).tolist():
-            known, drop, night = int(classes[i]), float(np.nan_to_num(drops[i])), self._nights.of(runs[i])
-            self._border[night][known][drop > self._drop] += 1
-            if drop > self._drop:
-                self._fell[keys[i]] = Given(known, "border", "border", drop, night)
+        classes, drops = number(batch, "predicted_class"), np.nan_to_num(number(batch, "confirm_drop"))
+        runs = batch.column("run_id").dictionary_encode()
+        nights = np.array([self._nights.of(run) for run in runs.dictionary.to_pylist()], np.int64)
+        night = nights[pc.fill_null(runs.indices, 0).to_numpy()] if len(nights) else np.zeros(len(batch), int)
+        known, fell = ~np.isnan(classes), drops > self._drop
+        most = int(np.nanmax(classes, initial=0)) + 1
+        cells = (night[known] * most + classes[known].astype(np.int64)) * 2 + fell[known]
+        for cell, count in zip(
+            *(part.tolist() for part in np.unique(cells, return_counts=True)), strict=True
+        ):
+            (of_night, answer), is_fallen = divmod(cell // 2, most), cell % 2
+            self._counts.add(_FALLEN, answer, of_night, count * (1 - is_fallen), count * is_fallen)
+        rows = np.flatnonzero(known & fell)
+        for i, key in zip(rows.tolist(), _keys(batch.take(pa.array(rows))), strict=True):
+            self._fell[key] = Given(int(classes[i]), "border", "border", float(drops[i]), int(night[i]))
+        mine = batch.filter(pc.is_in(batch.column("content_sha256"), value_set=self._contents))
+        self._there.update(key for key in _keys(mine) if key in self._images)
 
-    def recall(self, before: Mapping[str, Any]) -> bool:
+    def recall(self, before: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> bool:
         """Begin with what `carried` gave the night before; False where its nights are not those of now."""
         if list(self._nights.names[: len(before["nights"])]) != before["nights"]:
             return False
-        self._there = set(self._images) - {(shard, i, content) for shard, i, content in before["gone"]}
-        for night, answer, fallen, still in before["border"]:
-            self._border[night][answer].update({True: fallen, False: still})
-        for shard, i, content, answer, drop, night in before["fell"]:
-            self._fell[shard, i, content] = Given(answer, "border", "border", drop, night)
+        self._gone = {(shard, i, content) for shard, i, content in before["gone"]}
+        self._has_all = False
+        self._counts, self._fell_before = LookCounts(tables["counts"]), tables["fell"]
+        self._pixels = {(*key,): crop for *key, crop in rows_of(tables["crops"])}
         return True
 
-    def carried(self) -> dict[str, Any]:
-        """Give what batches told, for the next night, as plain values."""
-        self.close()
-        border = [
-            [night, answer, counts[True], counts[False]]
-            for night, classes in self._border.items()
-            for answer, counts in classes.items()
-        ]
-        fell = [[*key, given.answer, given.drop, given.night] for key, given in self._fell.items()]
-        gone = sorted(self._gone, key=str)
-        return {"nights": list(self._nights.names), "border": border, "fell": fell, "gone": gone}
+    def recollect(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take looks at the hottest place of earlier images, which are to be judged again."""
+        fills = seen(rows, self._nights).items()
+        self._fills |= {key: image.drops["fill"] for key, image in fills if "fill" in image.drops}
+
+    def carried(self) -> tuple[dict[str, Any], dict[str, pa.Table]]:
+        """Give what batches and looks told, for the next night: plain values, and tables."""
+        names = self.close()
+        fell = [(*key, given.answer, given.drop, given.night) for key, given in self._fell.items()]
+        crops, kept = [], Counter[str]()
+        every = self._told | self._given
+        for key in sorted(self._pixels.keys() & names.keys(), key=lambda k: (every[k].night, k)):
+            kept[names[key]] += 1
+            if kept[names[key]] <= KNOWN:
+                crops.append((*key, self._pixels[key]))
+        facts = {"nights": list(self._nights.names), "gone": sorted(self._gone, key=str)}
+        tables = {
+            "counts": self._counts.table(), "crops": table_of(crops, _CROPS),
+            "fell": pa.concat_tables([self._fell_before, table_of(fell, _FELL)]),
+        }  # fmt: skip
+        return facts, tables
 
     def placed(self) -> dict[Key, tuple[str, int, int]]:
         """Give of each image with a cause: the cause's name, how many more have it, its place among them."""
@@ -158,14 +197,14 @@ class CauseBook:
         names = self.close()
         keys = _keys(batch)
         given = [self._given.get(key) for key in keys]
-        looked = [self._images.get(key) for key in keys]
+        fills = [self._fills.get(key, np.nan) for key in keys]
         sizes = [self._sizes.get(names.get(key, ""), 1) for key in keys]
         return {
             "cause": np.array([g.cause if g else "" for g in given], object),
             "cause_id": np.array([names.get(key, "") for key in keys], object),
             "cause_drop": np.array([g.drop if g else np.nan for g in given], float),
             "has_cause": np.array([g is not None for g in given], bool),
-            "place_drop": np.array([s.drops.get("fill", np.nan) if s else np.nan for s in looked], float),
+            "place_drop": np.array(fills, float),
             "rank": np.array([self._ranks.get(key, 0) for key in keys], np.int64),
             "others": np.array([size - 1 for size in sizes], np.int32),
         }
@@ -173,23 +212,16 @@ class CauseBook:
     def cards(self, names: Sequence[str], decisions: Mapping[str, str] | None = None) -> list[Card]:
         """Give the causes, those with the most certain rate first; then those that are gone."""
         self.close()
-        looked: dict[tuple[int, str], Counter[int]] = defaultdict(Counter)
-        for image in self._images.values():
-            for look in ("", *image.drops):
-                looked[image.answer, look][image.night] += 1
-        for night, classes in self._border.items():
-            for answer, counts in classes.items():
-                looked[answer, "border"][night] = sum(counts.values())
-        found = [self._card(cause, looked, names) for cause in self._sizes]
+        found = [self._card(cause, names) for cause in self._sizes]
         there = {card.id for card in found}
         left = [replace(c, images=0) for c in self._nights.cards if c.id and c.id not in there]
         found = [replace(c, decision=(decisions or {}).get(c.id)) for c in (*found, *left)]
         return sorted(found, key=lambda card: (card.is_gone, -card.low, -card.images))
 
-    def _card(self, cause: str, looked: Mapping[tuple[int, str], Counter[int]], names: Sequence[str]) -> Card:
+    def _card(self, cause: str, names: Sequence[str]) -> Card:
         given, hits, before = self._firsts[cause], self._by_night[cause], self._nights.names
         look = given.intervention if given.cause in (*CAUSE_OF.values(), "border", "background") else ""
-        all_looked = looked[given.answer, look]
+        all_looked = self._counts.by_night(_FALLEN if look == "border" else look, given.answer)
         rates = [NightRate(run, hits[i], max(all_looked[i], hits[i])) for i, run in enumerate(before)]
         by = "carry_rim" if given.intervention == "rim" else TEST_OF.get(given.cause, given.intervention)
         test = self._tests.get((given.answer, by))
@@ -201,21 +233,24 @@ class CauseBook:
         return Card(
             given.answer, label, given.cause, given.intervention, images, whole, low, high, median, z,
             id=cause, first=before[min(hits)], last=before[max(hits)],
-            named=known[0] if known else before[-1], nights=[rate for rate in rates if rate.looked],
+            named=known[0] if known else before[-1],
+            nights=[rate for rate in rates if rate.looked][-SHOWN_NIGHTS:],
         )  # fmt: skip
 
     def close(self) -> dict[Key, str]:
         """Decide, and count the groups, once all batches are known; give the cause of each image."""
         if self._names is not None:
             return self._names
-        self._gone = self._images.keys() - self._there
-        self._images = {key: image for key, image in self._images.items() if key in self._there}
+        if self._has_all:
+            self._gone = self._images.keys() - self._there
+            self._images = {key: image for key, image in self._images.items() if key in self._there}
+        self._count_looks()
         self._tests: dict[tuple[int, str], Excess] = {}  # the most surprising
-        latest = max([i.night for i in self._images.values()] + [*self._border, 0])
-        self._summed = self._sum_up(latest + 1)
+        latest = self._counts.latest
         spans = self._nights.spans(latest)
         self._begins = self._nights.begins
         named = self._named_in(spans)
+        self._take_older({one.class_id for found in named for one in found}, self._counts.images(0, latest))
         for span, found in zip(spans, named, strict=True):
             self._give(span, found)
         for span, found in zip(spans, named, strict=True):
@@ -224,9 +259,38 @@ class CauseBook:
         every = self._told | self._given
         given = {key: (g.answer, g.cause) for key, g in every.items()}
         order = {key: g.night for key, g in every.items()}
-        self._names = cause_names(given, self._crops, self._nights, order)
+        self._names = cause_names(given, self._hot_spots, self._nights, order)
         self._count(self._names)
         return self._names
+
+    def _count_looks(self) -> None:
+        """Count the looks at the images, by night."""
+        by_night: dict[int, list[Seen]] = defaultdict(list)
+        for image in self._images.values():
+            by_night[image.night].append(image)
+        for night, images in by_night.items():
+            for name, answers in moved(images, self._drop).items():
+                for answer, of in answers.items():
+                    self._counts.add(name, answer, night, of[False], of[True])
+            looked = Counter((look, image.answer) for image in images for look in ("", *image.drops))
+            for (look, answer), count in looked.items():
+                self._counts.add(look, answer, night, looked=count)
+
+    def _take_older(self, named: set[int], all_images: Mapping[int, int]) -> None:
+        """Read what earlier nights saw of the answers that stand out; of all where these are too few."""
+        answers = named | (all_images.keys() if len(all_images) < FEWEST_CLASSES else set())
+        older = seen(self._older(answers), self._nights) if answers else {}
+        self._images = {key: image for key, image in older.items() if key not in self._gone} | self._images
+        self._fills |= {key: i.drops["fill"] for key, i in self._images.items() if "fill" in i.drops}
+        mine = pc.is_in(self._fell_before["answer"], value_set=pa.array(named, pa.int32()))
+        self._all_fell = dict(self._fell)
+        for *key, answer, drop, night in rows_of(self._fell_before.filter(mine)):
+            self._all_fell[*key,] = Given(answer, "border", "border", drop, night)
+
+    def _hot_spots(self, keys: Collection[Key]) -> Mapping[Key, bytes]:
+        """Give the hot spots of images: those that are known, and what has to be read."""
+        self._pixels |= self._read_crops([key for key in keys if key not in self._pixels])
+        return {key: self._pixels[key] for key in keys if key in self._pixels}
 
     def _named_in(self, spans: Sequence[Span]) -> list[list[Excess]]:
         """Give what each span names: what it shows best, or what was known of it."""
@@ -260,37 +324,20 @@ class CauseBook:
     def _excesses(self, span: Span) -> list[Excess]:
         """Compare the classes over the nights of a span, of which the counts up to each night are known."""
         found: dict[str, dict[int, dict[bool, int]]] = defaultdict(dict)
-        for (name, answer), summed in self._summed.items():
-            end = min(span.last + 1, len(summed) - 1)
-            still, fallen = (summed[end] - summed[min(span.first, end)]).tolist()
+        for look, answer, still, fallen, _ in self._counts.between(span.first, span.last):
             if still or fallen:
-                found[name][answer] = {True: fallen, False: still}
+                found[look][answer] = {True: fallen, False: still}
         border = found.pop(_FALLEN, {})
         looks = [one for name, classes in found.items() for one in compared(name, classes)]
         return decided(looks) + decided(compared("border", border))
 
-    def _sum_up(self, nights: int) -> dict[tuple[str, int], NDArray[np.int64]]:
-        """Count by look and answer how many stayed and moved before each night, (nights + 1, 2)."""
-        by_night: dict[int, list[Seen]] = defaultdict(list)
-        for image in self._images.values():
-            by_night[image.night].append(image)
-        counts = {night: moved(images, self._drop) for night, images in by_night.items()}
-        for night, classes in self._border.items():
-            counts.setdefault(night, {})[_FALLEN] = classes
-        found: dict[tuple[str, int], NDArray[np.int64]] = {}
-        for night, looks in counts.items():
-            for name, answers in looks.items():
-                for answer, of in answers.items():
-                    whole = found.setdefault((name, answer), np.zeros((nights + 1, 2), np.int64))
-                    whole[night + 1] = of[False], of[True]
-        return {key: whole.cumsum(0) for key, whole in found.items()}
-
     def _give(self, span: Span, found: Sequence[Excess]) -> None:
         """Give images of a span their causes; none before the night in which a known cause began."""
-        if not found and (span.first > 0 or span.known is not None):
+        answers = self._counts.images(span.first, span.last)
+        if not found and (span.first > 0 or span.known is not None or len(answers) >= FEWEST_CLASSES):
             return
         images = {key: image for key, image in self._images.items() if span.holds(image.night)}
-        for key, (cause, by) in causes(images, found, self._drop).items():
+        for key, (cause, by) in causes(images, found, self._drop, answers).items():
             image = images[key]
             if image.night >= self._begins.get((image.answer, cause), 0):
                 self._given.setdefault(key, Given(image.answer, cause, by, image.drops[by], image.night))
@@ -311,7 +358,7 @@ class CauseBook:
         fragile = fragile_of((i for i in self._images.values() if span.holds(i.night)), self._drop)
         named = {one.class_id for one in found if one.intervention == "border"}
         named -= {answer for answer, tests in fragile.items() if "border" in tests}
-        for key, fell in self._fell.items() if named else ():
+        for key, fell in self._all_fell.items() if named else ():
             begins = self._begins.get((fell.answer, "border"), 0)
             looked = self._images.get(key)
             tells = looked is None or looked.border_tells(fell.drop, self._drop)
@@ -335,5 +382,16 @@ class CauseBook:
 
 
 def _keys(batch: pa.RecordBatch) -> list[Key]:
-    columns = (batch.column(name).to_pylist() for name in ("shard", "index", "content_sha256"))
+    columns = (batch.column(name).to_pylist() for name in KEY.names)
     return list(zip(*columns, strict=True))
+
+
+def rows_of(table: pa.Table) -> list[tuple[Any, ...]]:
+    """Give the rows of a table as plain values."""
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def table_of(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    """Give a table of such rows."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema)

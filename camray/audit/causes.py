@@ -204,7 +204,10 @@ def _strongest(mine: Mapping[str, Excess]) -> set[str]:
 
 
 def causes(
-    images: Mapping[Key, Seen], found: Sequence[Excess], drop: float = DROP
+    images: Mapping[Key, Seen],
+    found: Sequence[Excess],
+    drop: float = DROP,
+    answers: Mapping[int, int] | None = None,
 ) -> dict[Key, tuple[str, str]]:
     """Give each image that hangs on something its cause, and the intervention that shows it.
 
@@ -212,10 +215,12 @@ def causes(
     another image into its class, and is the same thing as in others; an object does the first two.
     A cause needs a twentieth of the images of its answer, a background a fifth. Of colours a class is told,
     and no image: without its tint one falls, and so do those that are like it by nature.
+    `answers`: how many images there are of each answer, where `images` are only those of some.
     """
+    answers = Counter(image.answer for image in images.values()) if answers is None else answers
     fragile = fragile_of(images.values(), drop)
     named = {c: mine - fragile.get(c, set()) for c, mine in named_of(found).items()}
-    few = len({image.answer for image in images.values()}) < FEWEST_CLASSES
+    few = len(answers) < FEWEST_CLASSES
     given: dict[Key, tuple[str, str]] = {}
     for key, image in images.items():
         mine = named.get(image.answer, set())
@@ -225,7 +230,7 @@ def causes(
         key: (images[key].answer, cause.replace("repeated thing", "place"))
         for key, (cause, _) in given.items()
     }
-    hanging, answers = Counter(kinds.values()), Counter(image.answer for image in images.values())
+    hanging = Counter(kinds.values())
     least = {
         kind: (BOTH if kind[1] == "background" else FEWEST_HANGING) * answers[kind[0]] for kind in hanging
     }

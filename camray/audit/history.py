@@ -25,6 +25,7 @@ from camray.explain.repeats import correlations
 LINK = 0.7  # likeness of two hot spots that show the same thing
 FEWEST_ALIKE = 4  # hot spots that make a thing of its own; fewer are the rest of their answer
 KNOWN = 64  # hot spots of a cause that new ones are compared with
+SHOWN_NIGHTS = 60  # of a cause, and in the report
 SPANS = 16  # of causes known before, the latest
 
 Key = tuple[str, int, str]  # shard, index, content

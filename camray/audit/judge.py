@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from camray.audit import verdicts
@@ -31,7 +30,7 @@ from camray.audit.carried import (
     read_carried,
     write_carried,
 )
-from camray.audit.cause_book import CauseBook
+from camray.audit.cause_book import KEY, CauseBook, rows_of, table_of
 from camray.audit.columns import NUMBERS, WORDS, as_arrays
 from camray.audit.history import Key as ImageKey
 from camray.audit.history import Nights
@@ -42,7 +41,7 @@ from camray.audit.verdict_table import AUDIT_SCHEMA, among, put_rows, read_rows,
 from camray.config import AuditConfig
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
-from camray.ledger.out import AUDIT, LOOKS
+from camray.ledger.out import AUDIT
 from camray.ledger.table import Table
 from camray.records import Status
 from camray.storage import Folder
@@ -54,6 +53,7 @@ _READ = [
 ]  # fmt: skip
 _LOOKED = ("run_id", "shard", "index", "content_sha256", "predicted_class", "intervention", "sampled", "drop",
            "same", "other")  # fmt: skip
+_WRITTEN = pa.schema([*KEY, ("cause", pa.string()), ("others", pa.int64()), ("place", pa.int64())])
 BATCH_ROWS = 16384
 Placed = tuple[str, int, int]  # cause, others with it, place among them
 OTHERS_LAG, SCORE_LAG = 0.1, 0.01  # share, score: so far a number of an earlier image with a cause may be off
@@ -136,9 +136,13 @@ def judge_archive(
     view, book, tally = done or work.judge_all()
     if done is None or written is None:
         written = book.placed()
-    facts: dict[str, Any] = {"tally": tally.carried(run_id), "causes": book.carried()}
-    facts["written"] = [[*key, *said] for key, said in written.items()]
-    write_carried(table, explainer, settings, view.carried(), facts, tally.sample.rows())
+    causes, tables = book.carried()
+    tables |= {
+        "sample": tally.sample.rows(),
+        "written": table_of([(*key, *said) for key, said in written.items()], _WRITTEN),
+    }
+    facts = {"tally": tally.carried(run_id), "causes": causes}
+    write_carried(table, explainer, settings, view.carried(), facts, tables)
     tally.causes = book.cards(names, past.decisions.causes)
     return tally
 
@@ -183,11 +187,16 @@ class _Work:
         out, explainer = self.table.out, self.explainer
         paths = new_files(out, self.table.kind.folder, carried, self.table.version)
         looked = new_looks(out, carried)
-        tally, book = Tally(self.num_classes, self.open_nights), self._book()
-        known = tally.recall(carried.facts["tally"], carried.sample) and book.recall(carried.facts["causes"])
-        if paths is None or looked is None or not known:
+        if paths is None or looked is None:
             return None
-        mine = [path for path in paths if path.startswith(f"{PARTITION}={explainer}/")]
+        mine, looked = (
+            [path for path in some if path.startswith(f"{PARTITION}={explainer}/")]
+            for some in (paths, looked)
+        )
+        tally, book = Tally(self.num_classes, self.open_nights), self._book(looked)
+        facts, tables = carried.facts, carried.tables
+        if not tally.recall(facts["tally"], tables["sample"]) or not book.recall(facts["causes"], tables):
+            return None
         new = list(batches(self.table, explainer, mine)) if mine else []
         view = ArchiveView(self.num_classes, carried.arrays)
         for batch in new:
@@ -196,15 +205,18 @@ class _Work:
         if view.has_moved():
             return None
         fresh = {place for batch in new for place in places_of(batch)}
-        looked = [path for path in looked if path.startswith(f"{PARTITION}={explainer}/")]
         placed = book.placed()
         again = {
             key[:2] for key in written.keys() | placed.keys() if _differs(written.get(key), placed.get(key))
         }
-        again |= view.moved() | _looked_at(out, looked)
+        again |= view.moved() | {key[:2] for key in book.looked}
         if has_new_decisions(out, carried):
             again |= self._decided(placed)
         before = read_rows(out, explainer, again - fresh)
+        screened = ["border_heat" in flags for flags in before.column("flags").to_pylist()]
+        if contents := before.column("content_sha256").filter(pa.array(screened, pa.bool_())).to_pylist():
+            fill = (ds.field("intervention") == "fill") & ds.field("content_sha256").isin(contents)
+            book.recollect(_looks(out, explainer, fill))
         judged = [self._judge(batch, view, book) for batch in new]
         for part in judged:
             tally.add(part, self.past.covered)
@@ -219,11 +231,14 @@ class _Work:
     def _judge(self, batch: pa.RecordBatch, view: ArchiveView, book: CauseBook) -> Judged:
         return judge(batch, view, self.settings, self.past.decisions, self.explainer, book)
 
-    def _book(self) -> CauseBook:
+    def _book(self, looked: Sequence[str] | None = None) -> CauseBook:
+        """Open the causes of all looks, or of those in these files."""
         out, explainer = self.table.out, self.explainer
         return CauseBook(
-            _looks(out, explainer), self.settings.drop, self.past.nights, partial(_crops, out, explainer)
-        )
+            _looks(out, explainer, paths=looked), self.settings.drop, self.past.nights,
+            partial(_crops, out, explainer, looked or []),
+            (lambda _: ()) if looked is None else partial(_looks_of, out, explainer),
+        )  # fmt: skip
 
     def _judge_again(
         self, before: pa.Table, view: ArchiveView, book: CauseBook, tally: Tally
@@ -258,7 +273,7 @@ class _Work:
 
 def _written_causes(carried: Carried) -> dict[ImageKey, Placed]:
     """Give what the audit table says of causes: the cause of an image, how many more have it, its place."""
-    return {(shard, i, content): (*said,) for shard, i, content, *said in carried.facts["written"]}
+    return {(shard, i, content): (*said,) for shard, i, content, *said in rows_of(carried.tables["written"])}
 
 
 def _differs(row: Placed | None, placed: Placed | None) -> bool:
@@ -274,26 +289,30 @@ def _score(rank: Any) -> Any:
     return 0.9 + 0.1 / (1 + rank)
 
 
-def _looked_at(out: Folder, paths: Sequence[str]) -> set[Place]:
-    """Give the images that files of looks speak of."""
-    folder = log.file_system(out, LOOKS)
-    read = partial(pq.read_table, columns=["shard", "index"], filesystem=folder, partitioning=None)
-    return {place for path in paths for place in places_of(read(path))}
-
-
-def _looks(out: Folder, explainer: str) -> Iterator[dict[str, Any]]:
-    """Read the looks, as many at once as memory bears."""
-    for batch in read_looks(out, explainer, _LOOKED).to_batches(max_chunksize=BATCH_ROWS):
+def _looks(
+    out: Folder, explainer: str, where: ds.Expression | None = None, paths: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Read looks, as many at once as memory bears."""
+    for batch in read_looks(out, explainer, _LOOKED, where, paths).to_batches(max_chunksize=BATCH_ROWS):
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             yield dict(zip(_LOOKED, row, strict=True))
 
 
-def _crops(out: Folder, explainer: str, keys: Collection[ImageKey]) -> dict[ImageKey, bytes]:
-    """Read the hot spots of these images."""
-    contents = pa.array(sorted({content for _, _, content in keys}), pa.string())
-    where = ds.field("content_sha256").isin(contents) & ds.field("crop").is_valid()
-    rows = read_looks(out, explainer, [*_COPIED, "crop"], where).to_pylist()
-    found = {(row["shard"], row["index"], row["content_sha256"]): row["crop"] for row in rows}
+def _looks_of(out: Folder, explainer: str, answers: Collection[int]) -> Iterator[dict[str, Any]]:
+    return _looks(out, explainer, ds.field("predicted_class").isin(sorted(answers)))
+
+
+def _crops(
+    out: Folder, explainer: str, recent: Sequence[str], keys: Collection[ImageKey]
+) -> dict[ImageKey, bytes]:
+    """Read the hot spots of these images, from recent files of looks, and what is not there from all."""
+    found: dict[ImageKey, bytes] = {}
+    for paths in (recent, None):
+        contents = pa.array(sorted({key[2] for key in keys if key not in found}), pa.string())
+        if len(contents):
+            where = ds.field("content_sha256").isin(contents) & ds.field("crop").is_valid()
+            rows = read_looks(out, explainer, [*KEY.names, "crop"], where, paths)
+            found |= {(*key,): crop for *key, crop in rows_of(rows)}
     return {key: found[key] for key in keys if key in found}
 
 

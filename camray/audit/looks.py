@@ -289,11 +289,18 @@ def write_looks(out: Folder, explainer: str, found: Sequence[Row]) -> None:
 
 
 def read_looks(
-    out: Folder, explainer: str, columns: Sequence[str], where: ds.Expression | None = None
-) -> pa.Table:
-    """Read columns of all looks of an explainer, or of some; no rows where nobody looked."""
-    if not log.exists(out, LOOKS):
+    out: Folder, explainer: str, columns: Sequence[str], where: ds.Expression | None = None,
+    paths: Sequence[str] | None = None,
+) -> pa.Table:  # fmt: skip
+    """Read columns of all looks of an explainer, or of some; no rows where nobody looked.
+
+    `paths`: of these files alone, which are of the explainer.
+    """
+    if paths == [] or not log.exists(out, LOOKS):
         return LOOKS_SCHEMA.empty_table().select(list(columns))
+    if paths is not None:
+        files = ds.dataset(paths, LOOKS_SCHEMA, format="parquet", filesystem=log.file_system(out, LOOKS))
+        return files.to_table(columns=list(columns), filter=where)
     table, mine = log.dataset(out, LOOKS, log.opened(out, LOOKS)), ds.field(PARTITION) == explainer
     return table.to_table(columns=list(columns), filter=mine if where is None else mine & where)
 

@@ -25,6 +25,7 @@ import pyarrow.dataset as ds
 from camray.audit.causes import CAUSES, CHANGES
 from camray.audit.charts import RATES, cluster_maps, history, mean_maps, trend
 from camray.audit.clusters import clusters_of_classes
+from camray.audit.history import SHOWN_NIGHTS
 from camray.audit.looks import SEEN, read_looks
 from camray.audit.night import Night, latest_nights, read_state
 from camray.audit.report_rows import (
@@ -50,7 +51,6 @@ from camray.storage import Folder
 LARGEST = 100_000  # rows of the night that are kept
 QUEUE = 1000  # of earlier nights: those with the highest audit scores
 CLUSTERED = 24  # classes whose heatmaps are grouped
-NIGHTS = 60  # in the history
 CARDS, WALL = 24, 12  # causes that are shown, and hot spots on the wall of each
 _LOCAL = ("repeated thing", "place", "border")
 FIRST = 6  # pictures on the first page
@@ -128,9 +128,9 @@ def _first_page(nights: Sequence[Night], what: dict[str, Any], drawn: dict[str, 
         "decided": {c.id: c.decision for c in night.causes if c.decision},
     }  # fmt: skip
     return pages.get_template("index.html.j2").render(
-        night=night, before=before[0] if before else None, nights=nights[-NIGHTS:], what=what,
+        night=night, before=before[0] if before else None, nights=nights[-SHOWN_NIGHTS:], what=what,
         verdicts=VERDICTS, version=installed_versions().get("camray", ""), config=_for_script(config),
-        history=history(nights[-NIGHTS:]), bars=bars(night), rates=RATES, **drawn,
+        history=history(nights[-SHOWN_NIGHTS:]), bars=bars(night), rates=RATES, **drawn,
     )  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def cause_cards(out: Folder, nights: Sequence[Night]) -> list[dict[str, Any]]:
 
     They are of the last sixty nights.
     """
-    night, runs = nights[-1], sorted({run for night in nights[-NIGHTS:] for run in night.covers})
+    night, runs = nights[-1], sorted({run for night in nights[-SHOWN_NIGHTS:] for run in night.covers})
     if not night.causes:
         return []
     answers = ds.field("predicted_class").isin([card.class_id for card in night.causes[:CARDS]])
