@@ -37,7 +37,11 @@ from camray.storage import Folder
 CONFIDENCE_DISTANCE, HEAT_COSINE = 0.01, 0.99  # a GPU in place of a CPU stays within both
 LISTED = 1000  # classes that a summary keeps
 MOST_WHOLE = 8  # summaries that are read, beside nights in brief
-_LONG = ("classes", "archive_classes", "properties", "slices", "archive_slices", "causes")
+BRIEF_FORMAT = 2
+_BRIEF = (
+    "run_id", "explainer", "written_at", "previous", "covers", "records_version", "audit_version", "rates",
+    "verdicts", "labelled", "archive_labelled",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,8 +343,8 @@ def _standing(
 def read_nights(out: Folder, remember: bool = False) -> list[Night]:
     """Read the nights, in the order of the log's versions; a damaged summary is set aside.
 
-    The last one of each explainer is whole; of those that stand in OUT/carried/nights.json causes, classes
-    and all that is compared are left out. `remember`: write that file where many are not in it.
+    The last one of each explainer is whole; of those that stand in OUT/carried/nights.json there is what the
+    next nights and the history ask for. `remember`: write that file where many are not in it.
     """
     briefs = recovered(out, BRIEF_NIGHTS, _briefs_of) or {}
     found = _nights_by_file(out, briefs)
@@ -373,18 +377,25 @@ def _nights_by_file(out: Folder, briefs: Mapping[str, tuple[str, Night]]) -> dic
 
 
 def _write_briefs(out: Folder, nights: Mapping[str, Night]) -> None:
-    left_out: dict[str, Any] = {name: [] for name in _LONG} | {"canary": None, "model_update": None}
     texts = {
-        path: night.to_json() | left_out | {"drift": {"level": night.drift.level, "comparisons": []}}
+        path: {name: getattr(night, name) for name in _BRIEF}
+        | {"images": asdict(night.images), "gate": asdict(night.gate), "drift": night.drift.level}
         for path, night in nights.items()
     }
-    write_side(out, BRIEF_NIGHTS, {"nights": texts})
+    write_side(out, BRIEF_NIGHTS, {"format": BRIEF_FORMAT, "nights": texts})
 
 
 def _briefs_of(tree: Any) -> dict[str, tuple[str, Night]]:
     """Read nights in brief: path of the summary -> its size and time, and the night."""
-    parts = ((name.partition(" "), said) for name, said in tree["nights"].items())
-    return {path: (version, Night.from_json(said)) for (path, _, version), said in parts}
+    left_out: dict[str, Any] = {field.name: [] for field in fields(Night)} | {
+        "settings": AuditConfig(), "canary": None, "model_update": None, "accepted": 0,
+    }  # fmt: skip
+    found = {}
+    for name, said in tree["nights"].items() if tree.get("format") == BRIEF_FORMAT else ():
+        path, _, version = name.partition(" ")
+        parts = {"images": Images(**said["images"]), "gate": Gate(**said["gate"])}
+        found[path] = version, Night(**left_out | said | parts | {"drift": Drift(said["drift"], ())})
+    return found
 
 
 def night_of(path: str, tree: Any) -> Night:
