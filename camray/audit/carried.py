@@ -68,7 +68,9 @@ def write_carried(
     out = table.out
     versions = log.versions(out) | {table.kind.folder: table.version}
     said = {**facts, "versions": versions, "holds": _holds(settings)}
-    packed = {f"{_TABLE}{name}": np.frombuffer(_stream_of(table), np.uint8) for name, table in tables.items()}
+    packed: dict[str, Any] = {
+        f"{_TABLE}{name}": np.frombuffer(_stream_of(table), np.uint8) for name, table in tables.items()
+    }
     file = io.BytesIO()
     np.savez(file, **arrays, **packed, facts=np.frombuffer(json.dumps(said).encode(), np.uint8))
     content = file.getbuffer()

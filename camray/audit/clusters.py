@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import laplacian
 from scipy.spatial.distance import cdist
 
 from camray.audit.columns import Floats, heat_shares, number
-from camray.ledger.committed import PARTITION
+from camray.ledger import log
 from camray.ledger.table import Table
 
 LARGEST = 500  # maps a class: the distances grow with the square
@@ -85,8 +85,6 @@ def clusters_of_classes(
 def newest_files(table: Table, explainer: str, rows: int) -> list[str]:
     """Give the paths of the record files committed last: as many as hold so many rows, at most 64."""
     assert table.delta is not None
-    files = pa.table(table.delta.get_add_actions(flatten=True))
-    files = files.filter(pc.field(f"partition.{PARTITION}") == explainer)
-    files = files.sort_by([("modification_time", "descending"), ("path", "descending")])
+    files = log.newest(table.delta, explainer)
     before = pc.cumulative_sum(files["num_records"]).to_numpy() - files["num_records"].to_numpy()
     return list(files["path"].filter(pa.array(before < rows)).to_pylist()[:MOST_FILES])

@@ -37,7 +37,7 @@ from camray.audit.history import Nights
 from camray.audit.looks import read_looks
 from camray.audit.reviewed import Decisions
 from camray.audit.tally import Judged, Place, Tally, places_of
-from camray.audit.verdict_table import AUDIT_SCHEMA, among, put_rows, read_rows, write_whole
+from camray.audit.verdict_table import AUDIT_SCHEMA, among, holding, put_rows, read_rows, write_whole
 from camray.config import AuditConfig
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
@@ -212,7 +212,8 @@ class _Work:
         again |= view.moved() | {key[:2] for key in book.looked}
         if has_new_decisions(out, carried):
             again |= self._decided(placed)
-        before = read_rows(out, explainer, again - fresh)
+        held = holding(out, explainer, again - fresh)
+        before = read_rows(out, held, again - fresh)
         screened = ["border_heat" in flags for flags in before.column("flags").to_pylist()]
         if contents := before.column("content_sha256").filter(pa.array(screened, pa.bool_())).to_pylist():
             fill = (ds.field("intervention") == "fill") & ds.field("content_sha256").isin(contents)
@@ -222,7 +223,8 @@ class _Work:
             tally.add(part, self.past.covered)
         rejudged = self._judge_again(before, view, book, tally)
         rows = [part.rows for part in (*judged, *rejudged)]
-        put_rows(out, explainer, self.run_id, rows, {place for r in rejudged for place in places_of(r.rows)})
+        places = {place for part in rejudged for place in places_of(part.rows)}
+        put_rows(out, explainer, self.run_id, rows, places, held if places else ())
         for key in [key for key in written if key[:2] in again]:
             del written[key]
         written |= {key: said for key, said in placed.items() if key[:2] in again | fresh}

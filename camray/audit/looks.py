@@ -32,7 +32,7 @@ from camray.flow.stages import Decode, read_shard
 from camray.job.prepare import Prepared, chosen_shards
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
-from camray.ledger.out import LOOKS
+from camray.ledger.out import LOOKS, TABLE
 from camray.ledger.plan import ShardTask
 from camray.ledger.table import Table
 from camray.records import Chunk, Data, Shard, Status
@@ -66,6 +66,7 @@ SAMPLE = 64  # images of each answer
 POOL = 500  # images of each answer that are read again
 MEMORY = 2**30  # bytes of views
 SMALL = 6400  # forwards that any night may have, but not more than eight an image
+EARLIER = 20_000  # hot spots of earlier nights that are read, or one file of them
 MOST_SMALL, LARGE = 32, 2**26  # files that are put together, bytes
 PAIRS = 3  # of an answer and intervention, that are drawn
 _RECORD = (
@@ -99,7 +100,7 @@ def look_again(ready: Prepared, engine: Engine, _run_id: str, reporter: Reporter
         return
     table = Table(ready.out)
     known = read_looks(ready.out, explainer.id, ["run_id"])
-    old = frozenset(known.column("run_id").to_pylist())
+    old = frozenset(pc.unique(known.column("run_id")).to_pylist())
     pool, images = choose(table, explainer, old)
     shards = {shard.uri: shard for shard in chosen_shards(ready.listing, ready.listing, ready.groupings)}
     indices: dict[str, set[int]] = defaultdict(set)
@@ -125,11 +126,13 @@ def look_again(ready: Prepared, engine: Engine, _run_id: str, reporter: Reporter
 
 
 def choose(table: Table, explainer: Explainer, old: frozenset[str]) -> tuple[list[Row], int]:
-    """Pick at most 500 images of each answer, by checksum, of runs that are not in `old`; and count all."""
+    """Pick at most 500 images of each answer, by checksum, of runs behind those in `old`; and count all."""
+    paths = log.files_behind(table.out, TABLE, table.delta, old) if table.delta is not None and old else None
+    records = table.dataset(explainer.id, paths)
     usable = (ds.field(PARTITION) == explainer.id) & (ds.field("heat_status") == "ok")
     usable &= ds.field("target_class") == ds.field("predicted_class")
     usable &= ~ds.field("run_id").isin(sorted(old) or [""])
-    keys = table.dataset(explainer.id).to_table(columns=["predicted_class", "content_sha256"], filter=usable)
+    keys = records.to_table(columns=["predicted_class", "content_sha256"], filter=usable)
     keys = keys.sort_by("content_sha256")
     answers = keys.column("predicted_class").to_numpy()
     most = max(1, MEMORY // (3 * explainer.input.width * explainer.input.height))
@@ -137,9 +140,7 @@ def choose(table: Table, explainer: Explainer, old: frozenset[str]) -> tuple[lis
     rank = _rank_within(answers)
     chosen = keys.column("content_sha256").filter(pa.array(rank < each)).to_pylist()
     wanted = pa.array(sorted(set(chosen)), pa.string())
-    rows = table.dataset(explainer.id).scanner(
-        columns=[*_RECORD], filter=usable & ds.field("content_sha256").isin(wanted)
-    )
+    rows = records.scanner(columns=[*_RECORD], filter=usable & ds.field("content_sha256").isin(wanted))
     return rows.to_table().sort_by(
         [("content_sha256", "ascending"), ("shard", "ascending")]
     ).to_pylist(), len(keys)
@@ -306,9 +307,14 @@ def read_looks(
 
 
 def earlier_crops(out: Folder, explainer: str) -> list[tuple[int, bytes]]:
-    """Give the hot spots of earlier nights, with their answers, at most 128 of each, the latest."""
-    rows = read_looks(out, explainer, ["run_id", "predicted_class", "crop"])
-    rows = rows.filter(pc.is_valid(rows.column("crop"))).sort_by([("run_id", "descending")])
+    """Give the hot spots of earlier nights, with their answers, at most 128 of each, of the latest files."""
+    parts = [LOOKS_SCHEMA.empty_table().select(["run_id", "predicted_class", "crop"])]
+    files = log.newest(log.opened(out, LOOKS), explainer)["path"] if log.exists(out, LOOKS) else ()
+    for path in map(str, files):
+        if sum(map(len, parts)) < EARLIER:
+            valid = ds.field("crop").is_valid()
+            parts.append(read_looks(out, explainer, parts[0].column_names, valid, [path]))
+    rows = pa.concat_tables(parts).sort_by([("run_id", "descending")])
     kept: Any = _rank_within(rows.column("predicted_class").to_numpy()) < 128 if len(rows) else []
     rows = rows.filter(pa.array(kept, pa.bool_()))
     return list(zip(rows.column("predicted_class").to_pylist(), rows.column("crop").to_pylist(), strict=True))

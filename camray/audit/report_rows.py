@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from numpy.typing import NDArray
 
 from camray.audit.columns import class_name
 from camray.audit.tally import Place, places_of
@@ -75,16 +76,20 @@ def audit_rows(
     `new`: whether a row is of `new_runs`. Where not all rows find room, these come before older ones, of
     which there are at most `older`, and those that `also` names by shard and index.
     """
-    table = log.dataset(out, AUDIT, log.opened(out, AUDIT))
+    table, mine = log.dataset(out, AUDIT, log.opened(out, AUDIT)), ds.field(PARTITION) == explainer
     there = [name for name in _JUDGED if name in table.schema.names]
-    rows = table.to_table(columns=there, filter=ds.field(PARTITION) == explainer)
+    runs = pa.array(sorted(new_runs), pa.string())
+    old, new = _scores(table.scanner(columns=["night", "audit_score"], filter=mine), runs)
+    limit = limit if older is None else min(limit, new) + older
+    least = np.partition(old, -limit)[-limit] if 0 < limit < len(old) else -np.inf
+    asked = ds.field("night").isin(runs) | (ds.field("audit_score") >= pa.scalar(least, pa.float32()))
+    named = ds.field("shard").isin(pa.array({shard for shard, _ in also}, pa.string()))
+    named &= ds.field("index").isin(pa.array({index for _, index in also}, pa.int32()))
+    rows = table.to_table(columns=there, filter=mine & (asked | named))
     for name in _LATER:
         rows = rows if name in there else rows.append_column(name, pa.nulls(len(rows), pa.string()))
     order = [("audit_score", "descending"), ("shard", "ascending"), ("index", "ascending")]
-    new = pc.is_in(rows.column("night"), value_set=pa.array(sorted(new_runs), pa.string()))
-    rows = rows.append_column("new", new.cast(pa.int8()))
-    if older is not None:
-        limit = min(limit, pc.sum(rows.column("new")).as_py() or 0) + older
+    rows = rows.append_column("new", pc.is_in(rows.column("night"), value_set=runs).cast(pa.int8()))
     if len(rows) > limit:
         best = pc.select_k_unstable(rows, limit, [("new", "descending"), *order])
         shards = pc.is_in(rows.column("shard"), value_set=pa.array({shard for shard, _ in also}, pa.string()))
@@ -94,6 +99,16 @@ def audit_rows(
         ]  # fmt: skip
         rows = rows.take(pc.unique(pa.concat_arrays([best, pa.array(named, best.type)])))
     return rows.sort_by(order)
+
+
+def _scores(rows: ds.Scanner, runs: pa.Array) -> tuple[NDArray[np.float32], int]:
+    """Give the audit scores of rows that are not of these runs, and how many are."""
+    parts, new = [np.empty(0, np.float32)], 0
+    for batch in rows.to_batches():
+        is_new = pc.is_in(batch.column("night"), value_set=runs)
+        parts.append(batch.column("audit_score").filter(pc.invert(is_new)).to_numpy(zero_copy_only=False))
+        new += len(batch) - len(parts[-1])
+    return np.concatenate(parts), new
 
 
 def written_rows(

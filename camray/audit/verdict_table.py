@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.transaction import AddAction, RemoveAction
 
 from camray.audit.tally import Place
@@ -43,31 +43,74 @@ AUDIT_SCHEMA = pa.schema(
         ("cause_id", pa.string()),  # the same from night to night
     ]
 )
-ROWS_A_FILE = 100_000
+ROWS_A_FILE, GROUP = 100_000, 8192
 SMALL, MOST_SMALL = 20_000, 16  # rows of a small file, and how many may stand
 
 
 def write_whole(out: Folder, explainer: str, run_id: str, rows: Iterable[pa.RecordBatch]) -> None:
     """Write all rows of an explainer anew, in one transaction; the table is made where it is not there."""
-    uri = out.child_uri(AUDIT)
     if not log.exists(out, AUDIT):
         DeltaTable.create(
-            uri, AUDIT_SCHEMA, mode="ignore", partition_by=[PARTITION], name="camray audit",
+            out.child_uri(AUDIT), AUDIT_SCHEMA, mode="ignore", partition_by=[PARTITION], name="camray audit",
             configuration=log.BESIDE,
         )  # fmt: skip
-    write_deltalake(
-        uri, pa.RecordBatchReader.from_batches(AUDIT_SCHEMA, rows), mode="overwrite",
-        predicate=f"{PARTITION} = '{explainer}'", commit_properties=_note(run_id), schema_mode="merge",
-        target_file_size=2**24,
-    )  # fmt: skip
+    table = log.opened(out, AUDIT)
+    there = {field.name for field in table.schema().fields}
+    if later := [f for f in Schema.from_arrow(AUDIT_SCHEMA).fields if f.name not in there]:
+        table.alter.add_columns(later)
+        table = log.opened(out, AUDIT)
+    _put(out, table, explainer, run_id, log.newest(table, explainer)["path"].to_pylist(), _in_files(rows))
 
 
-def read_rows(out: Folder, explainer: str, places: Collection[Place]) -> pa.Table:
-    """Read the rows of these images."""
-    shards = ds.field("shard").isin(pa.array(sorted({shard for shard, _ in places}), pa.string()))
-    table = log.dataset(out, AUDIT, log.opened(out, AUDIT))
-    rows = table.to_table(filter=(ds.field(PARTITION) == explainer) & shards)
-    return rows.filter(among(rows, places))
+def _in_files(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Gather batches to as many rows as a file has."""
+    parts: list[pa.RecordBatch] = []
+    for batch in rows:
+        parts.append(batch)
+        if sum(map(len, parts)) >= ROWS_A_FILE:
+            yield pa.Table.from_batches(parts)
+            parts = []
+    if parts:
+        yield pa.Table.from_batches(parts)
+
+
+def holding(out: Folder, explainer: str, places: Collection[Place]) -> list[str]:
+    """Give the files that have rows of these images; of most the footer tells that they have none."""
+    shards = pa.array(sorted({shard for shard, _ in places}), pa.string())
+    names, folder, found = shards.to_pylist(), log.file_system(out, AUDIT), []
+    paths = log.newest(log.opened(out, AUDIT), explainer)["path"].to_pylist() if names else []
+    for path in paths:
+        with folder.open_input_file(path) as file:
+            parquet = pq.ParquetFile(file)
+            if not _may_hold(parquet.metadata, names):
+                continue
+            keys = parquet.read(["shard", "index"], use_threads=False)
+        if pc.any(among(keys.filter(pc.is_in(keys["shard"], value_set=shards)), places)).as_py():
+            found.append(path)
+    return found
+
+
+def _may_hold(metadata: pq.FileMetaData, names: Sequence[str]) -> bool:
+    """Tell whether a row group may have one of these shards, which are sorted."""
+    column = metadata.schema.names.index("shard")
+    for i in range(metadata.num_row_groups):
+        known = metadata.row_group(i).column(column).statistics
+        if (
+            known is None
+            or not known.has_min_max
+            or bisect_right(names, known.max) > bisect_left(names, known.min)
+        ):
+            return True
+    return False
+
+
+def read_rows(out: Folder, paths: Iterable[str], places: Collection[Place]) -> pa.Table:
+    """Read the rows of these images, which are in these files; without the column of the explainer."""
+    parts = [AUDIT_SCHEMA.remove(0).empty_table()]
+    for path in paths:
+        rows = _read(out, path)
+        parts.append(rows.filter(among(rows, places)))
+    return pa.concat_tables(parts)
 
 
 def among(rows: pa.Table | pa.RecordBatch, places: Collection[Place]) -> pa.Array:
@@ -81,47 +124,67 @@ def among(rows: pa.Table | pa.RecordBatch, places: Collection[Place]) -> pa.Arra
 
 
 def put_rows(
-    out: Folder, explainer: str, run_id: str, rows: Iterable[pa.RecordBatch], places: Collection[Place]
-) -> None:
-    """Add rows, in the place of those of `places`, in one transaction; files without any stay as they are."""
+    out: Folder, explainer: str, run_id: str, rows: Iterable[pa.RecordBatch], places: Collection[Place],
+    held: Collection[str],
+) -> None:  # fmt: skip
+    """Add rows, in the place of those of `places`, in one transaction; files without any stay as they are.
+
+    `held`: the files that have rows of these places. They are written anew one by one.
+    """
     table = log.opened(out, AUDIT)
-    files = pa.table(table.get_add_actions(flatten=True))
-    files = files.filter(pc.field(f"partition.{PARTITION}") == explainer)
+    files = log.newest(table, explainer)
     small = files.filter(pc.field("num_records") < SMALL)["path"].to_pylist()
-    gone = set(small) if len(small) >= MOST_SMALL else set()
-    folder = log.file_system(out, AUDIT)
-    shards = pa.array(sorted({shard for shard, _ in places}), pa.string())
-    kept: list[pa.Table] = []
-    for path in files["path"].to_pylist() if len(shards) else gone:
-        if path not in gone:
-            keys = pq.read_table(path, columns=["shard", "index"], filesystem=folder, partitioning=None)
-            keys = keys.filter(pc.is_in(keys["shard"], value_set=shards))
-            if not pc.any(among(keys, places)).as_py():
-                continue
-        whole = pq.read_table(path, filesystem=folder, partitioning=None)
-        kept.append(whole.filter(pc.invert(among(whole, places))) if len(shards) else whole)
-        gone.add(path)
-    new = pa.Table.from_batches(rows, AUDIT_SCHEMA).drop_columns([PARTITION])
-    whole = pa.concat_tables([*(part.select(new.column_names).cast(new.schema) for part in kept), new])
+    gone = {*held, *(small if len(small) >= MOST_SMALL else ())}
+
+    def parts() -> Iterator[pa.Table]:
+        together = [pa.Table.from_batches(rows, AUDIT_SCHEMA).drop_columns([PARTITION])]
+        for path in sorted(gone):
+            kept = _read(out, path)
+            kept = kept.filter(pc.invert(among(kept, places))) if path in held else kept
+            if path in small:
+                together.append(kept)
+            elif len(kept):
+                yield kept
+        whole = pa.concat_tables(together)
+        yield from (whole.slice(start, ROWS_A_FILE) for start in range(0, len(whole), ROWS_A_FILE))
+
+    _put(out, table, explainer, run_id, gone, parts())
+
+
+def _read(out: Folder, path: str) -> pa.Table:
+    """Read a file; it has no column for the explainer."""
+    schema = AUDIT_SCHEMA.remove(0)
+    rows = pq.read_table(path, filesystem=log.file_system(out, AUDIT), partitioning=None)
+    return rows.select(schema.names).cast(schema)
+
+
+def _put(
+    out: Folder,
+    table: DeltaTable,
+    explainer: str,
+    run_id: str,
+    gone: Iterable[str],
+    parts: Iterable[pa.Table],
+) -> None:
+    """Write parts as files, and put them in the place of others, in one transaction."""
     now_ms = int(time.time() * 1000)
     partition: dict[str, str | None] = {PARTITION: explainer}
     actions: list[AddAction | RemoveAction] = [RemoveAction(p, True, now_ms, None, partition) for p in gone]
-    for start in range(0, len(whole), ROWS_A_FILE):
-        actions.append(_written(out, explainer, whole.slice(start, ROWS_A_FILE), f"{run_id}-{start}", now_ms))
+    for number, rows in enumerate(parts):
+        actions.append(_written(out, explainer, rows, f"{run_id}-{number}", now_ms))
+    note = CommitProperties(custom_metadata={"camray": json.dumps({"run_id": run_id})})
     table.create_write_transaction(
-        actions, "append", AUDIT_SCHEMA, partition_by=[PARTITION], commit_properties=_note(run_id)
+        actions, "append", AUDIT_SCHEMA, partition_by=[PARTITION], commit_properties=note
     )
 
 
 def _written(out: Folder, explainer: str, rows: pa.Table, name: str, now_ms: int) -> AddAction:
+    """Write a file, the first of the queue first: a look at the queue then reads no more of it."""
+    rows = rows.select(AUDIT_SCHEMA.names[1:]).sort_by([("audit_score", "descending")])
     buffer = pa.BufferOutputStream()
-    pq.write_table(rows, buffer, compression="zstd")
+    pq.write_table(rows, buffer, compression="zstd", row_group_size=GROUP)
     data = buffer.getvalue()
     path = f"{PARTITION}={explainer}/{name}-{checksum(data)}.parquet"
     out.write(f"{AUDIT}/{path}", data)
     said = json.dumps({"numRecords": len(rows)})
     return AddAction(path, data.size, {PARTITION: explainer}, now_ms, True, said)
-
-
-def _note(run_id: str) -> CommitProperties:
-    return CommitProperties(custom_metadata={"camray": json.dumps({"run_id": run_id})})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 from deltalake import DeltaTable
@@ -155,6 +156,21 @@ def changes(out: Folder, folder: str, since: int, last: int) -> Changes | None:
     return Changes(list(added), removed)
 
 
+def files_behind(out: Folder, folder: str, table: DeltaTable, runs: Collection[str]) -> list[str] | None:
+    """Give the files that came behind the last entry of one of these runs; None where the log cannot tell."""
+    entries: list[dict[str, Any]] = []
+    limit = 16
+    while True:
+        read, entries = len(entries), table.history(limit)
+        for said in entries[read:]:
+            if json.loads(said.get("camray", "{}")).get("run_id") in runs:
+                found = changes(out, folder, said["version"], table.version())
+                return found.added if found and sizes(table).keys() >= set(found.added) else None
+        if len(entries) < limit:
+            return None
+        limit *= 4
+
+
 def old_checkpoints(out: Folder, folder: str) -> list[str]:
     """List the checkpoints that a later one replaced. Every entry stays: nothing is lost with them."""
     paths = [f"{log_folder(folder)}/{e.path}" for e in out.entries(log_folder(folder), recursive=False)]
@@ -167,6 +183,16 @@ def runs(table: DeltaTable) -> list[str]:
     return list(
         dict.fromkeys(str(about["run_id"]) for about in said if "run_id" in about and not about.get("forgot"))
     )
+
+
+def newest(table: DeltaTable, owner: str) -> pa.Table:
+    """Give path and `num_records` of the committed files of an explainer, the newest first."""
+    files = pa.table(table.get_add_actions(flatten=True))
+    if not len(files):
+        return pa.table({"path": pa.array([], pa.string()), "num_records": pa.array([], pa.int64())})
+    files = files.filter(pc.field("partition.explainer") == owner)
+    order = [("modification_time", "descending"), ("path", "descending")]
+    return files.sort_by(order).select(["path", "num_records"])
 
 
 def sizes(table: DeltaTable) -> dict[str, int]:
