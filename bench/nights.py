@@ -1,52 +1,54 @@
-"""What a night costs beside explaining: seconds and memory of each part of the audit.
+"""What a night costs beside explaining: CPU seconds of each part, memory, and what the log holds.
 
     python bench/nights.py --rows 20000 --new 20                 one night on so many rows
     python bench/nights.py --rows 0 --new 20 --nights 500        so many nights in one OUT
 
-Records and looks are generated, no model is asked. Each night is a process of its own, so that its memory is.
+Records and looks are generated, no model is asked. Each night that is shown is a process of its own, so that
+its memory is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from functools import reduce, wraps
-from importlib import import_module
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from camray.audit import night, report  # noqa: E402
-from camray.audit.looks import BATTERY, write_looks  # noqa: E402
-from camray.config import AuditConfig  # noqa: E402
-from camray.ledger.runs import write_explainer  # noqa: E402
+from camray.audit.looks import BATTERY, choose, earlier_crops, read_looks, write_looks  # noqa: E402
+from camray.audit.night import audit_night  # noqa: E402
+from camray.audit.report import write_report  # noqa: E402
+from camray.config import ArchiveConfig, AuditConfig, Config  # noqa: E402
+from camray.errors import ExitCode  # noqa: E402
+from camray.job.prepare import listed_for  # noqa: E402
+from camray.ledger import log  # noqa: E402
+from camray.ledger.plan import make_plan  # noqa: E402
+from camray.ledger.runs import first_report, working_reports, write_explainer  # noqa: E402
 from camray.ledger.sink import write_records  # noqa: E402
 from camray.ledger.table import ShardCommit, Table  # noqa: E402
-from camray.records import Shard, account  # noqa: E402
+from camray.records import Accounting, Shard, account  # noqa: E402
 from camray.storage import open_folder  # noqa: E402
+from camray.upkeep.prune import print_prune  # noqa: E402
+from camray.upkeep.verify import print_verify  # noqa: E402
 from tests.audit.report_world import explainer, records  # noqa: E402
 
+NAME = "s3://archive"  # of the archive
 TEMPLATE, ROWS_A_FILE, FILES_A_COMMIT = 5000, 20_000, 50
 LOOKED = 64  # images of a night that get looks
-PARTS = {  # what is timed: module -> functions
-    "camray.audit.night": ("audit_night", "read_nights", "_nights", "judge_archive", "_drift", "_write"),
-    "camray.audit.judge": ("read_carried", "write_carried", "put_rows", "write_whole"),
-    "camray.audit.cause_book": ("CauseBook.__init__", "CauseBook.close"),
-    "camray.audit.report": (
-        "write_report", "latest_nights", "audit_rows", "written_rows", "clusters_of_classes", "cause_cards"
-    ),
-}  # fmt: skip
 
 
 def generated(start: int, count: int, run_id: str, shard: str) -> pa.Table:
@@ -68,38 +70,51 @@ def generated(start: int, count: int, run_id: str, shard: str) -> pa.Table:
     return made
 
 
-def add_rows(place: str, start: int, count: int, run_id: str, rows_a_file: int = ROWS_A_FILE) -> None:
-    """Commit rows of a night, and looks at the first of them."""
-    out, what = open_folder(place, "OUT"), explainer()
-    write_explainer(out, what)
-    table = Table(out)
-    table.create()
-    commits: list[ShardCommit] = []
+def in_archive(place: str, start: int, count: int, rows_a_file: int = ROWS_A_FILE) -> None:
+    """Lay shards into the archive, of a byte each: they are listed, and never read."""
+    folder = Path(f"{place}.archive")
+    folder.mkdir(parents=True, exist_ok=True)
     for begin in range(start, start + count, rows_a_file):
-        rows = min(rows_a_file, start + count - begin)
-        shard = Shard(f"s3://archive/{begin:010d}.tar", "tar", 1, "1")
+        path = folder / f"{begin:010d}.tar"
+        path.write_bytes(b"0")
+        os.utime(path, ns=(1, 1))
+
+
+def commit_rows(table: Table, start: int, count: int, run_id: str) -> list[dict[str, Any]]:
+    """Commit rows of a night, and give the looks at the first of them."""
+    what = explainer()
+    commits: list[ShardCommit] = []
+    looks: list[dict[str, Any]] = []
+    for begin in range(start, start + count, ROWS_A_FILE):
+        rows = min(ROWS_A_FILE, start + count - begin)
+        shard = Shard(f"{NAME}/{begin:010d}.tar", "tar", 1, "1")
         found = generated(begin, rows, run_id, shard.uri)
-        if begin == start:
-            write_looks(out, what.id, looks_of(found))
-        receipt = write_records(out, what.id, shard.id, 0, found, chunk_size=rows_a_file)
+        looks = looks or looks_of(found)
+        receipt = write_records(table.out, what.id, shard.id, 0, found, chunk_size=ROWS_A_FILE)
         commits.append(ShardCommit(shard, (receipt,), account([receipt])))
         if len(commits) == FILES_A_COMMIT or begin + rows == start + count:
             table.commit(what.id, run_id, commits)
             commits = []
+    return looks
 
 
 def looks_of(found: pa.Table) -> list[dict[str, Any]]:
-    """Looks as a night makes them: the hot spot compared, and eight interventions of each image."""
+    """Looks as a night makes them: the hot spot compared, and nine interventions of each image.
+
+    Of the answers `cross` six in ten hang on a thing that repeats.
+    """
     same = ("run_id", "shard", "member", "index", "content_sha256", "predicted_class", "confidence")
     rows = [row for row in found.slice(0, LOOKED).select([*same]).to_pylist() if row["confidence"]]
-    chance = np.random.default_rng(rows[0]["index"])
+    chance, thing = np.random.default_rng(len(rows)), np.random.default_rng(0).integers(0, 255, 24 * 24 * 3)
     looks = []
     for row in rows:
-        crop = chance.integers(0, 255, 24 * 24 * 3, np.uint8).tobytes()
-        alike = {"same": 0.3, "other": 0.3, "crop": crop}
-        looks.append(row | {"intervention": "repeat", "sampled": False} | alike)
-        for name in BATTERY[:8]:
-            drop = float(chance.uniform(0, 0.35))
+        hangs = row["predicted_class"] == 3 and chance.random() < 0.6
+        crop = thing + chance.normal(0, 5, len(thing)) if hangs else chance.integers(0, 255, len(thing))
+        alike = {"same": 0.95, "other": 0.1} if hangs else {"same": 0.3, "other": 0.3}
+        spot = {"crop": crop.clip(0, 255).astype(np.uint8).tobytes()}
+        looks.append(row | {"intervention": "repeat", "sampled": False} | alike | spot)
+        for name in (*BATTERY[:8], "fill"):
+            drop = 0.6 if hangs and name in ("fill", "carry") else float(chance.uniform(0, 0.31))
             looks.append(row | {"intervention": name, "sampled": True, "drop": drop, "flip": False})
     return looks
 
@@ -110,35 +125,61 @@ def peak_mib() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 
-def timed(seconds: dict[str, float], name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-    """Add up the CPU seconds of a function."""
+class Clock:
+    """CPU seconds of each part."""
 
-    @wraps(work)
-    def run(*args: Any, **named: Any) -> Any:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
         began = time.process_time()
-        try:
-            return work(*args, **named)
-        finally:
-            seconds[name] += time.process_time() - began
-
-    return run
+        yield
+        self.seconds[name] = round(time.process_time() - began, 3)
 
 
-def one_night(place: str, run_id: str, full: bool) -> None:
-    """Audit and report; print CPU seconds of each part."""
-    seconds: dict[str, float] = defaultdict(float)
-    for module, names in PARTS.items():
-        for name in names:
-            *path, last = name.split(".")
-            owner = reduce(getattr, path, import_module(module))
-            setattr(owner, last, timed(seconds, name, getattr(owner, last)))
-    before, wall = peak_mib(), time.perf_counter()
-    night.audit_night(place, explainer().id, run_id, AuditConfig(full=full))
-    report.write_report(place)
-    wall = time.perf_counter() - wall
+def one_night(place: str, start: int, count: int, run_id: str, full: bool = False) -> dict[str, Any]:
+    """Do all that a night does beside explaining; give the CPU seconds of each part."""
+    clock, out, what = Clock(), open_folder(place, "OUT"), explainer()
+    before = peak_mib()
+    with clock.part("open"):
+        table = Table(out)
+        table.create()
+        table.update()
+    with clock.part("list"):
+        listing = listed_for(out, ArchiveConfig(path=f"{place}.archive", name=NAME))
+    with clock.part("plan"):
+        plan = make_plan(out, what.id, listing.shards, table.shards(what.id), ROWS_A_FILE)
+        earlier = working_reports(out, what.id)
+    assert len(plan.tasks) == -(-count // ROWS_A_FILE), f"{len(plan.tasks)} shards are new"
+    write_explainer(out, what)
+    with clock.part("commit"):
+        looks = commit_rows(table, start, count, run_id) if count else []
+        report = first_report(run_id, what.id, Config(), {"todo": len(plan.tasks)}, notes=[str(len(earlier))])
+        report.ended(ExitCode.DONE, account_of(count), 1.0, {}).write(out)
+    with clock.part("looks"):
+        old = frozenset(pc.unique(read_looks(out, what.id, ["run_id"]).column("run_id")).to_pylist())
+        choose(table, what, old)
+        earlier_crops(out, what.id)
+    if looks:
+        write_looks(out, what.id, looks)
+    with clock.part("audit"):
+        audit_night(place, what.id, run_id, AuditConfig(full=full))
+    with clock.part("report"):
+        write_report(place)
     memory = {"MiB": round(peak_mib() - before), "MiB_before": round(before)}
-    parts = {name: round(took, 2) for name, took in seconds.items()}
-    print(json.dumps({"night": run_id, "wall": round(wall, 2), **parts, **memory}), flush=True)
+    with clock.part("verify"), redirect_stdout(StringIO()) as said:
+        code = print_verify(place, False, run_id)
+    assert code == ExitCode.DONE, said.getvalue()
+    whole = sum(value for name, value in clock.seconds.items())
+    logs = [entry for folder in log.versions(out) for entry in out.entries(f"{folder}/_delta_log")]
+    size = {"log_files": len(logs), "log_MB": round(sum(entry.size_bytes for entry in logs) / 1e6, 1)}
+    size["files"] = sum(entry.path.endswith(".parquet") for entry in out.entries("records"))
+    return {"night": run_id, **clock.seconds, "all": round(whole, 2), **memory, **size}
+
+
+def account_of(count: int) -> Accounting:
+    return Accounting(ok=count)
 
 
 def run_of(number: int) -> str:
@@ -154,27 +195,34 @@ def main() -> None:
     parser.add_argument("--nights", type=int, default=1)
     parser.add_argument("--show", type=int, nargs="*", default=[1, 2, 10, 100, 200, 300, 400], help="nights")
     parser.add_argument("--full", action="store_true", help="the last one judges everything")
-    parser.add_argument("--out", help="keep it here")
-    parser.add_argument("--audit", help=argparse.SUPPRESS)
+    parser.add_argument("--compact", action="store_true", help="then prune, compact, and do one night more")
+    parser.add_argument("--out", help="keep it here; what is there, of so many rows and one night, stays")
+    parser.add_argument("--one", type=int, nargs=3, help=argparse.SUPPRESS)  # start, count, number
     args = parser.parse_args()
-    if args.audit:
-        one_night(args.out, args.audit, args.full)
+    if args.one:
+        start, count, number = args.one
+        print(json.dumps(one_night(args.out, start, count, run_of(number), args.full)), flush=True)
         return
-    shown = set(args.show)
     with tempfile.TemporaryDirectory() as scratch:
         place = args.out or f"{scratch}/out"
+        is_there = Path(place).exists()
         counts = [args.rows] * bool(args.rows) + [args.new] * args.nights
         start = 0
-        for number, count in enumerate(counts):
-            add_rows(place, start, count, run_of(number))
-            start += count
-            if number + 1 in shown or number + 1 == len(counts):
-                said = [sys.executable, __file__, "--out", place, "--audit", run_of(number)]
-                subprocess.run([*said, *["--full"] * args.full], check=True)
+        for number, count in enumerate([*counts, *[args.new] * args.compact]):
+            in_archive(place, start, count)
+            if number == len(counts):
+                with redirect_stdout(StringIO()) as said:
+                    print_prune(place, None, None, [], True, False, True)
+                print(json.dumps({"prune --compact": said.getvalue().splitlines()[-1]}), flush=True)
+            said = [sys.executable, __file__, "--out", place, "--one", str(start), str(count), str(number)]
+            is_last = number + 1 == len(counts)
+            if number == 0 and is_there:
+                pass
+            elif number + 1 in args.show or number + 1 >= len(counts):
+                subprocess.run([*said, *["--full"] * (args.full and is_last)], check=True)
             else:
-                night.audit_night(place, explainer().id, run_of(number), AuditConfig())
-                if number + 2 in shown or number + 2 == len(counts):
-                    report.write_report(place)  # of which the next takes over what is as it was
+                one_night(place, start, count, run_of(number))
+            start += count
 
 
 if __name__ == "__main__":
