@@ -113,6 +113,7 @@ class CauseBook:
     ) -> None:
         self._images, self._drop, self._nights = seen(looks, nights), drop, nights
         self._read_crops, self._older = crops, older
+        self.looked = frozenset(self._images)  # images that `looks` are of
         self._contents = pa.array({content for _, _, content in self._images}, pa.string())
         self._there: set[Key] = set()  # of the images looked at: those that are in the archive
         self._gone: set[Key] = set()  # the others
@@ -125,11 +126,6 @@ class CauseBook:
         self._given: dict[Key, Given] = {}
         self._told: dict[Key, Given] = {}  # of a class alone: its colour
         self._names: dict[Key, str] | None = None
-
-    @property
-    def looked(self) -> Collection[Key]:
-        """The images that `looks` were of."""
-        return self._images.keys()
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Count how often each class falls without the hot border."""

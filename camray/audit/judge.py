@@ -36,8 +36,8 @@ from camray.audit.history import Key as ImageKey
 from camray.audit.history import Nights
 from camray.audit.looks import read_looks
 from camray.audit.reviewed import Decisions
-from camray.audit.tally import Judged, Place, Tally, places_of
-from camray.audit.verdict_table import AUDIT_SCHEMA, among, holding, put_rows, read_rows, write_whole
+from camray.audit.tally import Judged, Place, Tally, among, places_of
+from camray.audit.verdict_table import AUDIT_SCHEMA, holding, put_rows, read_rows, write_whole
 from camray.config import AuditConfig
 from camray.ledger import log
 from camray.ledger.committed import PARTITION

@@ -20,8 +20,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from camray.audit.columns import class_name
-from camray.audit.tally import Place, places_of
-from camray.audit.verdict_table import among
+from camray.audit.tally import Place, among, places_of
 from camray.audit.verdicts import FLAGS, VERDICTS
 from camray.ledger import log
 from camray.ledger.committed import PARTITION, checksum

@@ -153,10 +153,7 @@ class Sample:
 
     def drop(self, places: Collection[Place]) -> None:
         """Forget images."""
-        self._parts = [
-            part.filter(pa.array([place not in places for place in places_of(part)], pa.bool_()))
-            for part in self._parts
-        ]
+        self._parts = [part.filter(pc.invert(among(part, places))) for part in self._parts]
 
     def rows(self) -> pa.Table:
         """Give them in order, at most so many."""
@@ -181,6 +178,16 @@ class Sample:
 def places_of(rows: pa.RecordBatch | pa.Table) -> list[Place]:
     """Give shard and index of each row."""
     return list(zip(rows.column("shard").to_pylist(), rows.column("index").to_pylist(), strict=True))
+
+
+def among(rows: pa.Table | pa.RecordBatch, places: Collection[Place]) -> pa.Array:
+    """Mark the rows of these images."""
+    indices = pa.array(sorted({index for _, index in places}), pa.int32())
+    chosen = pc.is_in(rows.column("index"), value_set=indices).to_numpy(zero_copy_only=False).copy()
+    at = np.flatnonzero(chosen)
+    shards, numbers = (rows.column(name).take(pa.array(at)).to_pylist() for name in ("shard", "index"))
+    chosen[at] = [place in places for place in zip(shards, numbers, strict=True)]
+    return pa.array(chosen, pa.bool_())
 
 
 def _orders(batch: pa.RecordBatch) -> NDArray[np.uint64]:

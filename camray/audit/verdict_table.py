@@ -11,14 +11,13 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.transaction import AddAction, RemoveAction
 
-from camray.audit.tally import Place
+from camray.audit.tally import Place, among
 from camray.ledger import log
 from camray.ledger.committed import PARTITION, checksum
 from camray.ledger.out import AUDIT
@@ -111,16 +110,6 @@ def read_rows(out: Folder, paths: Iterable[str], places: Collection[Place]) -> p
         rows = _read(out, path)
         parts.append(rows.filter(among(rows, places)))
     return pa.concat_tables(parts)
-
-
-def among(rows: pa.Table | pa.RecordBatch, places: Collection[Place]) -> pa.Array:
-    """Mark the rows of these images."""
-    indices = pa.array(sorted({index for _, index in places}), pa.int32())
-    chosen = pc.is_in(rows.column("index"), value_set=indices).to_numpy(zero_copy_only=False).copy()
-    at = np.flatnonzero(chosen)
-    shards, numbers = (rows.column(name).take(pa.array(at)).to_pylist() for name in ("shard", "index"))
-    chosen[at] = [place in places for place in zip(shards, numbers, strict=True)]
-    return pa.array(chosen, pa.bool_())
 
 
 def put_rows(
