@@ -7,8 +7,8 @@ palette                          its colours
 alpha, one transparent colour    laid over white; an opaque alpha changes nothing
 16- and 32-bit integers          divided by the smallest 2^k - 1 (k >= 8) that holds the largest value, so
                                  that 12 bits stored in 16 keep their brightness; with negatives: min-max
-float                            0..1 times 255; within 0..255 as is; otherwise min-max (constant:
-                                 mid-grey); NaN or infinity anywhere: refused
+float                            0..1 times 255; within 0..255 as is, where some exceed 16; otherwise
+                                 min-max (constant: mid-grey); NaN or infinity anywhere: refused
 16 bits per channel in colour    the upper 8 bits, as Pillow reads them
 """
 
@@ -26,6 +26,7 @@ from camray.errors import ErrorCode, ImageError
 _PLAIN = ("RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "RGBX")
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _MID_GREY = 128
+_DARK = 16  # of 255: floats that do not exceed it are no levels of grey, but shares with some above 1
 _BANDS = 4  # numbers for each pixel that is allowed
 
 
@@ -113,7 +114,7 @@ def _deep_grey(values: NDArray[Any], transparent: int | None) -> tuple[Image.Ima
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(rgba.convert("RGB"), mask=rgba.getchannel("A"))
     return white
@@ -197,7 +198,7 @@ def _of_integers(values: NDArray[Any], low: int, high: int) -> tuple[NDArray[np.
 def _of_floats(values: NDArray[Any], low: float, high: float) -> tuple[NDArray[np.uint8], str]:
     if low >= 0 and high <= 1:
         return np.asarray(np.rint(values * 255.0), np.uint8), "0..1"
-    if low >= 0 and high <= 255:
+    if low >= 0 and _DARK < high <= 255:
         return np.asarray(np.rint(values), np.uint8), "0..255"
     return min_max(values.astype(np.float64), low, high)
 

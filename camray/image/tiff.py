@@ -47,7 +47,8 @@ _COMPRESSION = {
     34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL",
     52546: "JPEG XL",
 }  # fmt: skip
-_JPEG = (6, 7)
+_OLD_JPEG = 6
+_JPEG = (_OLD_JPEG, 7)
 _PILLOW_UNPACKS = (1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946, 34925, 50000)
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # of SampleFormat; 4 is "undefined": read as unsigned
 _ALPHA = (1, 2, 999)  # associated, unassociated, and what Corel Draw writes
@@ -214,7 +215,13 @@ def _loaded(content: bytes, page: Page, max_pixels: int) -> Image.Image | NDArra
     if _pillow_reads(page):
         with Image.open(io.BytesIO(_starting_at(content, page)), formats=("TIFF",)) as image:
             image.info.pop("xmp", None)  # Pillow would turn the picture by what XMP says
-            image.load()
+            try:
+                image.load()
+            except OSError:
+                if page.compression != _OLD_JPEG:
+                    raise
+                message = f"TIFF with compression {_COMPRESSION[_OLD_JPEG]}, of a kind that is not read"
+                raise ImageError(ErrorCode.FORMAT_NOT_ALLOWED, message) from None
             return image
     _check_readable(page)
     values = _samples(content, page, max_pixels)
@@ -348,7 +355,9 @@ def _pillow_reads(page: Page) -> bool:
     """Tell whether Pillow 13 reads this variant rightly (tests/image/test_other_decoders.py)."""
     if (page.big and page.order == ">") or page.compression not in _PILLOW_UNPACKS:
         return False
-    if page.photometric == _YCBCR or page.compression == 6:
+    if (_TILE_WIDTH in page.tags and _TILES[0] not in page.tags) or (page.compression == 7 and page.bits > 8):
+        return False
+    if page.photometric == _YCBCR or page.compression == _OLD_JPEG:
         return page.compression in _JPEG and page.bits == 8 and not page.extra
     variant = (page.photometric, page.kind, page.bits, page.extra)
     if page.is_planar:
@@ -450,7 +459,8 @@ def _places(page: Page) -> Iterator[tuple[int, int, int, int, int]]:
     """Give first band, row and column of each strip or tile, where its bytes start and their number."""
     across, rows = _grid(page)
     width, height = page.size
-    offsets, counts = (page.tags.get(tag, ()) for tag in (_TILES if _TILE_WIDTH in page.tags else _STRIPS))
+    listed = _TILES if _TILES[0] in page.tags else _STRIPS  # old writers list tiles as strips
+    offsets, counts = (page.tags.get(tag, ()) for tag in listed)
     corners = itertools.product(
         range(page.samples if page.is_planar else 1), range(0, height, rows), range(0, width, across)
     )

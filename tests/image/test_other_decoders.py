@@ -88,7 +88,9 @@ def on_white(colours, alpha):
 
 KINDS = {  # name: bands, photometric, further bands as the file marks them
     "grey": (1, "minisblack", ()), "white": (1, "miniswhite", ()), "rgb": (3, "rgb", ()),
-    "grey alpha": (2, "minisblack", ("unassalpha",)), "grey other": (2, "minisblack", ("unspecified",)),
+    "grey alpha": (2, "minisblack", ("unassalpha",)),
+    "grey premultiplied": (2, "minisblack", ("assocalpha",)),
+    "grey other": (2, "minisblack", ("unspecified",)),
     "rgb alpha": (4, "rgb", ("unassalpha",)), "rgb premultiplied": (4, "rgb", ("assocalpha",)),
     "rgb other": (4, "rgb", ("unspecified",)), "rgb alpha other": (5, "rgb", ("unassalpha", "unspecified")),
     "three bands": (3, "minisblack", ("unspecified",) * 2),
@@ -104,11 +106,11 @@ PACKINGS = (None, "lzw", "zlib", "packbits", "zstd", "lzma", "predictor")
 def values_of(kind, dtype, bits=0):
     """Make the samples of a kind: the whole range of their type; floats in 0..1."""
     values = scene(KINDS[kind][0])
-    if "alpha" in kind or kind == "rgb premultiplied":
-        cover = values[..., 1 if kind == "grey alpha" else 3]
+    if "alpha" in kind or kind.endswith("premultiplied"):
+        cover = values[..., 1 if kind.startswith("grey") else 3]
         cover[:] = np.where(cover > 0.3, 1, cover)
-    if kind == "rgb premultiplied":
-        values[..., :3] *= values[..., 3:4]
+    if kind.endswith("premultiplied"):
+        values[..., :-1] *= values[..., -1:]
     kind_of = np.dtype(dtype)
     if kind_of.kind == "f":
         return values.astype(kind_of)
@@ -134,8 +136,8 @@ def by_the_rule(kind, values, bits=0):
         return (255 - shown[..., :3]) * (255 - shown[..., 3:4]) / 255
     if kind in ("rgb alpha", "rgb alpha other"):
         return on_white(shown[..., :3], shown[..., 3:4] / 255)
-    if kind == "rgb premultiplied":
-        return shown[..., :3] + 255 - shown[..., 3:4]
+    if kind.endswith("premultiplied"):
+        return shown[..., [0, 0, 0] if kind.startswith("grey") else [0, 1, 2]] + 255 - shown[..., -1:]
     if kind == "grey alpha":
         return on_white(shown[..., [0, 0, 0]], shown[..., 1:2] / 255)
     return shown[..., [0, 1, 2] if kind.startswith(("rgb", "lab", "ycbcr")) else [0, 0, 0]]
@@ -356,6 +358,44 @@ def test_orientation_of_a_tiff(orientation, dtype):
     values = values_of("rgb", dtype)
     content = tiff_of("rgb", values, extratags=[(274, "H", 1, orientation, True)])
     assert verdict(content, ORIENTATION[orientation](by_the_rule("rgb", values))) == "equal"
+
+
+def test_tiles_that_are_listed_as_strips():
+    """As old writers do: libtiff reads them."""
+    values = values_of("grey", "u1")
+    content = bytearray(tiff_of("grey", values, tiled=True))
+    at = struct.unpack_from("<I", content, 4)[0]
+    for entry in range(at + 2, at + 2 + 12 * struct.unpack_from("<H", content, at)[0], 12):
+        tag = struct.unpack_from("<H", content, entry)[0]
+        struct.pack_into("<H", content, entry, {324: 273, 325: 279}.get(tag, tag))
+    assert verdict(bytes(content), by_the_rule("grey", values)) == "equal"
+
+
+def test_jpeg_that_is_not_read_is_named_and_not_called_damaged():
+    """Lossless JPEG of 16 bits, and JPEG as old programs put it into a TIFF."""
+    deep = (scene(1)[..., 0] * 65535).astype(np.uint16)
+    lossless = io.BytesIO()
+    tifffile.imwrite(
+        lossless, deep, compression="jpeg", compressionargs={"lossless": True, "bitspersample": 16}
+    )
+    assert np.array_equal(tifffile.imread(io.BytesIO(lossless.getvalue())), deep)
+    with pytest.raises(ImageError, match="compression JPEG of 1 x uint16 is not read"):
+        upright(lossless.getvalue(), MAX)
+    old = tiff_of("grey", values_of("grey", "u1"))
+    entry = struct.pack("<HHIH", 259, 3, 1, 1)
+    assert old.count(entry) == 1
+    with pytest.raises(ImageError, match="old-style JPEG, of a kind that is not read"):
+        upright(old.replace(entry, struct.pack("<HHIH", 259, 3, 1, 6)), MAX)
+
+
+@pytest.mark.parametrize("kind", ["grey", "rgb"])
+@pytest.mark.parametrize("highest", [1.00003, 1.6, 12.0])
+def test_floats_with_some_above_1_are_not_black(kind, highest):
+    """Resampling, and lamps in photographs, make a little more than 1 of shares of it."""
+    values = scene(KINDS[kind][0]).astype("f4")
+    values[:4, :4] = highest
+    wanted = (values - values.min()) / (values.max() - values.min()) * 255
+    assert verdict(tiff_of(kind, values), wanted if kind == "rgb" else wanted.repeat(3, 2)) == "equal"
 
 
 @pytest.mark.parametrize("kind", ["rgb", "grey", "cmyk"])
