@@ -117,7 +117,7 @@ def label_of(value: Any) -> Annotation:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        return Annotation(label_class=class_number(value))
+        return Annotation(label_class=class_number(value)) if value < 2**31 else Annotation(str(value))
     if isinstance(value, str):
         return Annotation(label=label_text(value))
     raise ValueError(f"{str(value)[:40]!r} is no label: give one number or name an image")

@@ -18,10 +18,11 @@ _SIDECAR = frozenset(("cls", "txt", "json"))
 _JUNK = frozenset((
     "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "network trash folder",
     "temporary items", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@sharebin",
-    "@tmp", "@__thumb", "$recycle.bin", "system volume information", "found.000",
-    "lost+found", "__pycache__",
+    "@tmp", "@__thumb", "$recycle.bin", "system volume information", "~snapshot",
+    "lost+found", "lost.dir", "__pycache__",
 ))  # fmt: skip
 """What file managers, NAS systems, bins and repairs of file systems leave behind, in lower case."""
+_REPAIRED = re.compile(r"found[.]\d{3}")
 _PACKED = frozenset((
     "7z", "rar", "zip", "tar", "gz", "tgz", "bz2", "xz", "zst", "lz4", "lzma", "z", "cab", "iso", "dmg",
     "h5", "hdf5", "npz", "lmdb", "mdb", "tfrecord", "tfrecords", "arrow", "beton",
@@ -85,7 +86,10 @@ def junk_part(name: str) -> str:
 
 
 def _is_junk(part: str) -> bool:
-    return part.lower() in _JUNK or (part.startswith(".") and part not in (".", ".."))
+    name = part.lower()
+    return (
+        name in _JUNK or bool(_REPAIRED.fullmatch(name)) or (part.startswith(".") and part not in (".", ".."))
+    )
 
 
 def extension_of(name: str) -> str:

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -198,12 +199,15 @@ def said_of_files(
 def spellings(path: str) -> tuple[str, ...]:
     """Give the ways in which a file system may spell a listed path, itself first.
 
-    Windows separates by backslashes; `\u00fc` is one character or two, as the system that wrote it has it.
+    Windows separates by backslashes; `\u00fc` is one character or two, as the system that wrote it has it;
+    a `file://` URI has `%20` for a space.
     """
     if is_web(path):
         return (path,)
-    slashed = tidy(path.replace("\\", "/"))
-    forms = [form(text) for text in (path, slashed) for form in (str, _composed, _decomposed)]
+    texts = [path, tidy(path.replace("\\", "/"))]
+    if path.startswith("file://"):
+        texts.append(unquote(path))
+    forms = [form(text) for text in texts for form in (str, _composed, _decomposed)]
     return tuple(dict.fromkeys(forms))
 
 

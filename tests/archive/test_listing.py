@@ -93,7 +93,8 @@ def test_junk_is_left_out_and_counted(tmp_path):
 LEFT_BY_PROGRAMS = (  # Synology, QNAP, Windows, macOS, a repaired file system
     "@eaDir/x.jpg/SYNOPHOTO_THUMB_XL.jpg", "#recycle/x.jpg", "@Recycle/x.jpg", "$RECYCLE.BIN/S-1/x.jpg",
     "System Volume Information/x.jpg", "a/__MACOSX/._x.jpg", "lost+found/x.jpg", "FOUND.000/x.jpg",
-    ".thumbnails/x.jpg", ".@__thumb/x.jpg", "DESKTOP.INI",
+    ".thumbnails/x.jpg", ".@__thumb/x.jpg", "DESKTOP.INI", "found.012/x.jpg", "LOST.DIR/x.jpg",
+    "~snapshot/hourly.0/x.jpg",
 )  # fmt: skip
 
 

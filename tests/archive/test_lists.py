@@ -318,6 +318,17 @@ def test_backslashes_of_windows(photos):
     assert (odd.name, odd.content) == ("a\\b.png", png(7))
 
 
+def test_file_uris_are_as_pathlib_writes_them(tmp_path):
+    """With %20 for a space; an unquoted one is a name as it stands."""
+    for number, name in enumerate(("a b.png", "a%20c.png", "\u00fc#.png")):
+        (tmp_path / name).write_bytes(png(number))
+    uris = [(tmp_path / name).as_uri() for name in ("a b.png", "a%20c.png", "\u00fc#.png")]
+    found = members(write(tmp_path, "l.txt", "\n".join(uris)))
+    assert [m.content for m in found] == [png(0), png(1), png(2)]
+    (plain,) = members(write(tmp_path, "m.txt", f"file://{tmp_path}/a%20c.png"))
+    assert plain.content == png(1)
+
+
 @pytest.mark.parametrize("windows", [False, True])
 def test_unicode_twins(photos, windows):
     """`ü` as one character or as two is one name, where only one file has it."""

@@ -250,6 +250,7 @@ CAT = ("cat", None)
         (pa.array([b"cat"]), [CAT]),
         (pa.array(["cat", "7", "7.0"], pa.large_string()), [CAT, (None, 7), (None, 7)]),
         (pa.array(["cat"], pa.string_view()), [CAT]),
+        (pa.array([2**31 - 1, 2**31, 2**40]), [(None, 2**31 - 1), (str(2**31), None), (str(2**40), None)]),
         (pa.array([2, 300]).dictionary_encode(), [(None, 2), (None, 300)]),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
