@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ def _add(parser: Any, option: Setting, text: str, is_shown: bool) -> None:
         how["choices"] = get_args(option.kind)
     is_list = "," in metavar and option.kind == tuple[str, ...]
     how |= {"type": names} if is_list else _FORMS.get(option.kind, {})
+    if option.low is not None and "." not in option.name:  # of a setting it is said with its other faults
+        how["type"] = partial(_in_range, option)
     parser.add_argument(first, dest=dest, help=text if is_shown else argparse.SUPPRESS, **how)
 
 
@@ -109,6 +112,16 @@ class Pairs(argparse.Action):
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             found = text
         setattr(names, self.dest, getattr(names, self.dest, {}) | {key: found})
+
+
+def _in_range(option: Setting, text: str) -> float:
+    try:
+        number: float = option.kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid {option.kind.__name__} value: {text!r}") from None
+    if not (option.low or 0) <= number <= (math.inf if option.high is None else option.high):
+        raise argparse.ArgumentTypeError(f"{text} is out of range: give a value {option.span}")
+    return number
 
 
 def sizes(text: str) -> list[int]:

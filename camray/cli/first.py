@@ -40,6 +40,8 @@ def init(args: argparse.Namespace) -> ExitCode:
             file.write(text)
     except FileExistsError:
         raise UsageError("FILE", f"{path} is there already", "another name, or remove it first") from None
+    except OSError as error:
+        raise UsageError("FILE", f"{path}: {error.strerror}", "a file in a folder of yours") from None
     print(f"{path} is written. Next: camray plan --config {path}, then camray audit --config {path}")
     return ExitCode.DONE
 

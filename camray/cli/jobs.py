@@ -52,7 +52,7 @@ def _whole(args: argparse.Namespace) -> Config:
 
 @verb(
     Setting("the command that is planned", "--for", kind=Literal["explain", "audit"], default="explain"),
-    Setting("explain N images here: speed, hours, bytes", "--pilot N", kind=int),
+    Setting("explain N images here: speed, hours, bytes", "--pilot N", low=1, kind=int),
     given=_GIVEN,
 )
 def plan(args: argparse.Namespace) -> ExitCode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from camray import __version__
 from camray.cli.arguments import Parser, Verb
@@ -46,6 +48,8 @@ _SHORT_EXITS = textwrap.fill(_EXIT_NAMES.replace("_", " ") + " (camray --help)",
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a Ray notice
+    if argv is None:
+        sys.stdout, sys.stderr = _patient(sys.stdout), _patient(sys.stderr)
     typed = sys.argv[1:] if argv is None else argv
     args = build_parser(show_all="--help-all" in typed).parse_args(typed)
     shows, code = hasattr(args, "print_config"), ExitCode.DONE
@@ -57,8 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 code = args.verb.run(args)
     except Stopped as stop:
         code = stop.code
-    except BrokenPipeError:
-        return int(ExitCode.DONE)
     except (CamrayError, OSError) as error:
         if args.debug:
             raise
@@ -72,6 +74,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.verb.is_job and not shows:
         _last_line(ExitCode(code), args)
     return int(code)
+
+
+class _Patient(io.FileIO):
+    """A stream whose reader may go, as of `| head`: the work and its exit code stay."""
+
+    def write(self, data: Any) -> int:
+        """Write, or drop what nobody reads."""
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def _patient(stream: Any) -> Any:
+    """Give a stream of this process that never breaks; one that is none, or not open, as it is."""
+    try:
+        raw = _Patient(stream.fileno(), "w", closefd=False)
+    except (AttributeError, OSError, ValueError):
+        return stream
+    at_once, by_line = stream.write_through, stream.line_buffering
+    to = raw if at_once else io.BufferedWriter(raw)
+    return io.TextIOWrapper(to, stream.encoding, stream.errors, None, by_line, at_once)
 
 
 def _as_typed(message: str) -> str:

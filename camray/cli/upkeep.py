@@ -54,7 +54,7 @@ def accept(args: argparse.Namespace) -> ExitCode:
     Setting(f"write the queue for another tool: {', '.join(EXPORTS)}", "--export FORMAT"),
     Setting("where --export writes; a new folder", "--to FOLDER"),
     Setting("label-studio: what stands before a picture's path", "--prefix URL"),
-    Setting("rows to keep; default: the night's and 1,000 of the queue", "--limit N", kind=int),
+    Setting("rows to keep; default: the night's and 1,000 of the queue", "--limit N", low=0, kind=int),
 )
 def report(args: argparse.Namespace) -> ExitCode:
     """Write the pages of the latest audit: OUT/report/index.html."""
@@ -74,7 +74,7 @@ def report(args: argparse.Namespace) -> ExitCode:
 @verb(
     _OUT,
     Setting("let people decide on images and causes; without, nothing is written", "--review", kind=bool),
-    Setting("listen there, on 127.0.0.1 alone; 0: any free one", "--port N", kind=int, default=0),
+    Setting("listen there, on 127.0.0.1 alone; 0: any free one", "--port N", 0, 65535, kind=int, default=0),
 )
 def serve(args: argparse.Namespace) -> ExitCode:
     """Show all records in a browser; --review saves decisions as they are made."""
@@ -85,8 +85,8 @@ def serve(args: argparse.Namespace) -> ExitCode:
 
 @verb(
     _OUT,
-    Setting("keep the overlays of the last N runs", "--keep-last N", kind=int),
-    Setting("and those of the last DAYS", "--keep-within DAYS", kind=float),
+    Setting("keep the overlays of the last N runs", "--keep-last N", low=0, kind=int),
+    Setting("and those of the last DAYS", "--keep-within DAYS", low=0, kind=float),
     Setting("keep this run's too (repeatable)", "--pin RUN", kind=tuple[str, ...]),
     Setting("also put small files of many shards together", "--compact", kind=bool),
     Setting("do it; without, only say what would go", "--yes", kind=bool),
@@ -120,7 +120,7 @@ def forget(args: argparse.Namespace) -> ExitCode:
     _OUT,
     Setting("which records, as SQL: verdict = 'wrong' and confidence > 0.9", "--where SQL"),
     Setting("of which explainer; default: the latest", "--explainer ID"),
-    Setting("the N most suspicious of them", "--limit N", kind=int, default=1_000),
+    Setting("the N most suspicious of them", "--limit N", low=1, kind=int, default=1_000),
     Setting("a folder for the pictures", "--to FOLDER"),
     Setting("a contact sheet instead: FILE.pdf or FILE.png", "--sheet FILE"),
     *_STYLE.values(),
@@ -144,7 +144,7 @@ def draw(args: argparse.Namespace) -> ExitCode:
 
 @verb(
     _OUT,
-    Setting("which two, old and new; default: the two of OUT", "--explainers OLD,NEW"),
+    Setting("which two, old and new; default: the two of OUT", "--explainers OLD,NEW", kind=tuple[str, ...]),
     Setting("write the page: what changed, by class, and the worst 50 side by side", "--to FILE.html"),
     Setting("exit 5: worse,flip_rate>5%,broken_rate>1%,moved_rate>20%", "--fail-on WHAT"),
 )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from camray.cli.main import main
+import camray
+from camray.cli.main import _patient, main
 from camray.config import Config
 from camray.errors import ExitCode
 from camray.options import load
@@ -129,3 +133,53 @@ def test_print_config_of_nothing_is_a_template(capsys: pytest.CaptureFixture[str
 def test_print_config_refuses_what_the_command_would(capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal(capsys, "explain", "--print-config", "--overlay-alpha", "2")
     assert line == "--overlay-alpha: 2.0 is out of range. Fix: give a value between 0 and 1"
+
+
+def test_what_nobody_reads_is_dropped() -> None:
+    """A disk that is full is still told."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as pipe, open("/dev/full", "w", encoding="utf-8") as full:
+        print("x" * 100_000, file=_patient(pipe), flush=True)
+        with pytest.raises(OSError, match="No space left"):
+            print("x" * 100_000, file=_patient(full), flush=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("as_json", [False, True])
+def test_who_reads_may_go_and_the_work_stays(tmp_path: Path, as_json: bool) -> None:
+    """`camray explain ... | head -1` is no crash: all is committed, and the exit code is the run's own."""
+    out, form = tmp_path / "out", "--json" if as_json else "--debug"
+    call = f"{sys.executable} -m camray.cli explain {ARCHIVE} {out} --model {MODEL} --engine here --limit 2"
+    line = f"{call} {form} {'' if as_json else '2>&1 >/dev/null'} | head -1 | wc -l; exit ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, check=False, text=True)
+    assert (run.returncode, run.stdout.strip()) == (0, "1")
+    assert camray.open_records(str(out)).count_rows() == 2
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["prune", "OUT", "--keep-last", "-1"], "--keep-last: -1 is out of range: give a value at least 0"),
+    (["prune", "OUT", "--keep-within", "nan"], "--keep-within: nan is out of range: give a value at least 0"),
+    (["report", "OUT", "--limit", "-3"], "--limit: -3 is out of range"),
+    (["draw", "OUT", "--limit", "0"], "--limit: 0 is out of range: give a value at least 1"),
+    (["serve", "OUT", "--port", "65536"], "--port: 65536 is out of range: give a value between 0 and 65535"),
+    (["plan", ARCHIVE, "OUT", "--pilot", "0"], "--pilot: 0 is out of range: give a value at least 1"),
+    (["init", "no such folder/c.toml"], "FILE: no such folder/c.toml: No such file or directory"),
+])  # fmt: skip
+def test_numbers_that_cannot_be_are_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    """-1 runs to keep took away the pictures of every run."""
+    assert said in refusal(capsys, *arguments)
+
+
+def test_diff_takes_two_explainers(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+
+    def take(*about: Any) -> ExitCode:
+        taken.extend(about)
+        return ExitCode.DONE
+
+    monkeypatch.setattr("camray.serve.diff.print_diff", take)
+    assert main(["diff", "OUT", "--explainers", "a,b"]) == 0
+    assert taken[1] == ["a", "b"]
