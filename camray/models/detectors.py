@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from camray.errors import ModelError
 from camray.models import hugging_face
+from camray.models.libraries import torchvision
 from camray.models.sources import Recipe
 
 TASK = "detection"

@@ -17,21 +17,22 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from camray.models.libraries import timm
 
 Pairs = tuple[tuple[str, str], ...]
 """Names of a convolution and of the batch norm behind it."""
 
-_CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # exactly these: a subclass may do more with its weight
-_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+_CONVOLUTIONS = (nn.Conv2d, timm.layers.Conv2dSame)  # exactly these: a subclass may do more with its weight
+_NORMS = (nn.BatchNorm2d, timm.layers.BatchNormAct2d)
 
 
 class _Activation(nn.Module):
     """What is left of a `BatchNormAct2d` whose norm went into the convolution."""
 
-    def __init__(self, norm: BatchNormAct2d) -> None:
+    def __init__(self, norm: timm.layers.BatchNormAct2d) -> None:
         super().__init__()
         self.drop, self.act = norm.drop, norm.act
 
@@ -105,7 +106,7 @@ def reshape(module: nn.Module, pairs: Pairs) -> nn.Module:
         conv, norm = known[conv_name], known[norm_name]
         conv.bias = nn.Parameter(conv.weight.new_zeros(len(conv.weight)), requires_grad=False)
         place, _, name = norm_name.rpartition(".")
-        rest = _Activation(norm) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        rest = _Activation(norm) if isinstance(norm, timm.layers.BatchNormAct2d) else nn.Identity()
         known[place].register_module(name, rest.eval())
     return module
 

@@ -16,9 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from timm.data import ImageNetInfo
-
 from camray.errors import ModelError, printable
+from camray.models.libraries import timm
 
 IMAGENET_CLASSES = 1000
 _TABLES = ("imagenet", "imagenet-12k", "imagenet-21k", "imagenet-21k-miil", "imagenet-22k")
@@ -36,7 +35,7 @@ def read_class_names(written: str, num_classes: int) -> tuple[str, ...]:
     """
     path = Path(written).expanduser()
     if written in _TABLES and not path.exists():
-        info = ImageNetInfo("imagenet-1k" if written == "imagenet" else written)
+        info = timm.data.ImageNetInfo("imagenet-1k" if written == "imagenet" else written)
         names = tuple(info.index_to_description(i) for i in range(info.num_classes()))
     else:
         names = _from_file(path, written)
@@ -58,7 +57,7 @@ def names_of_folders(folders: Iterable[str], num_classes: int) -> tuple[str, ...
 @cache
 def imagenet_names() -> tuple[str, ...]:
     """Name the 1000 classes of ImageNet, from timm's own table."""
-    info = ImageNetInfo()
+    info = timm.data.ImageNetInfo()
     return tuple(info.index_to_description(i) for i in range(IMAGENET_CLASSES))
 
 
@@ -71,7 +70,7 @@ def label_lookup(class_names: tuple[str, ...]) -> dict[str, int]:
     shared, shared_first = (repeated(names) for names in (class_names, firsts))
     lookup = {name: i for i, name in enumerate(class_names) if name not in shared}
     if _is_imagenet(class_names):
-        info = ImageNetInfo()
+        info = timm.data.ImageNetInfo()
         lookup |= {info.index_to_label_name(i): i for i in range(IMAGENET_CLASSES)}
     for index, name in enumerate(firsts):
         if name not in shared and name not in shared_first:

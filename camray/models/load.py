@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import timm
 import torch
-import torchvision
 from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -47,6 +45,7 @@ from camray.models.labels import (
     read_class_names,
     repeated,
 )
+from camray.models.libraries import timm, torchvision
 from camray.models.outputs import Reading, as_logits, read_output
 from camray.models.sources import Recipe, Source
 

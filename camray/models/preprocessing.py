@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torchvision
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from camray.config import InputSpec, PreprocessConfig
 from camray.errors import ModelError
+from camray.models.libraries import timm, torchvision
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _MOST_CHANNELS = 16  # that are tried: more are to be said
@@ -31,7 +30,7 @@ USUAL: Mapping[str, Any] = {
 
 def timm_defaults(module: nn.Module, overlay: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read the evaluation transform that belongs to a timm model."""
-    found: dict[str, Any] = resolve_data_config({**dict(overlay or {})}, model=module)
+    found: dict[str, Any] = timm.data.resolve_data_config({**dict(overlay or {})}, model=module)
     return found
 
 

@@ -14,13 +14,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torchvision.models.segmentation.lraspp import LRASPP
 
 from camray.cam.split import pick_output
 from camray.errors import ModelError, printable
+from camray.models.libraries import torchvision
 from camray.models.outputs import EPSILON, last_operation, probe_images
 from camray.models.sources import Recipe
 
@@ -88,7 +87,11 @@ def preset(name: str) -> Any:
 
 def is_segmenter(module: nn.Module, recipe: Recipe) -> bool:
     """Tell whether it is one by its kind: torchvision's and transformers'; own code is told by --task."""
-    kinds = (torchvision.models.segmentation.FCN, torchvision.models.segmentation.DeepLabV3, LRASPP)
+    kinds = (
+        torchvision.models.segmentation.FCN,
+        torchvision.models.segmentation.DeepLabV3,
+        torchvision.models.segmentation.LRASPP,
+    )
     return recipe.task == TASK or isinstance(module, kinds)
 
 

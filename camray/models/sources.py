@@ -25,9 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-import timm
 import torch
-import torchvision
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from torch import nn
 
@@ -35,6 +33,7 @@ from camray.config import ModelConfig
 from camray.errors import CamrayError, ModelError, printable
 from camray.models import adapters, checkpoints, heads, hugging_face
 from camray.models.hugging_face import Contrast
+from camray.models.libraries import timm, torchvision
 from camray.models.own_code import OwnCode, collect_code, importable, load_object
 
 Kind = Literal["timm", "torchvision", "transformers", "own"]
