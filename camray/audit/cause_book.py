@@ -282,6 +282,8 @@ class CauseBook:
         self._all_fell = dict(self._fell)
         for *key, answer, drop, night in rows_of(self._fell_before.filter(mine)):
             self._all_fell[*key,] = Given(answer, "border", "border", drop, night)
+        for blurred in self._images.keys() & self._all_fell.keys():
+            self._images[blurred].is_blurred = True
 
     def _hot_spots(self, keys: Collection[Key]) -> Mapping[Key, bytes]:
         """Give the hot spots of images: those that are known, and what has to be read."""

@@ -95,6 +95,7 @@ class Seen:
     same: float = 0.0
     other: float = 0.0
     drops: dict[str, float] = field(default_factory=dict)
+    is_blurred: bool = False  # its hot border, and the answer fell: what screened it was covered
 
     @property
     def repeats(self) -> bool:
@@ -102,8 +103,8 @@ class Seen:
         return self.same > SAME and self.same - self.other > CONTRAST
 
     def border_tells(self, fell: float, drop: float) -> bool:
-        """Whether its hot rim gains its answer something in another image, or the fall is no narrow one."""
-        return self.drops.get("carry_rim", 1.0) > GAIN or fell > CLEAR * drop
+        """Whether its rim gains its answer something elsewhere, or blur and fill take it, not narrowly."""
+        return self.drops.get("carry_rim", 1.0) > GAIN or (self.is_blurred and fell > CLEAR * drop)
 
 
 def seen(rows: Iterable[Mapping[str, Any]], nights: Nights = Nights()) -> dict[Key, Seen]:  # noqa: B008

@@ -255,8 +255,10 @@ class _Plan:
     def _look(self, name: str, positions: Iterable[int]) -> None:
         due = [i for i in positions if name not in self._seen[i].drops][: self._left]
         for i, effect in zip(due, self._looker.effects(name, due) if due else (), strict=True):
-            self._seen[i].drops[name] = effect.drop
-            facts = {"drop": effect.drop, "flip": effect.flip, "to_class": effect.to_class}
+            blurred = self._rows[i]["confirm_drop"] if name == "border" else None
+            drop = effect.drop if blurred is None else min(effect.drop, blurred)  # both ways must agree
+            self._seen[i].drops[name] = drop
+            facts = {"drop": drop, "flip": effect.flip, "to_class": effect.to_class}
             self.found.append(self._row(i, name) | facts | {"place": i})
 
     def _draw(self) -> None:

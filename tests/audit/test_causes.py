@@ -147,6 +147,8 @@ def test_a_border_must_do_something_for_its_answer_in_another_image() -> None:
     expected = dict.fromkeys(range(15), ("border", "border"))
     assert {k[1]: cause for k, cause in causes(images, excesses(images.values())).items()} == expected
     images["s", 19, "sha"].drops["border"] = 0.9  # no narrow fall
+    images["s", 18, "sha"].drops["border"] = 0.9  # nor this, but its heat did not screen it
+    images["s", 19, "sha"].is_blurred = True
     assert {k[1] for k in causes(images, excesses(images.values()))} == {*range(15), 19}
     for image in images.values():
         image.drops["carry_rim"] = 0.2

@@ -46,6 +46,21 @@ def test_a_night_looks_at_a_sample_of_each_answer_within_its_budget(place: Path)
     assert all(row["before"].startswith(b"\x89PNG") and row["drop"] > 0.3 for row in drawn)
 
 
+def test_a_border_falls_no_further_filled_than_blurred(place: Path) -> None:
+    """Either way of taking it away may hurt by itself: what both take away hangs on it."""
+    names = ["index", "shard", "confirm_drop"]
+    records = DeltaTable(str(place / "out" / "records")).to_pyarrow_table(columns=names).to_pylist()
+    blurred = {(row["shard"], row["index"]): row["confirm_drop"] for row in records}
+    both = [
+        (row["drop"], drop)
+        for row in looks(place)
+        if row["intervention"] == "border" and (drop := blurred[row["shard"], row["index"]]) is not None
+    ]
+    assert both
+    assert all(filled <= drop for filled, drop in both)
+    assert any(filled < drop for filled, drop in both)
+
+
 def test_the_next_night_looks_at_new_images_alone(place: Path) -> None:
     before = looks(place)
     hans64.write_tar_shards(
