@@ -3,7 +3,7 @@
 * the hash that each entry carries is that of the entries before it, and each report's is that of its end
 * no entry adds, removes or changes anything without such a hash, or for a run that had ended
 * the files of the table, as a checkpoint tells them, are those that the entries name, one by one
-* what a run counted is what its commits say
+* what a run counted is what its commits say; so is what the audit of a night says of its images
 
 Who can write in OUT can write all of it anew, reports too: keep the last hash elsewhere, and compare it.
 """
@@ -13,15 +13,19 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
+from camray.audit.night import Night, night_of
 from camray.ledger import log
 from camray.ledger.chain import Head, actions, carried, said_in
-from camray.ledger.out import log_folder
+from camray.ledger.out import RUNS, files_of_runs, log_folder
 from camray.ledger.runs import read_reports
-from camray.ledger.table import Table
+from camray.ledger.side import DamagedError, read_side
+from camray.ledger.table import RECORDS, Table
 from camray.records import Accounting
 from camray.storage import Folder
 
@@ -46,6 +50,7 @@ class _Log:
     last: int = -1
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)  # of the files that are named, by path
     runs: dict[int, str] = dataclasses.field(default_factory=dict)  # entry -> run that it names
+    said: list[tuple[int, dict[str, Any]]] = dataclasses.field(default_factory=list)  # entry, words
     counts: dict[tuple[str, str], Accounting] = dataclasses.field(  # by run, and explainer or panel
         default_factory=lambda: defaultdict(Accounting)
     )
@@ -61,6 +66,7 @@ def look_at_chain(out: Folder, table: Table) -> Evidence:
         return Evidence("no hash yet: the next run makes the first", tuple(problems))
     problems += _files(table, seen)
     problems += _reports(table.kind.folder, read_reports(out), seen)
+    problems += _nights(out, seen) if table.kind is RECORDS else ()
     covers = f"entries {seen.head.first:,} to {seen.last:,}"
     older = f"; {seen.head.first:,} entries before it have none" if seen.head.first else ""
     return Evidence(f"{seen.head.hash}, {covers}{older}", tuple(problems))
@@ -111,6 +117,7 @@ def _follow(seen: _Log, version: int, done: Sequence[Mapping[str, Any]], said: M
             seen.sizes.pop(unquote(action["remove"]["path"]), None)
         if "add" in action:
             seen.sizes[unquote(action["add"]["path"])] = action["add"]["size"]
+    seen.said += [(version, dict(said))] * ("shards" in said)
     if "run_id" in said and not said.get("forgot"):
         run_id = seen.runs[version] = str(said["run_id"])
         for one in said.get("shards", []):
@@ -155,3 +162,43 @@ def _counts(folder: str, report: Mapping[str, Any], own: Accounting) -> Iterator
         if told.get(name) != count:
             run = report["run_id"]
             yield f"{folder}: run {run} says {name} {told.get(name)}, its commits say {count}"
+
+
+def _nights(out: Folder, seen: _Log) -> Iterator[str]:
+    """Count the images of each night anew: those of the shards committed since the night before."""
+    nights: dict[str, Night] = {}
+    for path in files_of_runs(out, "summary.json"):
+        with suppress(DamagedError):  # the look at the runs names it
+            night = read_side(out, path, partial(night_of, path))
+            nights[night.run_id] = night
+    for night in nights.values():
+        before = nights[night.previous].records_version if night.previous in nights else -1
+        if (
+            night.records_version is None
+            or before is None
+            or seen.first
+            or night.previous not in {None, *nights}
+        ):
+            continue
+        own = _counted(seen, night.explainer, before, night.records_version)
+        told = {"rows": night.images.rows, "failed": night.images.failed, "errors": dict(night.errors)}
+        found = {"rows": own.ok + own.n_failed, "failed": own.n_failed, "errors": dict(own.failed)}
+        for name, count in found.items():
+            if told[name] != count:
+                yield f"{RUNS}/{night.run_id}/summary.json says {name} {told[name]}, the commits say {count}"
+        if (verdicts := sum(night.verdicts.values())) != night.images.rows:
+            said = f"has {verdicts:,} verdicts of {night.images.rows:,} rows"
+            yield f"{RUNS}/{night.run_id}/summary.json {said}"
+
+
+def _counted(seen: _Log, explainer: str, before: int, last: int) -> Accounting:
+    """Add up the shards of an explainer that entries behind `before` committed, as they were at `last`."""
+    latest: dict[str, Mapping[str, Any]] = {}
+    for version, said in seen.said:
+        for one in said["shards"] if before < version <= last else ():
+            if one["explainer"] == explainer and (not said.get("forgot") or one["key"] in latest):
+                latest[one["key"]] = one
+    found = Accounting()
+    for one in latest.values():
+        found += Accounting(one["ok"], one["skipped"], one["failed"])
+    return found

@@ -21,11 +21,13 @@ from camray.config import Config
 from camray.errors import ExitCode, UsageError
 from camray.ledger import chain
 from camray.ledger.runs import first_report
+from camray.ledger.side import read_side, write_side
 from camray.ledger.table import ShardCommit, Table
 from camray.records import Accounting
 from camray.storage import Folder, open_folder
 from camray.upkeep.evidence import look_at_chain
 from camray.upkeep.prune import print_prune
+from tests.audit.report_world import make_out
 from tests.ledger.ledger_world import E1, committed, described, finished, rows, shard
 
 Entries = list[list[dict[str, Any]]]
@@ -251,6 +253,23 @@ def test_an_entry_of_another_tool_is_found(out: Folder) -> None:
     DeltaTable(out.child_uri("records")).alter.set_table_properties({"delta.appendOnly": "false"})
     (problem,) = problems(out)
     assert problem.endswith("no run of camray wrote it")
+
+
+@pytest.mark.parametrize("part", ["rows", "failed", "errors", "verdicts"])
+def test_a_summary_of_a_night_that_was_changed_by_hand_is_found(tmp_path: Path, part: str) -> None:
+    """Its checksum is made anew; the commits of the night have other counts."""
+    runs = ["20261101T000000Z-0", "20261102T000000Z-0"]
+    for number, run in enumerate(runs):
+        make_out(tmp_path, 120, run, first=number)
+    out = open_folder(str(tmp_path), "OUT")
+    assert problems(out) == ()
+    path = f"runs/{runs[0]}/summary.json"
+    summary = read_side(out, path, dict)
+    of = summary["images"] if part in summary["images"] else summary[part]
+    name = part if part in summary["images"] else next(iter(of))
+    of[name] += 1
+    write_side(out, path, summary)
+    assert any(path in problem for problem in problems(out))
 
 
 # ── what there was before ────────────────────────────────────────────────────────────────────────
