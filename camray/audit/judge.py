@@ -227,7 +227,8 @@ class _Work:
         put_rows(out, explainer, self.run_id, rows, places, held if places else ())
         for key in [key for key in written if key[:2] in again]:
             del written[key]
-        written |= {key: said for key, said in placed.items() if key[:2] in again | fresh}
+        told = again | fresh
+        written |= {key: said for key, said in placed.items() if key[:2] in told}
         return view, book, tally
 
     def _judge(self, batch: pa.RecordBatch, view: ArchiveView, book: CauseBook) -> Judged:

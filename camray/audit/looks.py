@@ -66,8 +66,8 @@ SAMPLE = 64  # images of each answer
 POOL = 500  # images of each answer that are read again
 MEMORY = 2**30  # bytes of views
 SMALL = 6400  # forwards that any night may have, but not more than eight an image
-EARLIER = 20_000  # hot spots of earlier nights that are read, or one file of them
-MOST_SMALL, LARGE = 32, 2**26  # files that are put together, bytes
+EARLIER = 500  # hot spots of earlier nights that are read for each answer
+MOST_SMALL, LARGE = 32, 2**24  # files that are put together, bytes
 PAIRS = 3  # of an answer and intervention, that are drawn
 _RECORD = (
     "run_id", "shard", "member", "index", "content_sha256", "predicted_class", "confidence", "heatmap",
@@ -312,10 +312,13 @@ def earlier_crops(out: Folder, explainer: str) -> list[tuple[int, bytes]]:
     """Give the hot spots of earlier nights, with their answers, at most 128 of each, of the latest files."""
     parts = [LOOKS_SCHEMA.empty_table().select(["run_id", "predicted_class", "crop"])]
     files = log.newest(log.opened(out, LOOKS), explainer)["path"] if log.exists(out, LOOKS) else ()
+    answers, rows = set[int](), 0
     for path in map(str, files):
-        if sum(map(len, parts)) < EARLIER:
+        if rows <= EARLIER * len(answers):
             valid = ds.field("crop").is_valid()
             parts.append(read_looks(out, explainer, parts[0].column_names, valid, [path]))
+            answers |= set(pc.unique(parts[-1]["predicted_class"]).to_pylist())
+            rows += len(parts[-1])
     rows = pa.concat_tables(parts).sort_by([("run_id", "descending")])
     kept: Any = _rank_within(rows.column("predicted_class").to_numpy()) < 128 if len(rows) else []
     rows = rows.filter(pa.array(kept, pa.bool_()))
