@@ -39,6 +39,10 @@ from camray.audit.look_counts import LookCounts
 _FALLEN = "without the hot border"  # of the second look, which images got by their heat
 KEY = pa.schema([("shard", pa.string()), ("index", pa.int32()), ("content_sha256", pa.string())])
 _FELL = pa.schema([*KEY, ("answer", pa.int32()), ("drop", pa.float64()), ("night", pa.int32())])
+_SEEN = pa.schema([
+    *KEY, ("answer", pa.int32()), ("night", pa.int32()), ("is_sampled", pa.bool_()), ("same", pa.float32()),
+    ("other", pa.float32()),
+])  # fmt: skip
 _CROPS = KEY.append(pa.field("crop", pa.binary()))
 TEST_OF = {"repeated thing": "repeat", "place": "carry", "background": "carry_surround"}
 
@@ -99,8 +103,7 @@ class Card:
 class CauseBook:
     """What looks and border falls tell of the images of an archive. `add` every batch, then ask `of` any.
 
-    `looks`: of all images; after `recall` of those that are new. `crops` reads the hot spots of images,
-    `older` the looks at images of some answers.
+    `looks`: of all images; after `recall` of those that are new. `crops` reads the hot spots of images.
     """
 
     def __init__(
@@ -109,15 +112,13 @@ class CauseBook:
         drop: float,
         nights: Nights = Nights(),  # noqa: B008
         crops: Callable[[Collection[Key]], Mapping[Key, bytes]] = lambda _: {},
-        older: Callable[[Collection[int]], Iterable[Mapping[str, Any]]] = lambda _: (),
     ) -> None:
         self._images, self._drop, self._nights = seen(looks, nights), drop, nights
-        self._read_crops, self._older = crops, older
+        self._read_crops = crops
         self.looked = frozenset(self._images)  # images that `looks` are of
         self._contents = pa.array({content for _, _, content in self._images}, pa.string())
         self._there: set[Key] = set()  # of the images looked at: those that are in the archive
-        self._gone: set[Key] = set()  # the others
-        self._has_all = True  # looks are of all images
+        self._older: pa.Table | None = None  # images of earlier nights; None: looks are of all
         self._counts = LookCounts()
         self._fell: dict[Key, Given] = {}  # without the hot border
         self._fell_before = _FELL.empty_table()
@@ -151,16 +152,19 @@ class CauseBook:
         """Begin with what `carried` gave the night before; False where its nights are not those of now."""
         if list(self._nights.names[: len(before["nights"])]) != before["nights"]:
             return False
-        self._gone = {(shard, i, content) for shard, i, content in before["gone"]}
-        self._has_all = False
+        self._older = tables["images"]
         self._counts, self._fell_before = LookCounts(tables["counts"]), tables["fell"]
         self._pixels = {(*key,): crop for *key, crop in rows_of(tables["crops"])}
         return True
 
-    def recollect(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take looks at the hottest place of earlier images, which are to be judged again."""
-        fills = seen(rows, self._nights).items()
-        self._fills |= {key: image.drops["fill"] for key, image in fills if "fill" in image.drops}
+    def recollect(self, contents: Collection[str]) -> None:
+        """Recall the looks at the hottest place of earlier images, which are to be judged again."""
+        if self._older is not None and contents:
+            mine = pc.is_in(self._older["content_sha256"], value_set=pa.array(contents, pa.string()))
+            self._note_fills(images_in(self._older.filter(mine)))
+
+    def _note_fills(self, images: Mapping[Key, Seen]) -> None:
+        self._fills |= {key: image.drops["fill"] for key, image in images.items() if "fill" in image.drops}
 
     def carried(self) -> tuple[dict[str, Any], dict[str, pa.Table]]:
         """Give what batches and looks told, for the next night: plain values, and tables."""
@@ -172,9 +176,16 @@ class CauseBook:
             kept[names[key]] += 1
             if kept[names[key]] <= KNOWN:
                 crops.append((*key, self._pixels[key]))
-        facts = {"nights": list(self._nights.names), "gone": sorted(self._gone, key=str)}
+        tonight = {
+            key: image
+            for key in self.looked
+            if (image := self._images.get(key)) and self._may_tell(key, image)
+        }
+        images = [table for table in (self._older, table_of_images(tonight)) if table is not None]
+        facts = {"nights": list(self._nights.names)}
         tables = {
             "counts": self._counts.table(), "crops": table_of(crops, _CROPS),
+            "images": pa.concat_tables(images, promote_options="default"),
             "fell": pa.concat_tables([self._fell_before, table_of(fell, _FELL)]),
         }  # fmt: skip
         return facts, tables
@@ -237,8 +248,7 @@ class CauseBook:
         """Decide, and count the groups, once all batches are known; give the cause of each image."""
         if self._names is not None:
             return self._names
-        if self._has_all:
-            self._gone = self._images.keys() - self._there
+        if self._older is None:
             self._images = {key: image for key, image in self._images.items() if key in self._there}
         self._count_looks()
         self._tests: dict[tuple[int, str], Excess] = {}  # the most surprising
@@ -272,12 +282,17 @@ class CauseBook:
             for (look, answer), count in looked.items():
                 self._counts.add(look, answer, night, looked=count)
 
+    def _may_tell(self, key: Key, image: Seen) -> bool:
+        """Whether an image can be given a cause, or cleared of one, in any night: no cause without a fall."""
+        return "fill" in image.drops or key in self._fell or max(image.drops.values(), default=0) > self._drop
+
     def _take_older(self, named: set[int], all_images: Mapping[int, int]) -> None:
-        """Read what earlier nights saw of the answers that stand out; of all where these are too few."""
+        """Recall the images of the answers that stand out; of all answers where these are too few."""
         answers = named | (all_images.keys() if len(all_images) < FEWEST_CLASSES else set())
-        older = seen(self._older(answers), self._nights) if answers else {}
-        self._images = {key: image for key, image in older.items() if key not in self._gone} | self._images
-        self._fills |= {key: i.drops["fill"] for key, i in self._images.items() if "fill" in i.drops}
+        if self._older is not None and answers:
+            mine = pc.is_in(self._older["answer"], value_set=pa.array(answers, pa.int32()))
+            self._images = images_in(self._older.filter(mine)) | self._images
+        self._note_fills(self._images)
         mine = pc.is_in(self._fell_before["answer"], value_set=pa.array(named, pa.int32()))
         self._all_fell = dict(self._fell)
         for *key, answer, drop, night in rows_of(self._fell_before.filter(mine)):
@@ -382,6 +397,25 @@ class CauseBook:
 def _keys(batch: pa.RecordBatch) -> list[Key]:
     columns = (batch.column(name).to_pylist() for name in KEY.names)
     return list(zip(*columns, strict=True))
+
+
+def table_of_images(images: Mapping[Key, Seen]) -> pa.Table:
+    """Give a table of what was seen of images: one row each, a column for each intervention."""
+    rows = [(*key, i.answer, i.night, i.is_sampled, i.same, i.other) for key, i in images.items()]
+    found = table_of(rows, _SEEN)
+    for name in sorted({name for image in images.values() for name in image.drops}):
+        drops = pa.array([image.drops.get(name) for image in images.values()], pa.float32())
+        found = found.append_column(name, drops)
+    return found
+
+
+def images_in(table: pa.Table) -> dict[Key, Seen]:
+    """Give what such a table says of images."""
+    names, found = table.column_names[len(_SEEN) :], {}
+    for shard, index, content, answer, night, is_sampled, same, other, *drops in rows_of(table):
+        known = {name: drop for name, drop in zip(names, drops, strict=True) if drop is not None}
+        found[shard, index, content] = Seen(answer, is_sampled, night, same, other, known)
+    return found
 
 
 def rows_of(table: pa.Table) -> list[tuple[Any, ...]]:

@@ -215,9 +215,7 @@ class _Work:
         held = holding(out, explainer, again - fresh)
         before = read_rows(out, held, again - fresh)
         screened = ["border_heat" in flags for flags in before.column("flags").to_pylist()]
-        if contents := before.column("content_sha256").filter(pa.array(screened, pa.bool_())).to_pylist():
-            fill = (ds.field("intervention") == "fill") & ds.field("content_sha256").isin(contents)
-            book.recollect(_looks(out, explainer, fill))
+        book.recollect(before.column("content_sha256").filter(pa.array(screened, pa.bool_())).to_pylist())
         judged = [self._judge(batch, view, book) for batch in new]
         for part in judged:
             tally.add(part, self.past.covered)
@@ -237,11 +235,8 @@ class _Work:
     def _book(self, looked: Sequence[str] | None = None) -> CauseBook:
         """Open the causes of all looks, or of those in these files."""
         out, explainer = self.table.out, self.explainer
-        return CauseBook(
-            _looks(out, explainer, paths=looked), self.settings.drop, self.past.nights,
-            partial(_crops, out, explainer, looked or []),
-            (lambda _: ()) if looked is None else partial(_looks_of, out, explainer),
-        )  # fmt: skip
+        looks, crops = _looks(out, explainer, looked), partial(_crops, out, explainer, looked or [])
+        return CauseBook(looks, self.settings.drop, self.past.nights, crops)
 
     def _judge_again(
         self, before: pa.Table, view: ArchiveView, book: CauseBook, tally: Tally
@@ -292,17 +287,11 @@ def _score(rank: Any) -> Any:
     return 0.9 + 0.1 / (1 + rank)
 
 
-def _looks(
-    out: Folder, explainer: str, where: ds.Expression | None = None, paths: Sequence[str] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Read looks, as many at once as memory bears."""
-    for batch in read_looks(out, explainer, _LOOKED, where, paths).to_batches(max_chunksize=BATCH_ROWS):
+def _looks(out: Folder, explainer: str, paths: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """Read looks, all or of these files, as many at once as memory bears."""
+    for batch in read_looks(out, explainer, _LOOKED, paths=paths).to_batches(max_chunksize=BATCH_ROWS):
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             yield dict(zip(_LOOKED, row, strict=True))
-
-
-def _looks_of(out: Folder, explainer: str, answers: Collection[int]) -> Iterator[dict[str, Any]]:
-    return _looks(out, explainer, ds.field("predicted_class").isin(sorted(answers)))
 
 
 def _crops(
