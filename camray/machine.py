@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ def on_this_machine() -> Iterator[None]:
         UsageError: no working folder, no folder for temporary files, or file names that are not UTF-8.
     """
     _check()
+    warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm in notebooks: camray uses no such bar
     before = os.umask(0o077)  # it can only be read by setting it
     os.umask(before | 0o022)
     try:

@@ -6,7 +6,8 @@ Config ──camray.job.run──> records in OUT ──camray.audit──> verd
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from camray.audit.gate import parse_gate
@@ -29,8 +30,14 @@ class AuditOutcome:
     run_id: str
     out: str
     explainer: str
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
     page: str
+
+    def _repr_html_(self) -> str:
+        said = self.summary.get("message", f"stopped: {self.code.name.lower()}").removeprefix("camray: ")
+        return (
+            f'<p>{escape(said)}</p><p><a href="{escape(self.page, quote=True)}">{escape(self.page)}</a></p>'
+        )
 
 
 def audit(config: Config, reporter: Reporter, reviewed: Sequence[str] = ()) -> AuditOutcome:

@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from html import escape
 from typing import Any
 
 from camray.archive.listing import LOST, UNSURE
@@ -61,9 +62,12 @@ class Outcome:
     accounting: Accounting
     out: str
     explainer: str
-    report: RunReport
+    report: RunReport = field(repr=False)
     pictures: int = 0
     undrawn: int = 0  # maps that got no picture
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(f'{self.accounting.sentence()} in {self.out}, explainer {self.explainer}')}</p>"
 
 
 @contextmanager
