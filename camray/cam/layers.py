@@ -27,6 +27,8 @@ from camray.errors import ModelError
 # Class attention (CaiT, XCiT, VOLO) reads patches into a class token; the map is the block before it.
 _CLASS_ATTENTION = re.compile(r"Class(Attn|Attention|Block)")
 _ATTENTION = re.compile(r"Attn|Attention")
+_MOVED = "what changes there moves others"
+UNREAD = "has tokens that are no places of the image in their order"
 _NOT_A_MAP = (nn.Linear, nn.Dropout, nn.Identity)  # q, k, v and dropout inside an attention; no-ops
 
 
@@ -215,13 +217,13 @@ class _Reader:
             ways = [f"--grid {f.grid[0]}x{f.grid[1]} --prefix {f.prefix}" for f in found[:2] if f.grid]
             return None, f"its {tokens} tokens can be read in two ways: {' or '.join(ways)}"
         if not found:
-            return None, f"its {tokens} tokens are no places of the image: what changes there moves others"
+            return None, f"its {tokens} tokens are no places of the image: {_MOVED}"
         return self._borne_out(replace(found[0], name=name, sequence_first=moves.sequence_first), moves)
 
     def _borne_out(self, layer: TargetLayer, moves: Moves) -> tuple[TargetLayer | None, str]:
         if moves.agreement(layer) >= SEEN:
             return layer, ""
-        return None, "its positions are no places of the image: what changes there moves others"
+        return None, f"its positions are no places of the image: {_MOVED}"
 
 
 def _probe(
@@ -329,7 +331,19 @@ def _choose(model: nn.Module, infos: list[LayerInfo], outputs: Mapping[str, Tens
         and any(i.problem.startswith("its gradient is zero") for i in infos[infos.index(last) :])
     ):
         reason = "last tokens that reach the score: input of the last attention"
+    if last.layer.layout != "tokens" and (unread := _unread_behind(model, last, infos)):
+        reason += f"; {unread} and what is behind it {UNREAD}"
     return replace(last.layer, name=name, reason=reason)
+
+
+def _unread_behind(model: nn.Module, last: LayerInfo, infos: list[LayerInfo]) -> str:
+    """Name the first sequence behind a map whose tokens, in their order, are no places of the image."""
+    channels = last.shape[last.layer.channel_dim] if last.layer else 0
+    for info in infos[infos.index(last) + 1 :]:
+        is_sequence = len(info.shape) == 3 and info.shape[1] != channels  # else the map itself, flattened
+        if is_sequence and info.problem.endswith(_MOVED) and not _attention_of(model, info.name):
+            return info.name
+    return ""
 
 
 def _is_no_map(model: nn.Module, info: LayerInfo) -> bool:
@@ -337,15 +351,27 @@ def _is_no_map(model: nn.Module, info: LayerInfo) -> bool:
 
 
 def _carries_features(model: nn.Module, info: LayerInfo, by_name: Mapping[str, LayerInfo]) -> bool:
-    """Whether it is no part of an attention; the norm of all that goes into one is as good as outside."""
-    path = info.name.split(".")
-    names = [".".join(path[:n]) for n in range(1, len(path) + 1)]
-    owners = {name: type(model.get_submodule(name)).__name__ for name in names}
-    if any(_CLASS_ATTENTION.search(owner) for owner in owners.values()):
+    """Whether it is no gate and no part of an attention; the norm of all that goes into one is as outside."""
+    if info.layer is not None and info.shape[info.layer.channel_dim] == 1:
+        return False  # a gate that others are multiplied by
+    if _CLASS_ATTENTION.search(" ".join(_owners(model, info.name).values())):
         return False
-    within = [name for name in names[:-1] if _ATTENTION.search(owners[name])]
-    whole = by_name[within[0]].shape if within and within[0] in by_name else ()
+    within = _attention_of(model, info.name)
+    whole = by_name[within].shape if within in by_name else ()
     return not within or ("Norm" in info.type and info.shape == whole)
+
+
+def _attention_of(model: nn.Module, name: str) -> str:
+    """Name the outermost attention that a module is a part of; empty without one."""
+    owners = list(_owners(model, name).items())[:-1]
+    return next((owner for owner, kind in owners if _ATTENTION.search(kind)), "")
+
+
+def _owners(model: nn.Module, name: str) -> dict[str, str]:
+    """Give the names and types of what a module lies in, the outermost first, itself last."""
+    path = name.split(".")
+    names = [".".join(path[:n]) for n in range(1, len(path) + 1)]
+    return {name: type(model.get_submodule(name)).__name__ for name in names}
 
 
 def _best_name(

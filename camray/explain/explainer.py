@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from camray import cam
+from camray.cam.layers import UNREAD
 from camray.cam.registry import Method
 from camray.cam.split import call, model_precision, run_split
 from camray.cam.targets import ranked
@@ -100,6 +101,8 @@ def resolve(
         PRECISIONS[config.model.precision],
     )  # fmt: skip
     doubts = steadiness(loaded, config.run.batch_size == 1)
+    if UNREAD in layer.reason:
+        doubts = (*doubts, f"WARNING: looks at {layer.name}: {layer.reason}; --layer NAME looks elsewhere")
     explainer = Explainer(
         model=loaded.name,
         model_args=loaded.build_args,

@@ -104,7 +104,8 @@ def reshape(module: nn.Module, pairs: Pairs) -> nn.Module:
     known = dict(module.named_modules())
     for conv_name, norm_name in pairs:
         conv, norm = known[conv_name], known[norm_name]
-        conv.bias = nn.Parameter(conv.weight.new_zeros(len(conv.weight)), requires_grad=False)
+        bias = torch.zeros(conv.out_channels, dtype=conv.weight.dtype, device=conv.weight.device)
+        conv.bias = nn.Parameter(bias, requires_grad=False)  # (a lazy weight has no length yet)
         place, _, name = norm_name.rpartition(".")
         rest = _Activation(norm) if isinstance(norm, timm.layers.BatchNormAct2d) else nn.Identity()
         known[place].register_module(name, rest.eval())

@@ -162,6 +162,10 @@ def pick_tensor(output: Any, name: str | None = None) -> Tensor:
     output = pick_output(output, name)
     if not isinstance(output, Tensor):
         raise ModelError("--model", f"its output is {type(output).__name__}, no tensor", "give a classifier")
+    if not output.is_floating_point():
+        raise ModelError(
+            "--model", f"its output is {output.dtype}: answers, no scores", "let it return logits"
+        )
     return output
 
 

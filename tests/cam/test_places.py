@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camray.cam import explain, find_target_layer, find_target_layers, list_layers
+from camray.cam.layers import UNREAD
 from camray.errors import ModelError
 from tests.cam.cam_zoo import images, relative
 
@@ -96,6 +97,36 @@ def test_channels_are_no_positions(channels: int) -> None:
     model = nn.Sequential(body, nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(1), nn.Linear(channels, 4))
     layer = find_target_layer(ready(model), (3, 56, 56))
     assert (layer.name, layer.layout) == ("0", "nchw")
+    assert UNREAD not in layer.reason
+
+
+class Gate(nn.Module):
+    """CBAM's: where to look, one number a place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.stack([x.mean(1), x.amax(1)], 1)).sigmoid()
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, 6, 2, 2), nn.ReLU())
+        self.gate, self.head = Gate(), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return self.head((x * self.gate(x)).mean((2, 3)))
+
+
+def test_a_gate_is_no_picture_of_features() -> None:
+    """It runs last and reaches the score, and has one channel that others are multiplied by."""
+    assert find_target_layer(ready(Gated()), (3, 64, 64)).name == "body.3"
+    assert find_target_layer(ready(Gated()), (3, 64, 64), "gate").name == "gate"
 
 
 def test_registers_of_transformers_own_model() -> None:
@@ -172,6 +203,9 @@ class Shuffled(Tokens):
 def test_tokens_out_of_order_are_no_map() -> None:
     layer = find_target_layer(ready(Shuffled(before=0)), (3, 64, 64))
     assert layer.name == "patch"
+    assert f"; blocks.0.attention and what is behind it {UNREAD}" in layer.reason
+    for model in (Tokens(), Tokens(before=0)):
+        assert UNREAD not in find_target_layer(ready(model), (3, 64, 64)).reason
     with pytest.raises(ModelError, match="64 tokens are no places of the image"):
         find_target_layer(ready(Shuffled(before=0)), (3, 64, 64), "blocks.0")
 

@@ -244,12 +244,19 @@ def test_a_model_that_answers_differently_each_time_is_refused(tmp_path: Path) -
         resolve(config(model))
 
 
-def test_lazy_modules_take_their_shapes_from_the_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", ["", "nn.BatchNorm2d(8), "])
+def test_lazy_modules_take_their_shapes_from_the_weights(tmp_path: Path, norm: str) -> None:
+    """With a batch norm behind, too, which is folded before there are any weights."""
     plain = write(tmp_path / "plain", "return self.logits(x)")
     lazy = write(tmp_path / "lazy", "return self.logits(x)")
-    file = tmp_path / "lazy/net.py"
-    text = file.read_text().replace("nn.Linear(12, num_classes)", "nn.LazyLinear(num_classes)")
-    file.write_text(text.replace("nn.Conv2d(3, 8,", "nn.LazyConv2d(8,"))
+    file = tmp_path / "plain/net.py"
+    text = file.read_text().replace("2, 1), nn.ReLU(), nn.Conv", f"2, 1), {norm}nn.ReLU(), nn.Conv")
+    file.write_text(text)
+    (file.parent / "net.pth").unlink()
+    torch.save(built(file.parent).state_dict(), file.parent / "net.pth")
+    text = text.replace("nn.Linear(12, num_classes)", "nn.LazyLinear(num_classes)")
+    text = text.replace("nn.Conv2d(3, 8,", "nn.LazyConv2d(8,").replace("nn.Batch", "nn.LazyBatch")
+    (tmp_path / "lazy/net.py").write_text(text.replace("LazyBatchNorm2d(8)", "LazyBatchNorm2d()"))
     lazy = replace(lazy, checkpoint=plain.checkpoint)
     (found, loaded), (wanted, _) = explained(config(lazy)), explained(config(plain))
     assert torch.equal(heat(found), heat(wanted))
@@ -278,3 +285,8 @@ def test_a_network_that_runs_twice_is_refused_with_the_way_on(tmp_path: Path) ->
         resolve(config(model))
     assert "body, a Sequential, runs 2 times in one forward" in str(caught.value)
     assert "give the network inside" in str(caught.value)
+
+
+def test_answers_that_are_no_scores_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"its output is torch.int64: answers, no scores"):
+        resolve(config(write(tmp_path / "net", "return self.logits(x).argmax(1, keepdim=True)")))
