@@ -13,7 +13,9 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from urllib.parse import unquote
 
+from camray.archive.annotations import Annotation, label_columns, label_of
 from camray.archive.files import read_files, read_named
 from camray.archive.frames import version_mark
 from camray.archive.listing import Listing
@@ -24,6 +26,8 @@ from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ShardError, UsageError, printable
 from camray.records import LooseFile, Member, Shard, Status
 from camray.storage import Folder, has_empty_part, open_folder
+
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 def _every(_: int) -> bool:
@@ -80,13 +84,26 @@ def _members(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterat
     size = _check_unchanged(place, shard, version_mark(config.frames))
     if size == 0:
         raise ShardError(ErrorCode.SHARD_UNREADABLE, "an empty file: 0 bytes")
+    told = _of_partition(uri, config) if shard.format == "parquet" else Annotation()
     with place.open() as file:
         try:
             for member in readers()[shard.format].read(file, size, config, is_needed):
                 is_named = member.file is not None or member.mask_file is not None
-                yield read_named(base_of(uri), member, config.max_member_bytes) if is_named else member
+                whole = read_named(base_of(uri), member, config.max_member_bytes) if is_named else member
+                is_bare = whole.label is None and whole.label_class is None
+                yield replace(whole, label=told.label, label_class=told.label_class) if is_bare else whole
         except UsageError as error:  # of this file alone: `check_shards` found one that is as it should be
             raise ShardError(ErrorCode.SHARD_UNREADABLE, printable(error.problem)) from None
+
+
+def _of_partition(uri: str, config: ArchiveConfig) -> Annotation:
+    """Read the label that a folder of a partitioned table names: `label=cat/part-0.parquet`."""
+    pairs = [folder.partition("=") for folder in uri.split("/")[:-1]]
+    row = {key.lower(): unquote(value) for key, _, value in pairs if value not in ("", _NO_VALUE)}
+    found = Annotation()
+    for key in label_columns(row, config.label_column):
+        found = found.or_else(label_of(row[key]))
+    return found
 
 
 def _check_unchanged(place: Folder, shard: Shard, mark: str) -> int:

@@ -273,6 +273,21 @@ def test_label_columns_as_tools_write_them(tmp_path, column, wanted, form):
     assert [m.content for m in found] == IMAGES[: len(column)]
 
 
+def test_folders_of_a_partitioned_table_name_the_label(tmp_path):
+    """As Spark, pandas and Arrow write tables by a column, which is then in no file."""
+    labels = ["cat", "a/b c", "7", None]
+    table = pa.table({"image": IMAGES[:4], "row": range(4), "Label": labels})
+    pq.write_to_dataset(table, tmp_path / "t", partition_cols=["Label"])
+    config = ArchiveConfig(path=str(tmp_path / "t"))
+    found = {m.content: m for shard in list_archive(config).shards for m in read_members(shard, config)}
+    assert [(found[i].label, found[i].label_class) for i in IMAGES[:4]] == [
+        ("cat", None), ("a/b c", None), (None, 7), (None, None),
+    ]  # fmt: skip
+    none = ArchiveConfig(path=str(tmp_path / "t"), label_column="")
+    members = [m for shard in list_archive(none).shards for m in read_members(shard, none)]
+    assert {(m.label, m.label_class) for m in members} == {(None, None)}
+
+
 def test_dictionaries_of_the_tools_themselves(tmp_path):
     """Written by pandas and by Polars, not by the library that reads them."""
     pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
