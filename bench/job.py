@@ -1,17 +1,24 @@
-"""The whole job beside three others: same images, same model, same cores, one run, interleaved.
+"""The whole job beside what people write instead: same images, same model, same cores, one run, interleaved.
 
-    python bench/job.py IMAGES                       mobilenetv2_100 and resnet18, overlays none and all
-    python bench/job.py IMAGES --models resnet18 --images 400 --rounds 2
+    python bench/job.py IMAGES                       mobilenetv2_100, three rounds, about eight minutes
+    python bench/job.py IMAGES --models resnet50 --images-per-side 120 --sides loop-threads loop-processes job
 
-IMAGES is a folder of photographs (JPEG), repeated until there are enough of them. The four sides:
+IMAGES is a folder of photographs (JPEG), repeated until there are enough of them. The sides:
 
-    loop     decode and forward in one process: no explanation, no files. What the model alone costs.
-    script   pytorch-grad-cam in batches, an overlay per image with OpenCV, one Parquet file with pandas.
-    ray      Ray Data with the same decode and the same forward in the same number of actors, nothing else.
-    job      `camray explain`: Grad-CAM, records, overlays as asked, commits.
+    loop-threads     decode and forward, no explanation, no files: threads decode ahead, all cores a forward
+    loop-processes   the same in a process of one thread for each core: mostly the faster one
+    loop-prepared    the same with the model as the job prepares it: batch norms folded
+    loop-compiled    the same with torch.compile and frozen weights
+    ray              Ray Data with the prepared model in as many actors as the job has, nothing else
+    job              `camray explain`: Grad-CAM, records, commits, overlays of a sample
+    job-compiled     the same with --compile
+    job-all          the same with an overlay for each image, as the script draws them
+    script           pytorch-grad-cam in batches, overlays with OpenCV, one Parquet file with pandas
 
-Every side runs in a process of its own and reports images per second in steady state: from its first
-finished chunk or batch to its last. Start-up is told apart. Random weights: speed does not depend on them.
+Every side runs in processes of its own and tells its steady state, from its first finished batch or chunk to
+its last: images a second, and CPU milliseconds an image of all its processes. Start-up is told apart. A side
+that does not run here (no compiler, no pytorch-grad-cam) is left out, and why is said. Random weights: speed
+does not depend on them.
 """
 
 from __future__ import annotations
@@ -25,12 +32,16 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 BATCH, CHUNK, SHARD = 8, 32, 200  # batches as the job has them: the fastest of 1 to 16 on a core
@@ -73,15 +84,23 @@ def make_model(name: str, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def loaded(model: Path) -> tuple[Any, Any, Any, Any]:
-    """The model as camray loads it, its input, and mean and std."""
+def loaded(model: Path, form: str = "plain") -> tuple[Any, Any, Any, Any]:
+    """The model as camray loads it, its input, and mean and std; `form`: plain, prepared or compiled."""
     import torch
 
-    from camray.config import ModelConfig
+    from camray.config import Config, ModelConfig
+    from camray.explain.explainer import resolve
     from camray.models.load import load_model
 
-    found = load_model(ModelConfig(name=str(model)))
-    return found.module, found.input, torch.tensor(found.input.mean), torch.tensor(found.input.std)
+    named = ModelConfig(name=str(model))
+    found = resolve(Config(model=named))[1] if form == "prepared" else load_model(named)
+    module: Any = found.module
+    if form == "compiled":
+        import torch._inductor.config
+
+        torch._inductor.config.freezing = True
+        module = torch.compile(module)
+    return module, found.input, torch.tensor(found.input.mean), torch.tensor(found.input.std)
 
 
 def in_batches(items: Iterator[Any], size: int = BATCH) -> Iterator[list[Any]]:
@@ -96,7 +115,7 @@ def in_batches(items: Iterator[Any], size: int = BATCH) -> Iterator[list[Any]]:
         yield wave
 
 
-# ── the sides: each prints {"images_per_s", "startup_s", "images"} ────────────────────────────────
+# ── the sides: each prints {"images_per_s", "startup_s", "images", "first", "last"} ───────────────
 
 
 def report(started: float, ticks: list[tuple[float, int]]) -> None:
@@ -104,13 +123,47 @@ def report(started: float, ticks: list[tuple[float, int]]) -> None:
     ticks = sorted(ticks)
     images = sum(n for _, n in ticks[1:])
     speed = images / (ticks[-1][0] - ticks[0][0])
-    facts = {"images_per_s": speed, "startup_s": ticks[0][0] - started, "images": images + ticks[0][1]}
-    print(json.dumps(facts))
+    facts = {"images_per_s": speed, "startup_s": ticks[0][0] - started, "images": images}
+    print(json.dumps(facts | {"first": ticks[0][0], "last": ticks[-1][0]}))
+
+
+def loop_of_processes(archive: Path, model: Path, started: float, form: str) -> None:
+    """A process for each core, each with every so-manieth batch."""
+    cores = os.cpu_count() or 1
+    command = [sys.executable, __file__, str(archive), "--model", str(model), "--side"]
+    shares = [
+        subprocess.Popen([*command, f"share:{form}:{i}:{cores}"], stdout=subprocess.PIPE)
+        for i in range(cores)
+    ]
+    said = [share.communicate()[0] for share in shares]
+    if any(share.returncode for share in shares):
+        raise SystemExit("a share of the loop failed")
+    ends: list[list[tuple[float, int]]] = [json.loads(one.splitlines()[-1]) for one in said]
+    ready = max(own[0][0] for own in ends)  # from here on all of them work
+    report(started, [(ready, 0), *((at, n) for own in ends for at, n in own if at > ready)])
+
+
+def share(archive: Path, model: Path, form: str, number: int, of: int) -> None:
+    """One process of a loop: decode and forward, in one thread."""
+    import torch
+
+    from camray.image.decode import decode
+    from camray.models.preprocessing import to_input
+
+    torch.set_num_threads(1)
+    module, spec, mean, std = loaded(model, form)
+    ticks = []
+    with torch.inference_mode():
+        for i, wave in enumerate(in_batches(contents(archive))):
+            if i % of == number and len(wave) == BATCH:
+                views = np.stack([decode(data, spec, 10**8).pixels for data in wave])
+                module(to_input(torch.from_numpy(views), mean, std)).softmax(1)
+                ticks.append((time.time(), len(wave)))
+    print(json.dumps(ticks))
 
 
 def loop(archive: Path, model: Path, started: float) -> None:
     """Threads decode the next batch while this one runs."""
-    import numpy as np
     import torch
 
     from camray.image.decode import decode
@@ -128,14 +181,14 @@ def loop(archive: Path, model: Path, started: float) -> None:
         for wave in in_batches(contents(archive)):
             parts = [pool.submit(pixels, wave[i::cores]) for i in range(cores)]
             if ahead is not None:
-                ticks.append((time.time(), forward(module, ahead, mean, std, np, torch, to_input)))
+                ticks.append((time.time(), forward(module, ahead, mean, std, torch, to_input)))
             ahead = parts
         assert ahead is not None
-        ticks.append((time.time(), forward(module, ahead, mean, std, np, torch, to_input)))
+        ticks.append((time.time(), forward(module, ahead, mean, std, torch, to_input)))
     report(started, ticks)
 
 
-def forward(module: Any, parts: Any, mean: Any, std: Any, np: Any, torch: Any, to_input: Any) -> int:
+def forward(module: Any, parts: Any, mean: Any, std: Any, torch: Any, to_input: Any) -> int:
     """One batch of the loop."""
     views = np.stack([view for part in parts for view in part.result()])
     return len(module(to_input(torch.from_numpy(views), mean, std)).softmax(1))
@@ -144,7 +197,6 @@ def forward(module: Any, parts: Any, mean: Any, std: Any, np: Any, torch: Any, t
 def script(archive: Path, model: Path, started: float) -> None:
     """What people write today, in batches: timm's transform, grad-cam, OpenCV, pandas."""
     import cv2
-    import numpy as np
     import pandas as pd
     import timm
     import torch
@@ -155,7 +207,7 @@ def script(archive: Path, model: Path, started: float) -> None:
     name = json.loads((model / "config.json").read_text())["architecture"]
     net = timm.create_model(name, checkpoint_path=str(model / "model.safetensors")).eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=net))
-    layer = {"resnet18": "layer4", "mobilenetv2_100": "bn2"}[name]
+    layer = {"resnet18": "layer4", "resnet50": "layer4", "mobilenetv2_100": "bn2"}[name]
     cam = GradCAM(net, [net.get_submodule(layer)])
     torch.set_num_threads(os.cpu_count() or 1)
     rows, ticks = [], []
@@ -182,7 +234,7 @@ class Forward:
         import torch
 
         torch.set_num_threads(threads)
-        self.module, _, self.mean, self.std = loaded(Path(model))
+        self.module, _, self.mean, self.std = loaded(Path(model), "prepared")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import torch
@@ -214,8 +266,6 @@ def bare_ray(archive: Path, model: Path, started: float) -> None:
             return [{"content": tar.extractfile(m).read()} for m in tar]  # type: ignore[union-attr]
 
     def pixels(batch: dict[str, Any]) -> dict[str, Any]:
-        import numpy as np
-
         from camray.image.decode import decode
 
         return {"pixels": np.stack([decode(c, spec, 10**8).pixels for c in batch["content"]])}
@@ -232,13 +282,13 @@ def bare_ray(archive: Path, model: Path, started: float) -> None:
     report(started, list(times.items()))
 
 
-def job(archive: Path, model: Path, started: float, overlays: str) -> None:
+def job(archive: Path, model: Path, started: float, overlays: str, more: Sequence[str] = ()) -> None:
     """The product, as a command."""
     import pyarrow.parquet as pq
 
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "camray.cli", "explain", str(archive), f"{out}/out"]
-        command += ["--model", str(model), "--overlays", overlays, "--chunk-size", str(CHUNK)]
+        command += ["--model", str(model), "--overlays", overlays, "--chunk-size", str(CHUNK), *more]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr)
@@ -249,40 +299,96 @@ def job(archive: Path, model: Path, started: float, overlays: str) -> None:
 # ── the comparison ───────────────────────────────────────────────────────────────────────────────
 
 
-def measure(side: str, archive: Path, model: Path) -> dict[str, float]:
-    """Run one side in a process of its own."""
+def cpu_s(root: int) -> float:
+    """CPU seconds of a process and of all that it started and that live (Linux)."""
+    used, parents = {}, {}
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = place.read_text().rpartition(")")[2].split()
+            parents[int(place.parent.name)] = int(fields[1])
+            used[int(place.parent.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    ours = {root}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return sum(used.get(pid, 0.0) for pid in ours)
+
+
+def measure(side: str, archive: Path, model: Path) -> dict[str, float] | str:
+    """Run one side in a process of its own; give its facts, or why there are none."""
     command = [sys.executable, __file__, "--side", side, str(archive), "--model", str(model)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{side}: {done.stderr[-3000:]}")
-    facts: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return facts
+    with tempfile.TemporaryFile("w+") as told:
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True)
+        seen: list[tuple[float, float]] = []
+
+        def watch() -> None:
+            while run.poll() is None:
+                seen.append((time.time(), cpu_s(run.pid)))
+                time.sleep(0.2)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        said, _ = run.communicate()
+        watcher.join()
+        if run.returncode:
+            told.seek(0)
+            return (told.read().strip() or "it failed").splitlines()[-1][-200:]
+    facts: dict[str, float] = json.loads(said.splitlines()[-1])
+    last = np.maximum.accumulate([cpu for _, cpu in seen])  # processes that end take theirs with them
+    between = np.interp([facts["first"], facts["last"]], [at for at, _ in seen], last)
+    return facts | {"cpu_ms": float(between[1] - between[0]) / facts["images"] * 1000}
 
 
-def compare(name: str, archive: Path, model: Path, rounds: int) -> None:
+SIDES = (
+    "loop-threads", "loop-processes", "loop-prepared", "loop-compiled", "ray", "job", "job-compiled",
+    "job-all", "script",
+)  # fmt: skip
+FORMS = {"loop-processes": "plain", "loop-prepared": "prepared", "loop-compiled": "compiled"}
+GOALS = (  # what is beside what, and what it should be for mobilenetv2_100
+    ("job", ("loop-threads", "loop-processes"), 1.5),
+    ("job", ("loop-prepared",), 0.9),
+    ("job-compiled", ("loop-compiled",), 0.9),
+    ("job", ("ray",), 0.95),
+    ("job-all", ("script",), 5.0),
+)
+
+
+def compare(name: str, archive: Path, model: Path, rounds: int, sides: Sequence[str]) -> None:
     """Run every side once per round, and print medians and ratios of the same round."""
-    sides = ("loop", "job-none", "ray", "job-all", "script")
-    speeds: dict[str, list[float]] = {side: [] for side in sides}
-    start_up: dict[str, list[float]] = {side: [] for side in sides}
+    found: dict[str, list[dict[str, float]]] = {}
+    missing: dict[str, str] = {}
     for _ in range(rounds):
-        for side in sides:
+        for side in (side for side in sides if side not in missing):
             facts = measure(side, archive, model)
-            speeds[side].append(facts["images_per_s"])
-            start_up[side].append(facts["startup_s"])
+            if isinstance(facts, str):
+                missing[side] = facts
+                continue
+            found.setdefault(side, []).append(facts)
             print(f"{name} {side}: {facts['images_per_s']:.1f} images/s", file=sys.stderr)
     print(name)
-    for side in sides:
-        median, first = statistics.median(speeds[side]), statistics.median(start_up[side])
-        print(f"    {side:<10} {median:7.1f} images/s in steady state, first result after {first:5.1f} s")
-    for label, above, below, goal in (
-        ("job / loop, overlays none", "job-none", "loop", 0.85),
-        ("job / loop, overlays all", "job-all", "loop", 0.75),
-        ("job / script, overlays all", "job-all", "script", 3.0),
-        ("job / Ray Data alone, overlays none", "job-none", "ray", 0.95),
-    ):
-        ratios = sorted(a / b for a, b in zip(speeds[above], speeds[below], strict=True))
-        spread = f"{ratios[0]:.2f} .. {ratios[-1]:.2f}"
-        print(f"    {label:<40} {statistics.median(ratios):6.2f}   >= {goal:<5} ({spread})", flush=True)
+    for side, own in found.items():
+        speed, cpu, first = (
+            statistics.median(one[name] for one in own) for name in ("images_per_s", "cpu_ms", "startup_s")
+        )
+        print(
+            f"    {side:<15} {speed:6.1f} images/s {cpu:7.1f} ms of CPU an image, first after {first:5.1f} s"
+        )
+    for side, why in missing.items():
+        print(f"    {side:<15} left out: {why}")
+    whole = {side: own for side, own in found.items() if len(own) == rounds}
+    for ours, theirs, goal in GOALS:
+        others = [whole[side] for side in theirs if side in whole]
+        if ours not in whole or not others:
+            continue
+        label = f"{ours} / {'best of ' * (len(others) > 1)}{' and '.join(s for s in theirs if s in whole)}"
+        wall = [own["images_per_s"] / max(o["images_per_s"] for o in each)
+                for own, *each in zip(whole[ours], *others, strict=True)]  # fmt: skip
+        cpu = [min(o["cpu_ms"] for o in each) / own["cpu_ms"]
+               for own, *each in zip(whole[ours], *others, strict=True)]  # fmt: skip
+        print(f"    {label:<48} wall {_spread(wall)}   CPU {_spread(cpu)}   >= {goal}", flush=True)
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    return f"{statistics.median(ratios):5.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
 
 
 def main() -> None:
@@ -291,19 +397,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", type=Path)
-    parser.add_argument("--models", nargs="+", default=["mobilenetv2_100", "resnet18"])
-    parser.add_argument("--images-per-side", dest="count", type=int, default=800)
+    parser.add_argument("--models", nargs="+", default=["mobilenetv2_100"])
+    parser.add_argument("--images-per-side", dest="count", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    started = time.time()
     if args.side:
-        sides = {"loop": loop, "script": script, "ray": bare_ray}
-        if args.side in sides:
-            sides[args.side](args.images, args.model, started)
-        else:
-            job(args.images, args.model, started, args.side.removeprefix("job-"))
+        be(args.side, args.images, args.model, time.time())
         return
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "archive"
@@ -311,7 +413,21 @@ def main() -> None:
         for name in args.models:
             model = Path(folder) / name
             make_model(name, model)
-            compare(name, archive, model, args.rounds)
+            compare(name, archive, model, args.rounds, args.sides)
+
+
+def be(side: str, archive: Path, model: Path, started: float) -> None:
+    """Be one side."""
+    if side.startswith("share:"):
+        _, form, number, of = side.split(":")
+        share(archive, model, form, int(number), int(of))
+    elif side in FORMS:
+        loop_of_processes(archive, model, started, FORMS[side])
+    elif side.startswith("job"):
+        overlays = "all" if side == "job-all" else "sample"
+        job(archive, model, started, overlays, ["--compile", "always"] if side == "job-compiled" else [])
+    else:
+        {"loop-threads": loop, "script": script, "ray": bare_ray}[side](archive, model, started)
 
 
 if __name__ == "__main__":
