@@ -2,6 +2,7 @@
 
     python bench/all.py                        made pictures, about half an hour on two cores
     python bench/all.py --images FOLDER        photographs
+    python bench/all.py --only job.py          some of them; the page then holds these alone
 
 Figures of a machine that does other work are noise: ratios of one run and their spread are what to read.
 """
@@ -39,16 +40,30 @@ def make_pictures(folder: Path, count: int = 64) -> None:
         (folder / f"{i:03d}.jpg").write_bytes(buffer.getvalue())
 
 
+def instructions() -> str:
+    """Name what this CPU has for matrices (Linux)."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    return (
+        ", ".join(name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags)
+        or "no AVX"
+    )
+
+
 def commands(images: str) -> list[list[str]]:
     """What is run."""
     return [
+        ["overhead.py", "--images", images],
+        ["startup.py", images],
+        ["job.py", images],
+        ["job.py", images, "--models", "resnet50", "vit_small_patch16_224", "--images-per-side", "120",
+         "--sides", "loop-threads", "loop-processes", "loop-prepared", "loop-compiled", "job",
+         "job-compiled"],
         ["decode.py", images],
-        ["job.py", images, "--images-per-side", "400", "--rounds", "2"],
         ["memory.py", "--images", "500"],
         ["scale.py", "--shards", "200000"],
         ["nodes.py", "large-shard"],
         ["engine.py"],
-    ]
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -57,19 +72,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images")
+    parser.add_argument("--only", nargs="+", default=[])
     args = parser.parse_args()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     lines = [
         "# Benchmarks",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}, "
-        f"Python {platform.python_version()}; " + ", ".join(f"{p} {version(p)}" for p in PACKAGES) + ".",
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()} "
+        f"with {instructions()}, Python {platform.python_version()}; "
+        + ", ".join(f"{p} {version(p)}" for p in PACKAGES)
+        + ".",
         "`make bench` writes this page. Ratios of one run count; seconds are this machine's.",
     ]
     with tempfile.TemporaryDirectory() as made:
         if args.images is None:
             make_pictures(Path(made))
-        for command in commands(args.images or made):
+        asked = commands(args.images or made)
+        for command in (one for one in asked if not args.only or one[0] in args.only):
             shown = " ".join("IMAGES" if word in (made, args.images) else word for word in command)
             print(f"bench/{shown}", flush=True)
             began = time.monotonic()

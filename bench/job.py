@@ -425,7 +425,7 @@ def be(side: str, archive: Path, model: Path, started: float) -> None:
         loop_of_processes(archive, model, started, FORMS[side])
     elif side.startswith("job"):
         overlays = "all" if side == "job-all" else "sample"
-        job(archive, model, started, overlays, ["--compile", "always"] if side == "job-compiled" else [])
+        job(archive, model, started, overlays, ["--compile"] if side == "job-compiled" else [])
     else:
         {"loop-threads": loop, "script": script, "ray": bare_ray}[side](archive, model, started)
 

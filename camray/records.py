@@ -563,6 +563,13 @@ def _first_frames(members: Sequence[Member]) -> list[int | None]:
     return found
 
 
+def bytes_at(values: pa.LargeBinaryArray, i: int) -> memoryview:
+    """Give one value of a column as it lies in memory: Arrow's scalars are copies."""
+    _, ends, data = values.buffers()
+    start, end = memoryview(ends).cast("q")[values.offset + i : values.offset + i + 2]
+    return memoryview(data)[start:end]
+
+
 def failure(stage: Stage, error_code: str | None, message: str | None) -> dict[str, str | None]:
     """Give the columns of an item, or of a shard, that failed at a stage."""
     return {

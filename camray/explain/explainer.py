@@ -40,7 +40,7 @@ from camray.models.labels import classes_named, label_lookup, target_by_index
 from camray.models.load import LoadedModel, build, load_model
 from camray.models.outputs import class_scores, probe_images, score_entropy
 from camray.models.preprocessing import to_input
-from camray.records import DECODED, EDGES, EXPLAINED, SCHEMA_VERSION, Status, failure, struct_array
+from camray.records import DECODED, EDGES, EXPLAINED, SCHEMA_VERSION, Status, bytes_at, failure, struct_array
 
 Row = dict[str, Any]
 Columns = dict[str, Any]
@@ -281,7 +281,9 @@ class BatchExplainer:
         batches = [ready[start : start + size] for start in range(0, len(ready), size)]
 
         def explain(batch: Sequence[int]) -> list[Any]:
-            return self._explain_or_split([rows[i] for i in batch], [self.view(pixels[i]) for i in batch])
+            return self._explain_or_split(
+                [rows[i] for i in batch], [self.view(bytes_at(pixels, i)) for i in batch]
+            )
 
         with one_thread_each(self._shares_model()) as run:
             found = run(explain, batches)
@@ -304,11 +306,11 @@ class BatchExplainer:
         """The column of decoded items that the model sees."""
         return "bands" if self.explainer.input.bands else "pixels"
 
-    def view(self, pixels: pa.LargeBinaryScalar) -> np.ndarray[Any, Any]:
+    def view(self, pixels: memoryview) -> NDArray[Any]:
         """Read an item's pixels: uint8 (H, W, 3), or float32 (H, W, C) of its bands."""
         spec = self.explainer.input
         kind, channels = (np.float32, len(spec.mean)) if spec.bands else (np.uint8, 3)
-        return np.frombuffer(pixels.as_buffer(), kind).reshape(spec.height, spec.width, channels)
+        return np.frombuffer(pixels, kind).reshape(spec.height, spec.width, channels)
 
     def model_input(self, views: Views) -> Tensor:
         """Normalise views, B of (H, W, 3 or C), to what the model takes: (B, C, H, W), on its device."""
@@ -421,7 +423,7 @@ class BatchExplainer:
         """Confirm the maps whose heat lies suspiciously far out, within the budget: `images` are theirs."""
 
         def scores(images: Sequence[int], change: Callable[[Tensor], Tensor]) -> Tensor:
-            x = self.model_input([self.view(pixels[i]) for i in images])
+            x = self.model_input([self.view(bytes_at(pixels, i)) for i in images])
             return class_scores(self.logits(change(x)), self.explainer.activation).cpu()
 
         rows = as_rows({name: columns[name] for name in confirm.ASKED})

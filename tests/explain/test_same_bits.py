@@ -70,7 +70,7 @@ def test_batches_threads_and_neighbours_change_no_bit(
     assert found[1].field("status").to_pylist() == ["ok"] * (2 * COUNT)
     assert any(drop is not None for drop in found[1].field("confirm_drop").to_pylist())
     assert [size for size, rows in found.items() if not rows.equals(found[1])] == []
-    views = [explain.view(pixels) for pixels in images.field("pixels")]
+    views = [explain.view(pixels.as_buffer()) for pixels in images.field("pixels")]
     plain = to_input(torch.from_numpy(np.stack(views)), explain.mean, explain.std)
     assert torch.equal(explain.model_input(views), plain)  # by its table
     alone = pa.concat_arrays([explain(images[i : i + 1]) for i in (0, 20, COUNT - 1)])
