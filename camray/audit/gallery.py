@@ -11,15 +11,16 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from camray.audit.clusters import newest_files
 from camray.audit.columns import class_name
 from camray.audit.templates import templates
 from camray.errors import printable, said_by
 from camray.flow.progress import Reporter
 from camray.job.run import COMPLETE, Outcome
-from camray.ledger.committed import PARTITION
+from camray.ledger import log
 from camray.ledger.out import GALLERY, open_out, pruned_runs, read_explainer
 from camray.ledger.runs import installed_versions
 from camray.ledger.table import STORE_ERRORS, Table
@@ -77,22 +78,11 @@ def write_gallery(place: str) -> str:
 def _newest(table: Table) -> tuple[str, int, list[dict[str, Any]]]:
     """Give the explainer that was at work last, how many rows it has, and its newest ones."""
     assert table.delta is not None
-    actions = pa.table(table.delta.get_add_actions(flatten=True)).to_pylist()
-    actions.sort(key=lambda a: (a["modification_time"], a["path"]), reverse=True)
-    explainer = str(actions[0][f"partition.{PARTITION}"])
-    own = [a for a in actions if a[f"partition.{PARTITION}"] == explainer]
-    chosen: list[str] = []
-    rows = 0
-    while rows < LARGEST and len(chosen) < len(own):
-        rows += own[len(chosen)]["num_records"]
-        chosen.append(own[len(chosen)]["path"])
-    found: list[dict[str, Any]] = []
-    records = table.dataset()
-    for fragment in records.get_fragments():
-        if fragment.path.endswith(tuple(chosen)):
-            batches = fragment.to_batches(records.schema, columns=_READ, filter=ds.field("member").is_valid())
-            found += [row for batch in batches for row in batch.to_pylist()]
-    return explainer, sum(a["num_records"] for a in own), found[:LARGEST]
+    explainer = table.latest_owner()
+    rows = table.dataset(explainer, newest_files(table, explainer, LARGEST))
+    found = rows.scanner(columns=_READ, filter=ds.field("member").is_valid()).head(LARGEST)
+    total = pc.sum(log.newest(table.delta, explainer)["num_records"]).as_py()
+    return explainer, total, found.to_pylist()
 
 
 def _as_shown(record: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from camray.audit.history import Nights
 from camray.audit.looks import read_looks
 from camray.audit.reviewed import Decisions
 from camray.audit.tally import Judged, Place, Tally, among, places_of
-from camray.audit.verdict_table import AUDIT_SCHEMA, holding, put_rows, read_rows, write_whole
+from camray.audit.verdict_table import AUDIT_SCHEMA, put_rows, read_rows, write_whole
 from camray.config import AuditConfig
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
@@ -212,8 +212,7 @@ class _Work:
         again |= view.moved() | {key[:2] for key in book.looked}
         if has_new_decisions(out, carried):
             again |= self._decided(placed)
-        held = holding(out, explainer, again - fresh)
-        before = read_rows(out, held, again - fresh)
+        before, held = read_rows(out, explainer, again - fresh)
         screened = ["border_heat" in flags for flags in before.column("flags").to_pylist()]
         book.recollect(before.column("content_sha256").filter(pa.array(screened, pa.bool_())).to_pylist())
         judged = [self._judge(batch, view, book) for batch in new]

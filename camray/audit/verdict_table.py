@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.transaction import AddAction, RemoveAction
@@ -42,6 +42,7 @@ AUDIT_SCHEMA = pa.schema(
         ("cause_id", pa.string()),  # the same from night to night
     ]
 )
+_FILE = "__filename"  # what Arrow calls the file of a row
 ROWS_A_FILE, GROUP = 100_000, 8192
 SMALL, MOST_SMALL = 20_000, 16  # rows of a small file, and how many may stand
 
@@ -73,43 +74,22 @@ def _in_files(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(parts)
 
 
-def holding(out: Folder, explainer: str, places: Collection[Place]) -> list[str]:
-    """Give the files that have rows of these images; of most the footer tells that they have none."""
-    shards = pa.array(sorted({shard for shard, _ in places}), pa.string())
-    names, folder, found = shards.to_pylist(), log.file_system(out, AUDIT), []
-    paths = log.newest(log.opened(out, AUDIT), explainer)["path"].to_pylist() if names else []
-    for path in paths:
-        with folder.open_input_file(path) as file:
-            parquet = pq.ParquetFile(file)
-            if not _may_hold(parquet.metadata, names):
-                continue
-            keys = parquet.read(["shard", "index"], use_threads=False)
-        if pc.any(among(keys.filter(pc.is_in(keys["shard"], value_set=shards)), places)).as_py():
-            found.append(path)
-    return found
-
-
-def _may_hold(metadata: pq.FileMetaData, names: Sequence[str]) -> bool:
-    """Tell whether a row group may have one of these shards, which are sorted."""
-    column = metadata.schema.names.index("shard")
-    for i in range(metadata.num_row_groups):
-        known = metadata.row_group(i).column(column).statistics
-        if (
-            known is None
-            or not known.has_min_max
-            or bisect_right(names, known.max) > bisect_left(names, known.min)
-        ):
-            return True
-    return False
-
-
-def read_rows(out: Folder, paths: Iterable[str], places: Collection[Place]) -> pa.Table:
-    """Read the rows of these images, which are in these files; without the column of the explainer."""
-    parts = [AUDIT_SCHEMA.remove(0).empty_table()]
-    for path in paths:
-        rows = _read(out, path)
-        parts.append(rows.filter(among(rows, places)))
-    return pa.concat_tables(parts)
+def read_rows(out: Folder, explainer: str, places: Collection[Place]) -> tuple[pa.Table, set[str]]:
+    """Read the rows of these images, without the explainer, and the paths of the files that have them."""
+    paths = log.newest(log.opened(out, AUDIT), explainer)["path"].to_pylist() if places else []
+    shards, indices = (
+        pa.array({s for s, _ in places}, pa.string()),
+        pa.array({i for _, i in places}, pa.int32()),
+    )
+    schema = AUDIT_SCHEMA.remove(0)
+    files = ds.dataset(paths, schema, format="parquet", filesystem=log.file_system(out, AUDIT))
+    scanner = files.scanner(
+        columns=[*schema.names, _FILE], batch_readahead=2, fragment_readahead=4,
+        filter=ds.field("shard").isin(shards) & ds.field("index").isin(indices),
+    )  # fmt: skip
+    parts = [batch.filter(among(batch, places)) for batch in scanner.to_batches()] if paths else []
+    found = pa.Table.from_batches(parts, schema.append(pa.field(_FILE, pa.string())))
+    return found.drop_columns([_FILE]), set(found[_FILE].to_pylist())
 
 
 def put_rows(
