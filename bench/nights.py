@@ -138,8 +138,10 @@ class Clock:
         self.seconds[name] = round(time.process_time() - began, 3)
 
 
-def one_night(place: str, start: int, count: int, run_id: str, full: bool = False) -> dict[str, Any]:
-    """Do all that a night does beside explaining; give the CPU seconds of each part."""
+def one_night(
+    place: str, start: int, count: int, run_id: str, full: bool = False, quick: bool = False
+) -> dict[str, Any]:
+    """Do all that a night does beside explaining; give the CPU seconds of each part. `quick`: no pages."""
     clock, out, what = Clock(), open_folder(place, "OUT"), explainer()
     before = peak_mib()
     with clock.part("open"):
@@ -158,13 +160,16 @@ def one_night(place: str, start: int, count: int, run_id: str, full: bool = Fals
         report = first_report(run_id, what.id, Config(), {"todo": len(plan.tasks)}, notes=[str(len(earlier))])
         report.ended(ExitCode.DONE, account_of(count), 1.0, {}).write(out)
     with clock.part("looks"):
-        old = frozenset(pc.unique(read_looks(out, what.id, ["run_id"]).column("run_id")).to_pylist())
-        choose(table, what, old)
-        earlier_crops(out, what.id)
+        if not quick:
+            known = read_looks(out, what.id, ["run_id"]).column("run_id")
+            choose(table, what, frozenset(pc.unique(known).to_pylist()))
+            earlier_crops(out, what.id)
     if looks:
         write_looks(out, what.id, looks)
     with clock.part("audit"):
         audit_night(place, what.id, run_id, AuditConfig(full=full))
+    if quick:
+        return {}
     with clock.part("report"):
         write_report(place)
     memory = {"MiB": round(peak_mib() - before), "MiB_before": round(before)}
@@ -196,7 +201,7 @@ def main() -> None:
     parser.add_argument("--show", type=int, nargs="*", default=[1, 2, 10, 100, 200, 300, 400], help="nights")
     parser.add_argument("--full", action="store_true", help="the last one judges everything")
     parser.add_argument("--compact", action="store_true", help="then prune, compact, and do one night more")
-    parser.add_argument("--out", help="keep it here; what is there, of so many rows and one night, stays")
+    parser.add_argument("--out", help="keep it here; nights that are there stay")
     parser.add_argument("--one", type=int, nargs=3, help=argparse.SUPPRESS)  # start, count, number
     args = parser.parse_args()
     if args.one:
@@ -205,7 +210,6 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         place = args.out or f"{scratch}/out"
-        is_there = Path(place).exists()
         counts = [args.rows] * bool(args.rows) + [args.new] * args.nights
         start = 0
         for number, count in enumerate([*counts, *[args.new] * args.compact]):
@@ -216,12 +220,12 @@ def main() -> None:
                 print(json.dumps({"prune --compact": said.getvalue().splitlines()[-1]}), flush=True)
             said = [sys.executable, __file__, "--out", place, "--one", str(start), str(count), str(number)]
             is_last = number + 1 == len(counts)
-            if number == 0 and is_there:
+            if Path(f"{place}/runs/{run_of(number)}/summary.json").exists():
                 pass
             elif number + 1 in args.show or number + 1 >= len(counts):
                 subprocess.run([*said, *["--full"] * (args.full and is_last)], check=True)
             else:
-                one_night(place, start, count, run_of(number))
+                one_night(place, start, count, run_of(number), quick=number + 2 not in args.show)
             start += count
 
 

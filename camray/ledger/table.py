@@ -406,16 +406,9 @@ class Table:
         `files`: path of the old file -> the new one's receipt; `said`: what now holds of their shards.
         The caller holds OUT.
         """
-        assert self._delta is not None
-        now_ms, partition = int(time.time() * 1000), {self._kind.partition: owner}
-        actions: list[AddAction | RemoveAction] = []
-        for path, new in files.items():
-            actions.append(RemoveAction(path, True, now_ms, None, dict(partition)))
-            actions.append(self._added(new, owner, now_ms))
         claims = [self._claim(f"{owner}/{one['key']}") for one in said]
-        self._put(actions, {"run_id": run_id, "shards": list(said), "forgot": True}, claims)
-        log.flush(self._out, self._kind.folder, self._delta.version() + 1)
-        log.patiently(self._out, self._delta.update_incremental)
+        note = {"run_id": run_id, "shards": list(said), "forgot": True}
+        self._replace(owner, files, files.values(), note, claims)
 
     def repack(self, owner: str, gone: Iterable[str], new: Iterable[Receipt]) -> None:
         """Put the same rows in other files, in one transaction; `gone`: paths. The caller holds OUT.
@@ -423,14 +416,21 @@ class Table:
         Raises:
             IncompleteError: somebody else committed meanwhile; nothing became visible.
         """
-        now_ms, partition = int(time.time() * 1000), {self._kind.partition: owner}
-        actions: list[AddAction | RemoveAction] = [self._added(r, owner, now_ms, is_new=False) for r in new]
-        actions += [RemoveAction(path, False, now_ms, None, dict(partition)) for path in gone]
         try:
-            self._put(actions, {"repacked": True})
+            self._replace(owner, gone, new, {"repacked": True}, is_new=False)
         except CommitFailedError:
             raise IncompleteError("another run committed meanwhile; the same command does the rest") from None
+
+    def _replace(
+        self, owner: str, gone: Iterable[str], new: Iterable[Receipt], said: Mapping[str, object],
+        claims: Sequence[Transaction] = (), is_new: bool = True,
+    ) -> None:  # fmt: skip
+        """Put files in the place of others, durably; `is_new`: their rows are other ones."""
         assert self._delta is not None
+        now_ms, partition = int(time.time() * 1000), {self._kind.partition: owner}
+        actions: list[AddAction | RemoveAction] = [self._added(r, owner, now_ms, is_new) for r in new]
+        actions += [RemoveAction(path, is_new, now_ms, None, dict(partition)) for path in gone]
+        self._put(actions, said, claims)
         log.flush(self._out, self._kind.folder, self._delta.version() + 1)
         log.patiently(self._out, self._delta.update_incremental)
 
