@@ -302,7 +302,7 @@ def _crops(
         contents = pa.array(sorted({key[2] for key in keys if key not in found}), pa.string())
         if len(contents):
             where = ds.field("content_sha256").isin(contents) & ds.field("crop").is_valid()
-            rows = read_looks(out, explainer, [*KEY.names, "crop"], where, paths)
+            rows = read_looks(out, explainer, [*KEY.names, "crop"], where, paths=paths)
             found |= {(*key,): crop for *key, crop in rows_of(rows)}
     return {key: found[key] for key in keys if key in found}
 

@@ -19,6 +19,7 @@ from deltalake import DeltaTable
 from camray.audit import judge, tally, verdict_table
 from camray.audit.looks import BATTERY, write_looks
 from camray.audit.night import Night, audit_night
+from camray.audit.report_rows import audit_rows
 from camray.config import AuditConfig
 from camray.ledger.runs import write_explainer
 from camray.ledger.sink import write_records
@@ -170,6 +171,49 @@ def test_what_is_carried_over_and_is_damaged_or_of_another_night_is_made_anew(tm
     check(world, *world.night(30))
     carried.write_bytes(first)
     check(world, *world.night(30))
+
+
+def test_a_night_reads_the_looks_that_are_new_and_judges_no_image_again_for_a_cause_that_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, read, again = World(tmp_path, 2), list[Any](), list[int]()
+    for _ in range(3):
+        _, whole = world.night(120)
+    assert whole.causes
+    reading, putting = judge.read_looks, judge.put_rows
+
+    def looks(*about: Any, paths: Any = None) -> pa.Table:
+        read.append(paths)
+        return reading(*about, paths=paths)
+
+    def put(out: Any, explainer: str, run: str, rows: Any, places: Any, held: Any) -> None:
+        again.append(len(places))
+        putting(out, explainer, run, rows, places, held)
+
+    monkeypatch.setattr(judge, "read_looks", looks)
+    monkeypatch.setattr(judge, "put_rows", put)
+    check(world, next(night := world.night(4)), next(night))
+    new = [paths for paths in read[: read.index(None)] if paths]
+    assert {len(paths) for paths in new} == {1}
+    assert len(again) == 1
+    assert again[0] < 30  # of 360
+
+
+def test_the_queue_is_the_head_of_all_rows_however_it_is_read(tmp_path: Path) -> None:
+    """Of scores that are equal, too; compared with all rows, sorted."""
+    world = World(tmp_path, 4)
+    runs = [next(iter(world.night(count))).run_id for count in (150, 40)]
+    rows = table_of(world.places[False])
+    out, what = open_folder(str(world.places[False]), "OUT"), explainer().id
+    order = sorted(rows, key=lambda row: (-row["audit_score"], row["shard"], row["index"]))
+    far = order[-1]
+    old, new = ([row for row in order if (row["night"] == runs[1]) is is_new] for is_new in (False, True))
+    for limit, older in ((500, None), (7, None), (0, None), (100, 30), (20, 5)):
+        found = audit_rows(out, what, limit, [runs[1]], older, [(far["shard"], far["index"])])
+        most = limit if older is None else min(limit, len(new)) + older
+        due = {(row["shard"], row["index"]) for row in [*new, *old][:most]} | {(far["shard"], far["index"])}
+        assert set(tally.places_of(found)) == due
+        assert found["audit_score"].to_pylist() == sorted(found["audit_score"].to_pylist(), reverse=True)
 
 
 @pytest.mark.slow

@@ -8,11 +8,13 @@ import pytest
 from deltalake import DeltaTable
 
 from camray.errors import IncompleteError, UsageError
+from camray.ledger import log
 from camray.ledger import table as table_module
 from camray.ledger.committed import file_name, is_committed, parse_name
 from camray.ledger.table import ShardCommit, Table
 from camray.records import Accounting
 from camray.storage import Folder, open_folder
+from camray.upkeep.prune import print_prune
 from tests.ledger.ledger_world import E1, E2, committed, finished, rows, shard, visible, write_chunk
 
 
@@ -311,3 +313,14 @@ def test_what_is_read_is_durable_before_anything_stands_on_it(
     )
     table.update()
     assert flushed == [1]
+
+
+def test_what_came_behind_a_run_is_told_by_the_end_of_the_log(out: Folder) -> None:
+    """Also of a run that was killed since; of a file that lies otherwise now, nobody can tell."""
+    committed(out, shard("a"), run_id="r1")
+    paths = [r.path for n in "bc" for r in committed(out, shard(n), run_id=f"killed-{n}").receipts]
+    delta = log.opened(out, "records")
+    assert log.files_behind(out, "records", delta, {"r1"}) == paths
+    assert log.files_behind(out, "records", delta, {"another"}) is None
+    print_prune(out.uri, None, None, [], True, True, True)
+    assert log.files_behind(out, "records", log.opened(out, "records"), {"r1"}) is None
