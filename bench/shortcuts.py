@@ -149,18 +149,18 @@ class World:
 COLOUR = ("redness", "blueness", "saturation", "variety of blue", "variety of red", "variety of saturation")
 DETAIL = ("sharpness", "noise", "blocks of compression", "bits a pixel")
 LIGHT = ("contrast", "darkest parts", "lightest parts", "brightness", *DETAIL)
-TEXTURE, FLAT = ("texture",), ("light",)
+TEXTURE, LEVELS = ("texture",), ("colour or contrast",)
 WORLDS = {
     "corner": World(corner), "anywhere": World(anywhere), "centre": World(centre), "tag": World(tag),
     "dot": World(dot), "wrong": World(anywhere, own=0.0, others=0.25), "watermark": World(watermark),
     "frame": World(frame, causes=("frame", "border"), properties=COLOUR + LIGHT),
-    "tint": World(tint, causes=("colour",), properties=COLOUR),
-    "contrast": World(contrast, causes=FLAT, properties=LIGHT),
+    "tint": World(tint, causes=LEVELS, properties=COLOUR),
+    "contrast": World(contrast, causes=LEVELS, properties=LIGHT),
     "blur": World(blur, causes=TEXTURE, properties=DETAIL),
     "low_resolution": World(low_resolution, causes=TEXTURE, properties=DETAIL),
     "jpeg": World(jpeg, causes=TEXTURE, properties=DETAIL),
     "noise": World(noise, causes=TEXTURE, properties=DETAIL),
-    "background": World(background, causes=("background", "colour"), properties=COLOUR + LIGHT),
+    "background": World(background, causes=("background",), properties=COLOUR + LIGHT),
     "texture": World(texture, causes=TEXTURE, properties=DETAIL + LIGHT),
     "rare": World(anywhere, trained=0.2), "redundant": World(anywhere, trained=0.4),
     "none": World(corner, trained=0.0, own=0.0, others=0.0),

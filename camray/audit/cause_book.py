@@ -125,7 +125,7 @@ class CauseBook:
         self._fills: dict[Key, float] = {}  # without the hottest place
         self._pixels: dict[Key, bytes] = {}  # hot spots that were read
         self._given: dict[Key, Given] = {}
-        self._told: dict[Key, Given] = {}  # of a class alone: its colour
+        self._told: dict[Key, Given] = {}  # of a class alone: its colours
         self._names: dict[Key, str] | None = None
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -355,16 +355,21 @@ class CauseBook:
             if image.night >= self._begins.get((image.answer, cause), 0):
                 self._given.setdefault(key, Given(image.answer, cause, by, image.drops[by], image.night))
 
-        self._tell_colours(images, found)
+        self._tell_levels(images, found)
 
-    def _tell_colours(self, images: Mapping[Key, Seen], found: Sequence[Excess]) -> None:
-        """Count the images of a class that is named for colour: the class is told, no image is."""
-        by = {c: name for c, mine in named_of(found).items() for name in ("cast", "grey") if name in mine}
+    def _tell_levels(self, images: Mapping[Key, Seen], found: Sequence[Excess]) -> None:
+        """Count the images of a class that is named for its levels: the class is told, no image is."""
+        named, cause = {c for c, mine in named_of(found).items() if "levels" in mine}, CAUSE_OF["levels"]
         for key, image in images.items():
-            name = by.get(image.answer, "")
-            is_since = image.night >= self._begins.get((image.answer, "colour"), 0)
-            if (fell := image.drops.get(name, 0.0)) > self._drop and is_since and key not in self._given:
-                self._told.setdefault(key, Given(image.answer, "colour", name, fell, image.night))
+            is_since = image.night >= self._begins.get((image.answer, cause), 0)
+            if (
+                image.answer in named
+                and is_since
+                and image.moves("levels", self._drop)
+                and key not in self._given
+            ):
+                given = Given(image.answer, cause, "levels", image.drops["levels"], image.night)
+                self._told.setdefault(key, given)
 
     def _give_border(self, span: Span, found: Sequence[Excess]) -> None:
         """Give the border as a cause to images that have no other."""

@@ -26,19 +26,19 @@ DROP = 0.3  # of confidence
 SAME, CONTRAST = 0.8, 0.12  # likeness within the answer, and how much less to others
 FEWEST_CLASSES, FEWEST_IMAGES = 4, 16
 EXCESS_Z, FALSE_DISCOVERIES = 3.0, 0.02
-FRAGILE_Z = 4.0  # of what moves objects too: they are carried, smooth ones suffer from noise, frogs are green
-FRAGILE = ("carry", "carry_rim", "carry_surround", "noise", "cast", "grey")
+FRAGILE_Z = 4.0  # of what moves objects too: they are carried, smooth ones suffer from noise, deer are pale
+FRAGILE = ("carry", "carry_rim", "carry_surround", "noise", "levels")
 LEAST = {  # excess of a rate
     "repeat": 0.05, "carry": 0.05, "border": 0.05, "frame": 0.05, "carry_rim": 0.4, "carry_surround": 0.2,
-    "detail": 0.2, "cast": 0.3, "noise": 0.3, "grey": 0.4,
+    "detail": 0.2, "noise": 0.3, "levels": 0.1,
 }  # fmt: skip
 FEWEST_HANGING = 0.05  # of the images of an answer: fewer are no cause
 BOTH = 0.2  # the same of a background, which must be enough, and needed
 ENOUGH = 0.25  # of those that need a place: it turns other images into this answer
 FEWEST_CARRIED = 4  # images that tell whether it does
-GAIN, CLEAR = 0.1, 1.5  # of a border that gains less confidence elsewhere the fall must exceed 1.5 limits
+GAIN, CLEAR = 0.1, 1.5  # gained elsewhere; of a border that gains less the fall must exceed 1.5 limits
 LOCAL_ONES = ("repeat", "carry", "carry_rim", "carry_surround", "border", "frame")
-ALONE = ("frame", "grey", "cast", "detail", "noise")  # one of these shows its cause alone
+ALONE = ("frame", "detail", "noise")  # one of these shows its cause alone
 NEEDS = {"carry": "fill", "carry_rim": "rim", "carry_surround": "surround"}  # enough -> and needed
 CAUSES = {  # cause -> what it is; in this order: the first that holds is the cause
     "repeated thing": "the same pixels come again in other images of the answer",
@@ -46,17 +46,17 @@ CAUSES = {  # cause -> what it is; in this order: the first that holds is the ca
     "border": "the hot part of the outer eighth or quarter",
     "frame": "the outer sixteenth along all edges",
     "background": "what surrounds the middle, enough upside down to turn other images into this class",
-    "colour": "the cast of the whole image",
+    "colour or contrast": "where the channels of the whole image begin and end: a tint, a contrast",
     "texture": "sharpness, resolution, grain or compression of the whole image",
 }
 CHANGES = {  # intervention -> the image without it
     "fill": "its hottest twentieth filled from around", "border": "the hot part of the border filled",
     "rim": "the hot part of the outer quarter filled", "surround": "with the surroundings of another image",
-    "frame": "its outer sixteenth filled from inside", "grey": "in grey",
-    "cast": "its mean colours set to the archive's", "noise": "with a little noise",
+    "frame": "its outer sixteenth filled from inside", "noise": "with a little noise",
+    "levels": "its darkest and lightest values set to the archive's, channel by channel",
     "detail": "its frequencies set to the archive's",
 }  # fmt: skip
-CAUSE_OF = {"frame": "frame", "grey": "colour", "cast": "colour", "detail": "texture", "noise": "texture"}
+CAUSE_OF = {"frame": "frame", "levels": "colour or contrast", "detail": "texture", "noise": "texture"}
 _AROUND = (  # cause, what its class is named for, with what an image of it moves
     ("frame", "frame", {"frame"}),
     ("border", "border", {"border"}),
@@ -102,6 +102,11 @@ class Seen:
         """Whether its hot spot is the same thing as in others of its answer alone."""
         return self.same > SAME and self.same - self.other > CONTRAST
 
+    def moves(self, look: str, drop: float) -> bool:
+        """Whether it moved under a look; of `levels` what also gains its answer something elsewhere."""
+        carried = look != "levels" or self.drops.get("carry_levels", 0.0) > GAIN
+        return self.drops.get(look, 0.0) > drop and carried
+
     def border_tells(self, fell: float, drop: float) -> bool:
         """Whether its rim gains its answer something elsewhere, or blur and fill take it, not narrowly."""
         return self.drops.get("carry_rim", 1.0) > GAIN or (self.is_blurred and fell > CLEAR * drop)
@@ -137,9 +142,9 @@ def moved(images: Iterable[Seen], drop: float = DROP) -> dict[str, dict[int, Cou
     for image in images:
         explained = image.repeats and image.drops.get("fill", 0.0) > drop
         counts["repeat"][image.answer][explained] += 1
-        for name, fell in image.drops.items() if image.is_sampled else ():
+        for name in image.drops if image.is_sampled else ():
             if name in LEAST and (name in LOCAL_ONES or not explained):
-                counts[name][image.answer][fell > drop] += 1
+                counts[name][image.answer][image.moves(name, drop)] += 1
     return counts
 
 
@@ -156,7 +161,7 @@ def compared(name: str, classes: Mapping[int, Mapping[bool, int]]) -> list[Exces
     median, spread = float(np.median(rates)), 1.4826 * float(np.median(np.abs(rates - np.median(rates))))
     found = []
     for c, (moved, n) in enough.items():
-        share = (moved + 1) / (n + 2)
+        share = ((median * n if name == "levels" else moved) + 1) / (n + 2)  # needed and enough is rare
         error = float(np.hypot((share * (1 - share) / n) ** 0.5, spread))
         found.append(Excess(c, name, n, moved, median, (moved / n - median) / error, 1.0, False))
     return found
@@ -179,9 +184,9 @@ def _decided(one: Excess, q: float) -> Excess:
 def named_of(found: Iterable[Excess]) -> dict[int, set[str]]:
     """Give the interventions that each class is named for.
 
-    Of those that change the whole image the strongest cause alone, and none where something local is named:
-    what leans on one thing suffers from much. Of rim and surroundings what carries more often, and neither
-    where answers fall more often yet with a change of the grain.
+    Of those that change the whole image the strongest cause alone (levels first: needed and enough), and none
+    where something local is named: what leans on one thing suffers from much. Of rim and surroundings what
+    carries more often, and neither where answers fall more often yet with a change of the grain.
     """
     by: dict[int, dict[str, Excess]] = defaultdict(dict)
     for one in found:
@@ -193,7 +198,7 @@ def named_of(found: Iterable[Excess]) -> dict[int, set[str]]:
 def _strongest(mine: Mapping[str, Excess]) -> set[str]:
     whole = [one for name, one in mine.items() if name not in LOCAL_ONES]
     around = [mine[name] for name in ("carry_rim", "carry_surround") if name in mine]
-    best = max(whole, key=lambda one: one.z, default=None)
+    best = max(whole, key=lambda one: (one.intervention == "levels", one.z), default=None)
     cause = CAUSE_OF[best.intervention] if best else ""
     if {"frame", "carry", "repeat", "border"} & mine.keys():  # they tell more of where it is
         around = [one for one in around if one.intervention == "carry_rim"]
@@ -214,7 +219,7 @@ def causes(
 
     With too few classes to compare, an image needs all: its answer falls without the place, the place turns
     another image into its class, and is the same thing as in others; an object does the first two.
-    A cause needs a twentieth of the images of its answer, a background a fifth. Of colours a class is told,
+    A cause needs a twentieth of the images of its answer, a background a fifth. Of levels a class is told,
     and no image: without its tint one falls, and so do those that are like it by nature.
     `answers`: how many images there are of each answer, where `images` are only those of some.
     """
@@ -271,7 +276,7 @@ def _cause_of(image: Seen, mine: set[str], few: bool, drop: float) -> tuple[str,
             and (by != "border" or image.border_tells(image.drops["border"], drop))
         ):
             return cause, NEEDS.get(by, by)
-    whole = [name for name in ALONE if name in fell & mine and CAUSE_OF[name] != "colour"]
+    whole = [name for name in ALONE if name in fell & mine]
     return (CAUSE_OF[whole[0]], whole[0]) if whole else None
 
 

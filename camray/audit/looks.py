@@ -61,7 +61,17 @@ LOOKS_SCHEMA = pa.schema(
     ]
 )
 SEEN = tuple(name for name in LOOKS_SCHEMA.names if name not in ("crop", "before", "after"))
-BATTERY = ("carry", "carry_rim", "carry_surround", "border", "cast", "detail", "noise", "frame", "grey")
+BATTERY = (
+    "carry",
+    "carry_rim",
+    "carry_surround",
+    "border",
+    "levels",
+    "carry_levels",
+    "detail",
+    "noise",
+    "frame",
+)
 SAMPLE = 64  # images of each answer
 POOL = 500  # images of each answer that are read again
 MEMORY = 2**30  # bytes of views

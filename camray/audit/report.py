@@ -190,7 +190,7 @@ def cause_cards(out: Folder, nights: Sequence[Night]) -> list[dict[str, Any]]:
         found.append(
             {"card": card, "wall": [_crop_uri(crop) for crop in wall.column("crop").to_pylist()],
              "pair": [_shown_pair(row) for row in pairs.slice(0, 1).to_pylist()],
-             "what": CAUSES[card.cause], "change": CHANGES.get(card.intervention, ""),
+             "what": CAUSES.get(card.cause, ""), "change": CHANGES.get(card.intervention, ""),
              "trend": trend(card.nights)}
         )  # fmt: skip
     return found

@@ -21,26 +21,28 @@ RIM = 1 / 4  # of each side: a sticker in a corner lies in it whole
 SURROUND = 3 / 16  # of each side: where backgrounds are
 NOISE = 0.03  # standard deviation
 BINS = 16  # of the radial spectrum
-LUMINANCE = (0.299, 0.587, 0.114)
+ENDS = (0.02, 0.98)  # of the values of a channel: where it begins and ends
+MOST_GAIN = 8.0  # of a channel that is nearly flat
 
 INTERVENTIONS = {  # name -> what an answer hangs on that falls with it
     "fill": "a place", "carry": "a place", "border": "the border", "rim": "the border",
     "carry_rim": "the border", "surround": "the background", "carry_surround": "the background",
-    "frame": "a frame", "grey": "colour", "cast": "colour", "detail": "texture", "noise": "texture",
+    "frame": "a frame", "levels": "colour or contrast", "carry_levels": "colour or contrast",
+    "detail": "texture", "noise": "texture",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Typical:
-    """How images of the archive are on average: colour ratios (3,), log amplitudes by frequency (BINS,)."""
+    """How images of the archive are on average: levels (2, 3), log amplitudes by frequency (BINS,)."""
 
-    colours: Tensor
+    levels: Tensor
     spectrum: Tensor
 
     @staticmethod
     def of(x: Tensor) -> Typical:
         """Take the mean of images (B, 3, H, W)."""
-        return Typical(colour_ratios(x).mean(0), spectrum(x).mean(0))
+        return Typical(levels(x).mean(0), spectrum(x).mean(0))
 
 
 def hottest(maps: Tensor, size: tuple[int, int], share: float = HOT) -> Tensor:
@@ -93,15 +95,15 @@ def carried(x: Tensor, mask: Tensor, hosts: Tensor) -> Tensor:
     return torch.where(mask, x, hosts)
 
 
-def grey(x: Tensor) -> Tensor:
-    """Keep the luminance alone: without colour, edges and shapes are as before."""
-    weights = x.new_tensor(LUMINANCE).view(1, 3, 1, 1)
-    return (x * weights).sum(1, keepdim=True).expand_as(x)
+def levelled(x: Tensor, target: Tensor) -> Tensor:
+    """Set where each channel begins and ends to (2, 3) or (B, 2, 3): takes a tint or a contrast away.
 
-
-def neutral_cast(x: Tensor, colours: Tensor) -> Tensor:
-    """Set the ratios of the mean colours to (3,) or (B, 3): takes a tint away, keeps all contrast."""
-    return (x * (colours / colour_ratios(x))[:, :, None, None]).clamp(0, 1)
+    Balancing of colours by quantiles (Limare et al. 2011), towards the archive instead of black and white.
+    """
+    low, high = levels(x).unbind(1)
+    begin, end = target.expand(len(x), 2, 3).unbind(1)
+    gain = ((end - begin) / (high - low).clamp(min=1e-3)).clamp(max=MOST_GAIN)
+    return ((x - low[..., None, None]) * gain[..., None, None] + begin[..., None, None]).clamp(0, 1)
 
 
 def restyled(x: Tensor, target: Tensor) -> Tensor:
@@ -122,10 +124,11 @@ def noisy(x: Tensor) -> Tensor:
     return (x + NOISE * torch.randn(x.shape[1:], generator=chance).to(x.device)).clamp(0, 1)
 
 
-def colour_ratios(x: Tensor) -> Tensor:
-    """Give each channel's mean over the mean of all channels: (B, 3)."""
-    means = x.mean(dim=(2, 3)).clamp(min=1e-3)
-    return means / means.mean(1, keepdim=True)
+def levels(x: Tensor) -> Tensor:
+    """Give the values below which 2 % and 98 % of each channel lie: (B, 2, 3)."""
+    flat = x.flatten(2)
+    places = [max(1, round(share * flat.shape[2])) for share in ENDS]
+    return torch.stack([flat.kthvalue(place, 2).values for place in places], 1)
 
 
 def spectrum(x: Tensor) -> Tensor:
@@ -168,7 +171,7 @@ def changed(name: str, x: Tensor, maps: Tensor, typical: Typical, hosts: Tensor)
         "surround": lambda: carried(hosts, around, x),
         "carry_surround": lambda: carried(x.flip(2), around, hosts),
         "frame": lambda: filled(x, ring(size).to(x.device)),
-        "cast": lambda: neutral_cast(x, typical.colours), "detail": lambda: restyled(x, typical.spectrum),
-        "grey": lambda: grey(x), "noise": lambda: noisy(x),
+        "levels": lambda: levelled(x, typical.levels), "carry_levels": lambda: levelled(hosts, levels(x)),
+        "detail": lambda: restyled(x, typical.spectrum), "noise": lambda: noisy(x),
     }  # fmt: skip
     return does[name]()

@@ -135,7 +135,7 @@ def look(place: Path, run_id: str, causes: Mapping[int, str]) -> None:
     looks = []
     for row in Table(out).dataset().to_table(names, filter=mine).to_pylist():
         falls = causes.get(row["predicted_class"], "") if rng.random() < 0.5 else ""
-        for name in ("border", "cast", "frame", "grey", "detail", "noise"):
+        for name in ("border", "levels", "frame", "detail", "noise"):
             drop = 0.6 if name == falls else 0.02
             looks.append(row | {"sampled": True, "intervention": name, "drop": drop})
     write_looks(out, what.id, looks)

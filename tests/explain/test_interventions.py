@@ -102,16 +102,19 @@ def test_a_sticker_in_a_corner_is_carried_whole_with_the_rim(x: torch.Tensor) ->
     assert change.changed("rim", x, maps, change.Typical.of(x), x).max() < 0.01
 
 
-def test_a_tint_is_taken_away_and_grey_has_one_value_a_pixel(x: torch.Tensor) -> None:
-    typical = change.Typical.of(x)
-    tinted = x * 0.5 * torch.tensor([1.3, 1.0, 0.6]).view(1, 3, 1, 1)
-    found = change.neutral_cast(tinted, typical.colours)
-    ratios = found.mean((2, 3)) / found.mean((1, 2, 3))[:, None]
-    assert torch.allclose(ratios, typical.colours.expand(3, 3), atol=1e-3)
-    red, green, blue = x[0, :, 7, 7].tolist()
-    assert change.grey(x)[0, :, 7, 7].tolist() == pytest.approx(
-        [0.299 * red + 0.587 * green + 0.114 * blue] * 3
-    )
+def test_a_tint_and_a_contrast_are_taken_away_by_the_levels_of_the_channels() -> None:
+    """NumPy's quantiles of what was tinted or paled are those of the archive; other images take them over."""
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 0.8 + 0.1
+    typical, tint = change.Typical.of(x), torch.tensor([1.0, 0.92, 0.76]).view(1, 3, 1, 1)
+    by_hand = np.quantile(x.numpy(), (0.02, 0.98), axis=(2, 3)).mean(1)
+    for cue in (x * tint, 0.65 * x + 0.17):
+        found = change.levelled(cue, typical.levels)
+        assert np.quantile(found.numpy(), (0.02, 0.98), axis=(2, 3)).mean(1) == pytest.approx(
+            by_hand, abs=0.01
+        )
+        taken = change.changed("carry_levels", cue, torch.zeros(4, 8, 8), typical, x.flip(0))
+        assert torch.allclose(change.levels(taken), change.levels(cue), atol=0.01)
+    assert torch.isfinite(change.levelled(torch.full_like(x, 0.5), typical.levels)).all()
 
 
 def test_the_spectrum_becomes_the_archives_and_mean_and_phase_stay() -> None:
