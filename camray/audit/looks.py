@@ -99,7 +99,8 @@ def describe_looks(images: int | None, share: float) -> str:
     """Say what looks at tonight's images may cost, for `plan`."""
     if images is None:
         return f"at most {share:.0%} more forwards, or {SMALL:,} where that is more (eight an image)"
-    return f"at most {allowed(images, share):,} forwards, beside {images:,} of explaining (--looks)"
+    most = allowed(images, share)
+    return f"at most {most:,} forwards, {most / max(images, 1):.0%} of {images:,} of explaining (--looks)"
 
 
 def look_again(ready: Prepared, engine: Engine, _run_id: str, reporter: Reporter) -> None:

@@ -91,7 +91,8 @@ def test_looks_can_be_turned_off(tmp_path: Path) -> None:
 
 
 def test_plan_says_what_looks_may_cost() -> None:
-    assert describe_looks(100_000, 0.25).startswith("at most 25,000 forwards")
+    assert describe_looks(100_000, 0.25).startswith("at most 25,000 forwards, 25% of 100,000 of explaining")
+    assert "800% of 500" in describe_looks(500, 0.25)  # a small night
     assert "25%" in describe_looks(None, 0.25)
 
 
