@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from scipy.stats import false_discovery_control, norm
 
 from camray.audit.cause_book import CauseBook
 from camray.audit.causes import Seen, causes, compared, decided, excesses, fragile_of, named_of
+from camray.audit.judge import _score
 from camray.audit.looks import BATTERY, allowed
 
 
@@ -84,6 +86,36 @@ def test_of_a_tint_the_class_is_told_and_no_image_condemned() -> None:
     cards = {(c.class_id, c.cause): c for c in book.cards(["a", "b", "c", "d"])}
     assert set(cards) == {(0, "repeated thing"), (1, "colour or contrast")}
     assert (cards[1, "colour or contrast"].images, cards[1, "colour or contrast"].looked) == (20, 40)
+
+
+def test_the_queue_gives_each_cause_its_turn() -> None:
+    """Sixty frames that all fall further than thirty textures: of the first fifty 25 are of each."""
+    rows = []
+    for i in range(500):
+        answer, place = divmod(i, 100)
+        drops = dict.fromkeys(BATTERY, 0.0) | {
+            "frame": 0.8 * (answer == 0 and place < 60), "detail": 0.5 * (answer == 1 and place < 30),
+        }  # fmt: skip
+        row = {
+            "shard": "s",
+            "index": i,
+            "content_sha256": f"{i}",
+            "predicted_class": answer,
+            "run_id": "night",
+        }
+        rows += [row | {"sampled": True, "same": None, "other": None, "intervention": n, "drop": d}
+                 for n, d in drops.items()]  # fmt: skip
+    book, there = CauseBook(rows, 0.3), rows[:: len(BATTERY)]
+    named = [
+        {k: row[k] for k in ("shard", "index", "content_sha256", "predicted_class", "run_id")}
+        for row in there
+    ]
+    batch = pa.Table.from_pylist(named).append_column("confirm_drop", pa.nulls(500, pa.float32()))
+    book.add(batch.combine_chunks().to_batches()[0])
+    known = book.of(batch.to_batches()[0])
+    queue = np.argsort(-np.where(known["has_cause"], _score(known["rank"]), 0), kind="stable")[:50]
+    assert Counter(known["cause"][queue]) == {"frame": 25, "texture": 25}
+    assert [c.images for c in book.cards([])] == [60, 30]  # a representative each, and how many copies
 
 
 def named_by(**moved: int) -> set[str]:
