@@ -2,7 +2,7 @@
 
     python bench/precision.py MODEL WEIGHTS.safetensors FOLDER...
 
-Figures do not depend on the machine's speed. Maps are compared by rank correlation where the class is the same.
+Not a matter of speed. Maps are compared by rank correlation where the class is the same.
 """
 
 from __future__ import annotations

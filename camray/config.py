@@ -304,6 +304,9 @@ class RunConfig:
         None, "images per forward (32 GPU); a CPU has 8", "--batch-size N", 1, 4096,
         told={"compare": "images measured at once (4)"})
     chunk_size: int = setting(256, "images per unit of work", "--chunk-size N", 1, 65536, verbs=RUNS)
+    compile: bool = setting(
+        False, "compile the network in front of its layer (CPU, gcc): faster, equal but for rounding",
+        "--compile", verbs=RUNS)
     top_k: int = setting(5, "predictions kept per image", "--top-k K", 1, 1000, verbs=RUNS, result=True)
     max_failed: int | float = setting(
         0.01, "failures allowed: images, or a share", "--max-failed N", 0, 1, common="explain audit")

@@ -13,6 +13,7 @@ Usable as a library on tensors, without Ray and without files:
 import importlib
 import pkgutil
 
+from camray.cam.compiled import compiled
 from camray.cam.engine import Explanation, explain
 from camray.cam.finish import blend, colour, finish, fuse, normalise, resize
 from camray.cam.layers import LayerInfo, find_target_layer, find_target_layers, list_layers
@@ -29,6 +30,7 @@ __all__ = [
     "TargetRule",
     "blend",
     "colour",
+    "compiled",
     "explain",
     "find_target_layer",
     "find_target_layers",

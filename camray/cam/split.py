@@ -51,6 +51,12 @@ def precision() -> AbstractContextManager[object]:
     return torch.autocast(*chosen) if chosen else nullcontext()
 
 
+def asked_precision() -> torch.dtype | None:
+    """Give the type that the model is asked to be cast to; None: as it is."""
+    chosen = _PRECISION.get()
+    return chosen[1] if chosen else None
+
+
 def call(model: nn.Module, images: Tensor) -> Tensor:
     """Run the model as it is to be run: logits (B, classes)."""
     with precision():
@@ -226,7 +232,8 @@ def run_split(
     behind the layer cannot overwrite A. Layers further on keep their place in the same graph.
     `watch`: further forward hooks by module name, for methods that differentiate the whole network.
     """
-    model = plain(model)
+    choose = None if watch else getattr(model, "compiled_for", None)
+    model = (choose(inputs, layers) if choose else None) or plain(model)
     known = dict(model.named_modules())
     for layer in layers:
         if layer.name not in known:

@@ -115,7 +115,7 @@ def make_tail(model: nn.Module, inputs: Tensor, layer: TargetLayer) -> Tail:
     with torch.inference_mode(False), torch.no_grad():
         images = inputs.clone() if inputs.is_inference() else inputs
         one = images[:1]
-        before, result, logits = _record(model, one, layer)
+        before, result, logits = record(model, one, layer)
         whole = Tail(model, images, layer, result)
         if layer.sequence_first:  # of what runs before it, the first dimension does not count images
             return whole
@@ -131,7 +131,7 @@ def make_tail(model: nn.Module, inputs: Tensor, layer: TargetLayer) -> Tail:
             same = False
         if not same:
             return whole
-        full = _record(model, images, layer, needed)[0] if needed else {}
+        full = record(model, images, layer, needed)[0] if needed else {}
         outputs = {n: full.get(n, calls) for n, calls in before.items()}
         # modules not needed keep the one image's record: only its shape is used
         return replace(small, inputs=images, outputs=_scale(outputs, needed, len(images)))
@@ -147,7 +147,7 @@ def _scale(
     }
 
 
-def _record(
+def record(
     model: nn.Module, inputs: Tensor, layer: TargetLayer, only: frozenset[str] | None = None
 ) -> tuple[dict[str, list[Any]], Any, Tensor]:
     """Record the outermost modules that finish before the layer does, the layer's output, the logits."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from camray import cam
+from camray.cam.compiled import load_compiled
 from camray.cam.layers import UNREAD
 from camray.cam.registry import Method
 from camray.cam.split import call, model_precision, run_split
@@ -180,13 +181,29 @@ def _folded(loaded: LoadedModel, layer: cam.TargetLayer) -> LoadedModel:
     if not pairs:
         return loaded
     module = fold(loaded.module, pairs)
-    plain, folded = (_at_layer(m, images, layer) for m in (loaded.module, module))
-    change = largest_change(plain, folded)
-    scores = [class_scores(tensors[0].double(), loaded.activation) for tensors in (plain, folded)]
-    if change > FOLDING_CHANGE or float((scores[0] - scores[1]).abs().max()) > FOLDING_CHANGE / 10:
-        note = f"batch norms not folded: rounding would move the map by {change:.0e} of its height"
-        return replace(loaded, notes=(*loaded.notes, note))
+    if why := moved_by(loaded.module, module, images, layer, loaded.activation):
+        return replace(loaded, notes=(*loaded.notes, f"batch norms not folded: {why}"))
     return replace(loaded, module=module, folded=pairs)
+
+
+def moved_by(
+    plain: nn.Module, other: nn.Module, images: Tensor, layer: cam.TargetLayer, activation: str
+) -> str:
+    """Say how far another form of a network moves maps or scores; empty where it is by rounding only."""
+    own, moved = (_at_layer(m, images, layer) for m in (plain, other))
+    change = largest_change(own, moved)
+    scores = [class_scores(tensors[0].double(), activation) for tensors in (own, moved)]
+    if change > FOLDING_CHANGE or float((scores[0] - scores[1]).abs().max()) > FOLDING_CHANGE / 10:
+        return f"rounding would move the map by {change:.0e} of its height"
+    return ""
+
+
+def layer_of(explainer: Explainer) -> cam.TargetLayer:
+    """Give the layer that an explainer looks at."""
+    grid = explainer.layout["grid"]
+    return cam.TargetLayer(
+        explainer.target_layer, **{**explainer.layout, "grid": tuple(grid) if grid else None}
+    )
 
 
 def _at_layer(module: nn.Module, images: Tensor, layer: cam.TargetLayer) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,10 +256,7 @@ class BatchExplainer:
         module = reshape(build(explainer.model_args), folded)
         module.load_state_dict(own_copies(module, state, explainer.model_args["kind"]), assign=True)
         self.module: nn.Module = module.eval().requires_grad_(False).to(self.device)
-        grid = explainer.layout["grid"]
-        self.layer = cam.TargetLayer(
-            explainer.target_layer, **{**explainer.layout, "grid": tuple(grid) if grid else None}
-        )
+        self.layer = layer_of(explainer)
         self._lookup = label_lookup(explainer.class_names)
         self.mean = torch.tensor(explainer.input.mean, device=self.device)
         self.std = torch.tensor(explainer.input.std, device=self.device)
@@ -300,6 +314,12 @@ class BatchExplainer:
     def _filled(self, x: Tensor) -> Tensor:
         """Fill inputs (B, C, H, W) up to a whole pass."""
         return x[torch.arange(max(self.fixed, len(x))) % len(x)] if len(x) < self.fixed else x
+
+    def take_compiled(self, library: Path) -> None:
+        """Run the part in front of the layer from a library that was compiled for passes of this size."""
+        spec = self.explainer.input
+        images = torch.zeros(PASS, len(spec.mean), spec.height, spec.width)
+        self.module = load_compiled(library, self.module, images, self.layer)
 
     @property
     def source(self) -> str:

@@ -17,6 +17,7 @@ from camray.flow.guard import Guard
 from camray.records import EXPLAINED, Chunk, Data, Status, struct_array
 
 if TYPE_CHECKING:
+    from camray.explain.compiling import Library
     from camray.explain.explainer import BatchExplainer
     from camray.models.folding import Pairs
     from camray.models.load import LoadedModel
@@ -30,6 +31,7 @@ class Network:
 
     arrays: dict[str, Any]
     folded: Pairs = ()  # the batch norms that its convolutions carry
+    library: Library | None = None  # the compiled part in front of its layer
 
     def state(self) -> dict[str, Any]:
         """Give the tensors, without copying them: they may lie in memory that is not to be written."""
@@ -47,7 +49,7 @@ Weights = Callable[[], Network]
 def network_of(model: LoadedModel) -> Network:
     """Give the weights of a model on a CPU, without copying them."""
     arrays = {name: tensor.numpy() for name, tensor in model.module.state_dict().items()}
-    return Network(arrays, model.folded)
+    return Network(arrays, model.folded, model.library)
 
 
 def device_here(device: str) -> str:
@@ -77,7 +79,13 @@ class ExplainActor:
 
             torch.set_num_threads(threads)  # of this whole process
             network = weights()
-            return core_of(explainer, network.state(), device, batch_size, network.folded)
+            core = core_of(explainer, network.state(), device, batch_size, network.folded)
+            if network.library is not None:
+                from camray.explain.compiling import installed
+
+                if path := installed(network.library):
+                    core.take_compiled(path)
+            return core
 
         self._explain = guard.start(load)
         self._overlay, self._guard = overlay, guard

@@ -189,6 +189,8 @@ def _explain_tasks(
     with writing(ready, run_id):
         write_explainer(ready.out, ready.explainer)
         keep(ready.out, ready.origin, Resolved(ready.explainer, ready.notes))
+        if config.run.compile:
+            ready = _compiled(ready, engine.pool.device, reporter)
         outcome = execute(ready, work, run_id, reporter, engine)
         reporter.say(_said_of_pictures(outcome, config), pictures=outcome.pictures)
         if config.audit.canary and outcome.code in COMPLETE:
@@ -196,6 +198,17 @@ def _explain_tasks(
         if afterwards and outcome.code in COMPLETE:
             afterwards(ready, engine, run_id, reporter)
     return outcome
+
+
+def _compiled(ready: Prepared, device: str, reporter: Reporter) -> Prepared:
+    """Compile the network, or say why it runs as it is."""
+    from camray.explain.compiling import compile_front
+
+    model = ready.model
+    library, said = compile_front(model, ready.explainer, device)
+    reporter.say(f"network {said}")
+    model = replace(model, library=library)
+    return replace(ready, notes=(*ready.notes, f"network {said}"), load=lambda: model)
 
 
 @contextmanager

@@ -66,6 +66,7 @@ class LoadedModel:
     activation: str = "softmax"  # how logits become scores
     notes: tuple[str, ...] = ()  # what was done to load it, for people
     folded: Pairs = ()  # the batch norms that `module` no longer has
+    library: Any = None  # the compiled part in front of the layer: `explain.compiling`
 
 
 def load_model(
