@@ -29,6 +29,7 @@ ONLY_IN = {
     "timm": {"cam", "models"},
     "transformers": {"models/hugging_face.py"},
     "torchvision": {"cam", "models"},
+    "ultralytics": {"models/yolo.py"},
     "cv2": {"image", "models", "explain", "measure", "compare", "audit"},
     "pydicom": {"image/dicom.py"},
     "urllib3": {"archive/web.py"},

@@ -30,7 +30,7 @@ from camray.explain.explainer import (
 )  # fmt: skip
 from camray.explain.regions import overlap, region_signals
 from camray.models import sources
-from camray.models.detectors import METHOD, TASK, Detection, Detector
+from camray.models.detectors import METHOD, TASK, Detection, Detector, Part
 from camray.models.folding import Pairs
 from camray.models.labels import label_lookup
 from camray.models.load import LoadedModel
@@ -131,7 +131,7 @@ class DetectionExplainer(BatchExplainer):
             return [common]
         if not all(np.isfinite([*one.box, one.score]).all() for one in found):
             return [failure(Stage.EXPLAIN, ErrorCode.NONFINITE_OUTPUT, "the detector's boxes are not finite")]
-        maps = torch.stack([laid(one.levels, one.covers, place, view.shape[:2]) for one in found])
+        maps = torch.stack([laid(one.levels, one.part, place, view.shape[:2]) for one in found])
         scale = (row["width"] / (right - left), row["height"] / (bottom - top))
         boxes = [_in_source(one, scale) for one in found]
         own = [row | {"boxes": [_shares(box, row)], "mask": None} for box in boxes]
@@ -145,25 +145,26 @@ class DetectionExplainer(BatchExplainer):
         ]  # fmt: skip
 
 
-def laid(
-    levels: Sequence[Tensor], covers: tuple[float, float], place: Place, size: tuple[int, int]
-) -> Tensor:
-    """Add levels (h, w), of which `covers` is image, on the canvas of `size`, where it has `place`."""
+def laid(levels: Sequence[Tensor], part: Part, place: Place, size: tuple[int, int]) -> Tensor:
+    """Add levels (h, w), of which `part` is image, on the canvas of `size`, where it has `place`."""
     (height, width), (left, top, right, bottom) = size, place
     cells = (min(CELLS, height), min(CELLS, width))
     total = np.zeros(cells)
     for level in levels:
         values = level.detach().double().cpu().numpy()
-        down = _spread(cells[0], values.shape[0], covers[0], top / height, bottom / height)
-        across = _spread(cells[1], values.shape[1], covers[1], left / width, right / width)
+        down = _spread(cells[0], values.shape[0], part[0], top / height, bottom / height)
+        across = _spread(cells[1], values.shape[1], part[1], left / width, right / width)
         total += down @ values @ across.T
     return torch.from_numpy(total.astype(np.float32))
 
 
-def _spread(cells: int, pieces: int, covers: float, low: float, high: float) -> NDArray[np.float64]:
+def _spread(
+    cells: int, pieces: int, part: tuple[float, float], low: float, high: float
+) -> NDArray[np.float64]:
     """Say which share of each piece of a level falls into each cell of the canvas; padding falls nowhere."""
-    edges = low + (high - low) * np.arange(pieces + 1) / pieces / covers
-    cut = np.minimum(edges, high)
+    start, end = part
+    edges = low + (high - low) * (np.arange(pieces + 1) / pieces - start) / (end - start)
+    cut = np.clip(edges, low, high)
     return np.asarray(overlap(cells, cut) / np.diff(edges))
 
 

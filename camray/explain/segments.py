@@ -34,6 +34,7 @@ from camray.explain.explainer import (
 )  # fmt: skip
 from camray.explain.regions import mask_cover, region_signals
 from camray.models import segmenters
+from camray.models.detectors import WHOLE
 from camray.models.load import LoadedModel
 from camray.models.segmenters import BACKGROUNDS, TASK, pixels_of
 from camray.records import SCHEMA_VERSION, failure
@@ -130,7 +131,7 @@ class SegmentationExplainer(BatchExplainer):
         (found,) = self._found(x, [(0, 0, x.shape[3], x.shape[2])])
         if not found or not found.ids:
             return found
-        maps = torch.stack([laid([one], (1.0, 1.0), place, view.shape[:2]) for one in found.maps])
+        maps = torch.stack([laid([one], WHOLE, place, view.shape[:2]) for one in found.maps])
         return replace(found, maps=maps)
 
     def _found(self, x: Tensor, parts: Sequence[Place]) -> list[Found | None]:

@@ -36,7 +36,7 @@ _ALONE = "give a state_dict alone"
 CONVERT = "save model.state_dict() where the file was made, or --trust-pickle if you trust its maker"
 
 _YOLO = ("ultralytics.", "models.yolo.", "models.common.", "yolov5.")  # modules of what their files pickle
-YOLO_FIX = "a detector of torchvision, or a folder of transformers (RT-DETR, D-FINE, YOLOS)"
+YOLO_FIX = "--model FILE.pt, without --checkpoint: the file has its architecture"
 _WHERE_MADE = "give the Python model it was made from, and save its state_dict() for --checkpoint"
 
 FORMATS = "give .safetensors, or a .pth that holds a state_dict"

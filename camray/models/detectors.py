@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from camray.errors import ModelError
-from camray.models import hugging_face
+from camray.models import hugging_face, yolo
 from camray.models.libraries import torchvision
 from camray.models.sources import Recipe
 
@@ -35,18 +35,23 @@ _SAME_SCORE = 1e-5  # of the same anchor: what the rounding of a smaller convolu
 SIDE = 640  # of the canvas for a network that names no size of its own
 
 
+Part = tuple[tuple[float, float], tuple[float, float]]
+WHOLE: Part = ((0.0, 1.0), (0.0, 1.0))
+
+
 @dataclass(frozen=True, slots=True)
 class Detection:
     """One box (x0, y0, x1, y1) in pixels of the image, and for each level what its cells gave the score.
 
-    `levels`: maps (h, w), raw and signed, of the network's input, of which `covers` (height, width) is image.
+    `levels`: maps (h, w), raw and signed, of the network's input; `part` of it, the shares (top, bottom) and
+    (left, right), is image.
     """
 
     box: tuple[float, float, float, float]
     score: float
     class_id: int
     levels: tuple[Tensor, ...]
-    covers: tuple[float, float]
+    part: Part
 
 
 @dataclass(slots=True)
@@ -55,7 +60,7 @@ class _Cut:
 
     tensors: list[Tensor] = field(default_factory=list)
     grids: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
-    covers: tuple[float, float] = (1.0, 1.0)
+    part: Part = WHOLE
 
     def take(self, values: Tensor, grid: Callable[[Tensor], Tensor]) -> Tensor:
         """Start the graph here."""
@@ -146,6 +151,31 @@ class _Heads(_Cut):
         return int(gradient[0].abs().sum(1).argmax())
 
 
+@dataclass(slots=True)
+class _Cells(_Cut):
+    """A head of ultralytics: each level's cells are scored by convolutions, asked again around one cell."""
+
+    levels: list[Tensor] = field(default_factory=list)
+    scorers: Any = None
+
+    def maps(self, found: Mapping[str, Tensor], i: int) -> tuple[Tensor, ...]:
+        """Give the map of every level; all but one are 0."""
+        maps = [torch.zeros_like(level[0, 0]) for level in self.levels]
+        here, cell = 0, int(found["cells"][i])
+        while cell >= maps[here].numel():
+            cell, here = cell - maps[here].numel(), here + 1
+        (y, x), scorer = divmod(cell, maps[here].shape[1]), self.scorers[here]
+        reach = _reach(scorer)
+        rows, columns = (slice(max(at - reach, 0), at + reach + 1) for at in (y, x))
+        part = self.levels[here][:, :, rows, columns].detach().clone().requires_grad_()
+        logit = scorer(part)[0, int(found["labels"][i]), y - rows.start, x - columns.start]
+        if abs(float(logit.detach().sigmoid()) - float(found["scores"][i])) > _SAME_SCORE:
+            raise ModelError("--model", "it scores its boxes in a way of its own", "ultralytics' own head")
+        (gradient,) = torch.autograd.grad(logit, part)
+        maps[here][rows, columns] = _channels(gradient * part.detach())
+        return tuple(maps)
+
+
 def layer_of(module: nn.Module) -> str | None:
     """Name the part whose output the boxes are read from; None of what is no detector of a known kind."""
     kinds = (torchvision.models.detection.generalized_rcnn.GeneralizedRCNN,
@@ -153,6 +183,8 @@ def layer_of(module: nn.Module) -> str | None:
              torchvision.models.detection.ssd.SSD)  # fmt: skip
     if isinstance(module, kinds):
         return "backbone"
+    if yolo.is_one(module):
+        return ",".join(f"model.{i}" for i in yolo.head_of(module).f)
     if not hugging_face.is_detector(module):
         return None
     parts = dict(module.named_modules())
@@ -177,6 +209,8 @@ def count_classes(module: nn.Module) -> int:
     """Give the number of classes, the background that torchvision counts as class 0 included."""
     if hugging_face.is_detector(module):
         return int(module.config.num_labels)  # type: ignore[union-attr, arg-type]
+    if yolo.is_one(module):
+        return int(yolo.head_of(module).nc)
     heads = [part for name, part in module.named_modules() if name.endswith(("cls_score", "cls_logits"))]
     head: Any = next((part for part in heads if hasattr(part, "out_features")), None)
     found = head.out_features if head is not None else None
@@ -192,6 +226,8 @@ def canvas_side(module: nn.Module) -> int:
 
     What an archive has beyond it is lost to the network anyway.
     """
+    if yolo.is_one(module):
+        return max(SIDE, int(module.imgsz))  # type: ignore[arg-type]
     transform = getattr(module, "transform", None)
     fixed = getattr(transform, "fixed_size", None)
     longest = max(fixed) if fixed else getattr(transform, "max_size", 0)
@@ -199,7 +235,7 @@ def canvas_side(module: nn.Module) -> int:
 
 
 class Detector:
-    """A network of torchvision or transformers, and for the latter the fields of its processor."""
+    """A network of torchvision, ultralytics or transformers; of the last the fields of its processor, too."""
 
     def __init__(self, module: nn.Module, processor: Mapping[str, Any] | None = None) -> None:
         self.module, self.layer = module, layer_of(module)
@@ -208,6 +244,7 @@ class Detector:
     def __call__(self, image: Tensor, least_score: float, most: int) -> list[Detection]:
         """Find the objects of an image, (3, H, W) in 0..1: at most `most`, the best scores first."""
         run = self._torchvision if self._processor is None else self._transformers
+        run = self._ultralytics if yolo.is_one(self.module) else run
         with torch.enable_grad():
             found, cut = run(image, least_score)
             scores = found["scores"]
@@ -220,7 +257,7 @@ class Detector:
         maps = cut.maps(found, i)
         x0, y0, x1, y1 = found["boxes"][i].detach().double().tolist()
         return Detection(
-            (x0, y0, x1, y1), float(found["scores"][i].detach()), int(found["labels"][i]), maps, cut.covers
+            (x0, y0, x1, y1), float(found["scores"][i].detach()), int(found["labels"][i]), maps, cut.part
         )
 
     def _torchvision(self, image: Tensor, _least: float) -> tuple[Mapping[str, Tensor], _Cut]:
@@ -229,7 +266,7 @@ class Detector:
 
         def size(_module: nn.Module, _args: Any, out: Any) -> None:
             (height, width), whole = out[0].image_sizes[0], out[0].tensors.shape[2:]
-            cut.covers = (height / whole[0], width / whole[1])
+            cut.part = ((0.0, height / whole[0]), (0.0, width / whole[1]))
 
         def begin(_module: nn.Module, _args: Any, out: Any) -> Any:
             if isinstance(out, Tensor):
@@ -248,6 +285,12 @@ class Detector:
         with _hooked([*parts, (module.head.register_forward_hook, end)]), _InDouble():
             return module([image])[0], cut
 
+    def _ultralytics(self, image: Tensor, least: float) -> tuple[Mapping[str, Tensor], _Cut]:
+        found = yolo.find(self.module, image, least)
+        cut = _Cells(part=found.part, levels=found.levels, scorers=yolo.scorers(self.module))
+        named = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels, "cells": found.cells}
+        return named, cut
+
     def _transformers(self, image: Tensor, least: float) -> tuple[Mapping[str, Tensor], _Cut]:
         pixels = (image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
         given = self._processor(images=[pixels], return_tensors="pt")
@@ -260,7 +303,7 @@ class Detector:
         cut = _Cut()
         if "pixel_mask" in given:
             mask = given["pixel_mask"][0]
-            cut.covers = (float(mask[:, 0].sum()) / height, float(mask[0].sum()) / width)
+            cut.part = ((0.0, float(mask[:, 0].sum()) / height), (0.0, float(mask[0].sum()) / width))
         with _hooked(_hooks_of_transformers(self.module, str(self.layer), cut, (height, width))):
             outputs = self.module(**given)
         with _InDouble():

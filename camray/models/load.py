@@ -36,6 +36,7 @@ from camray.models import (
     segmenters,
     sources,
     weights,
+    yolo,
 )
 from camray.models.folding import Pairs
 from camray.models.labels import (
@@ -128,6 +129,8 @@ def load_model(
 
 def _as_trained(source: Source, config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
     """Take from transformers' configuration what its outputs were trained as, where nobody said it."""
+    if source.recipe.kind == "ultralytics" and config.output is None and not source.recipe.task:
+        return replace(config, output="1"), ()  # it gives the softmax, and the logits before it
     problem = source.recipe.args.get("problem_type") if source.recipe.kind == "transformers" else None
     if problem == "multi_label_classification" and config.activation == "auto":
         return replace(config, activation="sigmoid"), ("several labels an image, as its configuration says",)
@@ -238,6 +241,11 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
     if source.folder is not None and config.checkpoint is None:
         module, notes = hugging_face.load_weights(source.folder, source.recipe.name, source.recipe.args)
         return source, module, () if source.contrast else notes  # the text side has no place in a tower
+    if source.recipe.kind == "ultralytics":
+        if config.checkpoint is not None or config.num_classes is not None:
+            option = "--checkpoint" if config.checkpoint is not None else "--num-classes"
+            raise ModelError(option, "a file of ultralytics has its weights and its classes", "leave it out")
+        return source, yolo.load(yolo.read(Path(config.name).expanduser()), source.recipe.args), ()
     if source.weights is None and source.recipe.kind == "torchvision":
         source = replace(source, weights=_torchvision_weights(source.recipe, config.download))
         source = replace(source, recipe=detectors.with_trained_norms(source.recipe))
@@ -309,7 +317,7 @@ def _input_spec(
 ) -> tuple[InputSpec, tuple[str, ...]]:
     recipe, preprocess = source.recipe, given or PreprocessConfig()
     notes: tuple[str, ...] = ()
-    if recipe.kind == "transformers" and source.pretrained_cfg:
+    if recipe.kind in ("transformers", "ultralytics") and source.pretrained_cfg:
         defaults = dict(source.pretrained_cfg)
     elif recipe.kind == "timm":
         defaults = preprocessing.timm_defaults(module, source.pretrained_cfg)

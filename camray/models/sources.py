@@ -6,6 +6,7 @@
     torchvision:vgg16                           torchvision.models
     path/to/file.py:ClassName                   the user's own file; its text travels
     package.module:factory                      an installed package, or one in the current folder
+    FILE.pt                                     ultralytics, where it saved a network
 
 Flows in: `ModelConfig`. Flows out: `Source`, with a `Recipe` that is plain data: what it names is part of the
 explainer's identity, and `build` makes the bare architecture of it anywhere.
@@ -31,12 +32,12 @@ from torch import nn
 
 from camray.config import ModelConfig
 from camray.errors import CamrayError, ModelError, printable
-from camray.models import adapters, checkpoints, heads, hugging_face
+from camray.models import adapters, checkpoints, heads, hugging_face, yolo
 from camray.models.hugging_face import Contrast
 from camray.models.libraries import timm, torchvision
 from camray.models.own_code import OwnCode, collect_code, importable, load_object
 
-Kind = Literal["timm", "torchvision", "transformers", "own"]
+Kind = Literal["timm", "torchvision", "transformers", "ultralytics", "own"]
 
 # torchvision's ports of Google's networks: with weights they take images normalised to mean and std of 0.5.
 NORMALISE_AGAIN = ("googlenet", "inception_v3")
@@ -159,7 +160,7 @@ def build(recipe: Recipe) -> nn.Module:
 def takes_num_classes(recipe: Recipe) -> bool:
     """Tell whether the size of the head is an argument of the architecture."""
     if recipe.kind != "own":
-        return recipe.kind != "transformers" or "num_classes" in recipe.args
+        return recipe.kind in ("timm", "torchvision") or "num_classes" in recipe.args
     parameters = _parameters(recipe)
     kinds = {p.kind for p in parameters.values()}
     return "num_classes" in parameters or inspect.Parameter.VAR_KEYWORD in kinds
@@ -198,6 +199,8 @@ def _build(recipe: Recipe) -> Any:
         return module
     if recipe.kind == "transformers":
         return hugging_face.build(name, args)
+    if recipe.kind == "ultralytics":
+        return yolo.build(name, args)
     with importable(recipe.code):
         return load_object(recipe.code)(**args)
 
@@ -220,8 +223,7 @@ def _timm(name: str) -> Source:
         if what and way != checkpoints.FORMATS:
             raise ModelError("--model", f"{printable(name)} is {what}", way)
         if checkpoints.is_yolo(Path(name).expanduser()):
-            said = f"{printable(name)} is a YOLO as ultralytics pickles it, which is not read"
-            raise ModelError("--model", said, checkpoints.YOLO_FIX)
+            return _ultralytics(Path(name).expanduser())
         fix = "--model NAME (or path/to/file.py:ClassName) --checkpoint " + printable(name)
         raise ModelError("--model", f"{printable(name)} is a file of weights, not an architecture", fix)
     near = difflib.get_close_matches(name, timm.list_models(), 3)
@@ -229,6 +231,12 @@ def _timm(name: str) -> Source:
     if "/" in name and not near:
         fix = f"hf-hub:{printable(name)} to fetch it, or the path of a folder"
     raise ModelError("--model", f"{printable(name)!r} is no timm model and no local folder", fix)
+
+
+def _ultralytics(path: Path) -> Source:
+    found = yolo.read(path)
+    recipe = Recipe("ultralytics", found.kind, found.args, task=yolo.TASKS[found.kind])
+    return Source(recipe, path, found.class_names, found.preprocessing)
 
 
 def _torchvision(name: str) -> Source:

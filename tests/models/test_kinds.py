@@ -123,21 +123,18 @@ def test_a_saved_model_of_tensorflow(tmp_path: Path) -> None:
     assert "is a SavedModel of TensorFlow: a fixed graph" in refusal(name=str(tmp_path))
 
 
-@pytest.mark.parametrize("maker", ["ultralytics.nn.tasks:DetectionModel", "models.yolo:Model"])
-def test_files_of_yolo_and_megadetector_are_refused_with_detectors_that_work(
-    maker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_files_of_yolov5_and_megadetector_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, name = maker.split(":")
-    made = types.ModuleType(module)
-    kind = type(name, (nn.Module,), {"__module__": module, "__qualname__": name})
-    setattr(made, name, kind)
-    parts = module.split(".")
-    for i in range(1, len(parts) + 1):
-        monkeypatch.setitem(sys.modules, ".".join(parts[:i]), made)
+    made = types.ModuleType("models.yolo")
+    kind = type("Model", (nn.Module,), {"__module__": "models.yolo", "__qualname__": "Model"})
+    made.Model = kind
+    for name in ("models", "models.yolo"):
+        monkeypatch.setitem(sys.modules, name, made)
     torch.save({"epoch": -1, "model": kind(), "ema": None}, tmp_path / "yolo.pt")
     monkeypatch.undo()
-    assert "yolo.pt is a YOLO as ultralytics pickles it" in (said := refusal(name=str(tmp_path / "yolo.pt")))
-    assert said.endswith("RT-DETR, D-FINE, YOLOS)")
+    assert "yolo.pt is of YOLOv5's own repository" in (said := refusal(name=str(tmp_path / "yolo.pt")))
+    assert said.endswith("or a detector of torchvision")
     said = refusal(name="resnet18", checkpoint=str(tmp_path / "yolo.pt"))
     assert "a pickle runs code when opened" in said
-    assert said.endswith("RT-DETR, D-FINE, YOLOS)")
+    assert said.endswith("--model FILE.pt, without --checkpoint: the file has its architecture")
