@@ -15,7 +15,9 @@ The strings of `ErrorCode` and `Stage` are the same in the record, the log, the 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import IntEnum, StrEnum
+from html import escape
 
 
 class ExitCode(IntEnum):
@@ -197,6 +199,11 @@ def printable(text: str, limit: int = 300) -> str:
     """
     safe = in_one_line(redacted(text[: limit + 65536])[: limit + 1])
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def html_list(lines: Iterable[str]) -> str:
+    """Give lines as a list of HTML, for a notebook."""
+    return "<ul>" + "".join(f"<li>{escape(printable(line))}</li>" for line in lines) + "</ul>"
 
 
 def in_one_line(text: str) -> str:

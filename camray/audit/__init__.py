@@ -8,5 +8,6 @@ EXPORTS = {  # a format of the queue for other tools -> the function that writes
     "imagefolder": "camray.audit.export:imagefolder",  # of Hugging Face
     "label-studio": "camray.audit.export:label_studio",
     "coco": "camray.audit.export:coco",
+    "fiftyone": "camray.audit.export:fiftyone",
     "duckdb": "camray.audit.export:duckdb_views",
 }

@@ -97,8 +97,13 @@ def _cell(value: Any) -> Any:
 
 def imagefolder(out: Folder, rows: Sequence[Row], _prefix: str) -> Files:
     """Overlays and metadata.parquet: `load_dataset("imagefolder", data_dir=...)`."""
-    shown = (row for row in rows if row.get("picture") and out.exists(row["picture"]))
-    return folder_of((row, out.read(row["picture"])) for row in shown)
+    return folder_of(_pictured(out, rows))
+
+
+def _pictured(out: Folder, rows: Iterable[Row]) -> Iterator[tuple[Row, bytes]]:
+    return (
+        (row, out.read(row["picture"])) for row in rows if row.get("picture") and out.exists(row["picture"])
+    )
 
 
 def folder_of(pictures: Iterable[tuple[Row, bytes]]) -> Files:
@@ -113,6 +118,29 @@ def folder_of(pictures: Iterable[tuple[Row, bytes]]) -> Files:
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table({"file_name": names} | {n: [row.get(n) for row in shown] for n in told}), buffer)
     yield "metadata.parquet", buffer.getvalue().to_pybytes()
+
+
+def fiftyone(out: Folder, rows: Iterable[Row], _prefix: str) -> Files:
+    """Overlays and samples.json: `Dataset.from_dir(dataset_type=fiftyone.types.FiftyOneDataset, ...)`."""
+    return samples_of(_pictured(out, rows))
+
+
+def samples_of(pictures: Iterable[tuple[Row, bytes]]) -> Files:
+    """Give the files of a FiftyOne dataset, the pictures first."""
+    samples = list[Row]()
+    for row, picture in pictures:
+        said = {
+            "prediction": (row.get("predicted"), row.get("confidence")),
+            "label": (row.get("label"), None),
+        }
+        samples.append(
+            {"filepath": f"data/{len(samples):06d}.jpg", "tags": [row["verdict"], *row["flags"]],
+             "member": row["member"], "shard": row["shard"], "score": row.get("score")}
+            | {name: {"_cls": "Classification", "label": text, "confidence": sure}
+               for name, (text, sure) in said.items() if text}
+        )  # fmt: skip
+        yield samples[-1]["filepath"], picture
+    yield "samples.json", json.dumps({"samples": samples}).encode()
 
 
 def coco(_out: Folder, rows: Iterable[Row], _prefix: str) -> Files:

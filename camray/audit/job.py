@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 from camray.audit.gate import parse_gate
@@ -16,7 +15,7 @@ from camray.audit.night import audit_night
 from camray.audit.report import write_report
 from camray.audit.reviewed import check_reviews
 from camray.config import Config
-from camray.errors import ExitCode
+from camray.errors import ExitCode, html_list
 from camray.flow.progress import Reporter
 from camray.job.end import told
 from camray.job.run import COMPLETE, explain_new
@@ -34,10 +33,8 @@ class AuditOutcome:
     page: str
 
     def _repr_html_(self) -> str:
-        said = self.summary.get("message", f"stopped: {self.code.name.lower()}").removeprefix("camray: ")
-        return (
-            f'<p>{escape(said)}</p><p><a href="{escape(self.page, quote=True)}">{escape(self.page)}</a></p>'
-        )
+        lines = [f"run {self.run_id} of explainer {self.explainer}: {self.code.meaning}"]
+        return html_list([*lines, self.summary.get("message", ""), f"report: {self.page}"])
 
 
 def audit(config: Config, reporter: Reporter, reviewed: Sequence[str] = ()) -> AuditOutcome:

@@ -24,9 +24,13 @@ _STYLE = {  # of pictures drawn anew; else they are as their run drew them
 )
 def status(args: argparse.Namespace) -> ExitCode:
     """Show what OUT holds and how its runs ended."""
+    from camray.upkeep.prune import print_disk
     from camray.upkeep.status import print_status
 
-    return print_status(args.out, args.json, getattr(args, "metrics_file", None))
+    code = print_status(args.out, args.json, metrics := getattr(args, "metrics_file", None))
+    if not (args.json or metrics):
+        print_disk(args.out)
+    return code
 
 
 @verb(

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from html import escape
 from typing import Any
 
 from camray.archive.listing import LOST, UNSURE
 from camray.config import Config
-from camray.errors import CamrayError, ExitCode, IncompleteError, no_model, printable, said_by
+from camray.errors import CamrayError, ExitCode, IncompleteError, html_list, no_model, printable, said_by
 from camray.flow.actor import Weights, network_of
 from camray.flow.flow import Engine, Flow, explain_flow
 from camray.flow.progress import Reporter, RunProgress
@@ -67,7 +66,9 @@ class Outcome:
     undrawn: int = 0  # maps that got no picture
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(f'{self.accounting.sentence()} in {self.out}, explainer {self.explainer}')}</p>"
+        lines = [f"run {self.run_id} of explainer {self.explainer}: {self.code.meaning}"]
+        lines += [self.accounting.sentence(), f"{self.pictures:,} pictures drawn in {self.out}"]
+        return html_list(lines)
 
 
 @contextmanager

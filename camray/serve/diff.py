@@ -21,7 +21,7 @@ from PIL import Image
 from pyarrow.dataset import Dataset
 from scipy import stats
 
-from camray.errors import ExitCode, UsageError, printable
+from camray.errors import ExitCode, UsageError, html_list, printable
 from camray.ledger.out import open_out, read_explainer
 from camray.ledger.table import Table
 from camray.measure.statistics import holm, wilcoxon
@@ -75,6 +75,9 @@ class Difference:
     on_object: tuple[int, float, float, float, float]  # images with boxes; mean of B - A of the share of heat
     # in them, 95 % interval, p of Wilcoxon's test
     rates: dict[str, float]
+
+    def _repr_html_(self) -> str:
+        return html_list(lines(self))
 
     @property
     def is_worse(self) -> bool:

@@ -54,8 +54,8 @@ def print_draw(
         ids = rows.chosen(where or "true", explainer or table.latest_owner(), limit)
         if not ids:
             raise UsageError("--where", "no record is chosen", "see the columns in docs/format.md")
-        drawn = _drawn(rows, Pictures(out), ids, style)
-        kinds = _sheet(goal, drawn) if sheet else _files(goal, drawn)
+        drawn = drawn_anew(rows, Pictures(out), ids, style)
+        kinds = write_sheet(goal, drawn) if sheet else _files(goal, drawn)
     finally:
         rows.close()
     kinds["none"] = len(ids) - sum(kinds.values())
@@ -73,7 +73,7 @@ def print_draw(
     return ExitCode.DONE
 
 
-def _drawn(
+def drawn_anew(
     rows: Rows, pictures: Pictures, ids: Sequence[int], style: Mapping[str, Any]
 ) -> Iterator[tuple[Row, Picture]]:
     """Draw in the order of the ids; shards of a batch are read on two threads."""
@@ -115,7 +115,7 @@ def _files(folder: Path, drawn: Iterator[tuple[Row, Picture]]) -> dict[str, int]
     return kinds
 
 
-def _sheet(file: Path, drawn: Iterator[tuple[Row, Picture]]) -> dict[str, int]:
+def write_sheet(file: Path, drawn: Iterator[tuple[Row, Picture]]) -> dict[str, int]:
     """Lay the pictures with their captions onto A4 pages (PDF), or onto one long picture (PNG)."""
     kinds, pages = {"drawn": 0, "heat": 0}, []
     while page := list(islice(drawn, ACROSS * DOWN)):

@@ -8,18 +8,23 @@ from __future__ import annotations
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import IO, Any
 
+from PIL import Image
+
 from camray.audit import EXPORTS
-from camray.audit.export import Files, csv_lines, folder_of
+from camray.audit.export import Files, csv_lines, folder_of, samples_of
 from camray.audit.report_rows import as_shown
 from camray.errors import UsageError
 from camray.ledger.committed import PARTITION
 from camray.serve.answers import Pages
+from camray.serve.draw import drawn_anew, write_sheet
 from camray.serve.rows import Row, View
 
-KINDS = ("csv", "imagefolder", "coco", "label-studio")
+KINDS = ("csv", "imagefolder", "coco", "label-studio", "fiftyone", "pdf")
+SHEET = 1_000  # pictures of a PDF, whose pages are held until it is written
 MOST = 10_000  # rows of a format that reads each record, or its picture
 _CSV = (
     PARTITION, "shard", "member", "index", "content_sha256", "verdict", "flags", "predicted_label",
@@ -38,11 +43,14 @@ def exported(kind: str, pages: Pages, query: Sequence[tuple[str, str]]) -> tuple
     if kind == "csv":
         rows = (_plain(row) for part in pages.rows.parts(ids, _CSV) for row in part)
         return "view.csv", "text/csv; charset=utf-8", _gathered(csv_lines(rows))
-    if len(ids) > MOST:
-        raise UsageError("view", f"{len(ids):,} rows, more than {MOST:,}", "filter further, or export CSV")
+    if len(ids) > (most := SHEET if kind == "pdf" else MOST):
+        raise UsageError("view", f"{len(ids):,} rows, more than {most:,}", "filter further, or export CSV")
+    if kind == "pdf":
+        return "view.pdf", "application/pdf", _sheet(pages, ids.tolist())
     whole = _shown(pages, pages.rows.parts(ids, size=500))
-    if kind == "imagefolder":
-        return "imagefolder.zip", "application/zip", _zipped(folder_of(_pictured(pages, whole)))
+    if kind in ("imagefolder", "fiftyone"):
+        of = folder_of if kind == "imagefolder" else samples_of
+        return f"{kind}.zip", "application/zip", _zipped(of(_pictured(pages, whole)))
     return (
         f"{kind}.json",
         "application/json",
@@ -82,6 +90,17 @@ def _pictured(pages: Pages, rows: Iterable[Row]) -> Iterator[tuple[Row, bytes]]:
         found: Any = pages.picture_of(row["id"])
         if found is not None:
             yield row, found.jpeg
+
+
+def _sheet(pages: Pages, ids: Sequence[int]) -> Iterator[bytes]:
+    """Lay the pictures with their captions onto A4 pages; one empty page where nothing can be drawn."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "view.pdf"
+        write_sheet(file, drawn_anew(pages.rows, pages.pictures, ids, {}))
+        if not file.exists():
+            Image.new("RGB", (1240, 1754), "white").save(file, resolution=150.0)
+        with file.open("rb") as whole:
+            yield from _parts(whole)
 
 
 def _zipped(files: Files) -> Iterator[bytes]:

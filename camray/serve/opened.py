@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from camray.errors import UsageError, printable
+from camray.errors import UsageError, html_list, printable
 from camray.ledger.out import open_out
 
 if TYPE_CHECKING:
@@ -128,8 +128,7 @@ class Records(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no typ
         lines += [f"{n:,} {status}" for status, n in sorted(counts.items())]
         lines += [f"{f['counts']:,} failed: {f['values']}" for f in failed]
         lines += [f"{right:,} of {known:,} labelled images right ({right / known:.1%})"] if known else []
-        told = "".join(f"<li>{escape(printable(line))}</li>" for line in lines)
-        return f"<ul>{told}</ul><div>{''.join(self._first_pictures())}</div>"
+        return f"{html_list(lines)}<div>{''.join(self._first_pictures())}</div>"
 
     def _first_pictures(self) -> list[str]:
         from PIL import Image

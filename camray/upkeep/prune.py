@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from camray.ledger.out import (
     PRUNED,
     QA,
     REPORT,
+    TABLE,
     mask_beside,
     open_out,
     pruned_of,
@@ -41,7 +43,7 @@ from camray.ledger.runs import new_run_id
 from camray.ledger.side import DAMAGED, recovered, write_side
 from camray.ledger.table import Table
 from camray.storage import Entry, Folder
-from camray.upkeep.status import committed_shards
+from camray.upkeep.status import committed_shards, open_either
 
 GRACE_HOURS = 24
 
@@ -190,6 +192,24 @@ def print_prune(
         if not do_it:
             print("nothing was touched; --yes does it")
     return ExitCode.DONE
+
+
+def print_disk(place: str) -> None:
+    """Print what takes how much room in OUT, and what `camray prune` would free."""
+    out, table, _ = open_either(place)
+    sizes = {entry.path: entry.size_bytes for entry in out.entries()}
+    by_folder: Counter[str] = Counter()
+    for path, size in sizes.items():
+        by_folder[path.partition("/")[0]] += size
+    told = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in by_folder.most_common(4))
+    print(f"disk, MB: {sum(sizes.values()) / 1e6:,.1f} in {len(sizes):,} files; {told}")
+    if table.delta is None:
+        return
+    runs, now = table.runs(), time.time()
+    for option, last in (("", None), (" --keep-last 7", 7)):
+        found = find_removals(out, table, choose_runs(runs, last, None, (), now), now)
+        freed = found.overlay_bytes + sum(sizes.get(f"{TABLE}/{path}", 0) for path in found.files)
+        print(f"prune OUT{option}: would free {freed / 1e6:,.1f} MB, {len(found.overlays):,} overlays")
 
 
 def write_pages(out: Folder) -> None:

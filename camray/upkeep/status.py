@@ -133,21 +133,33 @@ def print_status(place: str, as_json: bool, metrics_file: str | None = None) -> 
         panels = {panel: {"shards": shards, "members": a.members} for panel, (shards, a) in by_panel.items()}
         print(json.dumps({"explainers": facts, "panels": panels, "runs": runs}))
         return ExitCode.DONE
+    good = [run for run in runs if run["exit"] == ExitCode.DONE]
+    told = (
+        f"{good[-1]['started_at'][:16].replace('T', ' ')} UTC, run {good[-1]['run_id']}" if good else "none"
+    )
+    print(f"last good night: {told}")
     for explainer, (shards, a) in by_explainer.items():
         name = _describe(out, explainer)
         print(f"{PARTITION} {explainer}  ({name})")
         print(f"  {shards:,} shards: {a.sentence()}")
-        if a.failed:
-            print(f"  to try failed images again: the same command with --retry {','.join(sorted(a.failed))}")
+        for code, count in sorted(a.failed.items(), key=lambda item: (-item[1], item[0])):
+            print(f"  {count:>7,} failed  {code:<18} the same command with --retry {code}")
         for code, count in sorted(a.shard_errors.items()):
             print(f"  {count:,} shards not read to their end: {code}")
     for panel, (shards, a) in by_panel.items():
         print(f"panel {panel}  ({_methods(out, panel)})")
         print(f"  {shards:,} shards of the sample: {a.sentence()}")
-    for run in runs[-10:]:
+    _print_runs(runs[-10:])
+    return ExitCode.DONE
+
+
+def _print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Print how runs ended, a line each, in columns."""
+    ends = [run["exit_meaning"].partition(";")[0].partition(":")[0] for run in runs]
+    width = max(map(len, ends), default=0)
+    for run, end in zip(runs, ends, strict=True):
         members = run["accounting"].get("members")
         counted = "" if members is None else f"{members:,} members" if members else "nothing new"
         speed = f", {run['images_per_s']} images/s" if run["images_per_s"] else ""
         limit = f"; {run['bottleneck']}" if run.get("bottleneck") else ""
-        print(f"run {run['run_id']}  {run['exit_meaning']}  {counted}{_part(run)}{speed}{limit}")
-    return ExitCode.DONE
+        print(f"run {run['run_id']}  {end:<{width}}  {counted}{_part(run)}{speed}{limit}")

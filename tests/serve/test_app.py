@@ -22,6 +22,7 @@ from starlette.testclient import TestClient
 
 from camray.audit.templates import templates
 from camray.cli.main import main
+from camray.serve.draw import ACROSS, DOWN
 from camray.serve.rows import View
 from tests.audit import report_world
 from tests.audit.report_world import CLASSES, NASTY, explainer, make_out
@@ -158,6 +159,41 @@ def test_the_view_as_image_folder_and_coco(served: Served, audited: Path) -> Non
     tree = served.client.get("/export/coco?correct=false").json()
     assert {image["file_name"] for image in tree["images"]} == {r["member"] for r in wrong}
     assert {kind["id"]: kind["name"] for kind in tree["categories"]} == dict(enumerate(CLASSES))
+
+
+def test_coco_is_read_by_pycocotools(served: Served, tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    (tmp_path / "instances.json").write_bytes(served.client.get("/export/coco").content)
+    read = coco.COCO(str(tmp_path / "instances.json"))
+    assert sorted(read.getCatIds()) == [*range(len(CLASSES))]
+    assert all(box["bbox"][2] > 0 and box["bbox"][3] > 0 for box in read.loadAnns(read.getAnnIds()))
+    with_answer = {r["member"] for r in truth(served.out) if r["predicted_class"] is not None}
+    assert {i["file_name"] for i in read.loadImgs(read.getImgIds())} == with_answer
+
+
+def test_the_view_for_fiftyone(served: Served, audited: Path) -> None:
+    """What its importer of a folder asks for: `samples`, a path in each, labels named by their class."""
+    wrong = {r["member"]: r for r in truth(audited) if r["correct"] is False}
+    content = served.client.get("/export/fiftyone?correct=false").content
+    with zipfile.ZipFile(io.BytesIO(content)) as packed:
+        samples = json.loads(packed.read("samples.json"))["samples"]
+        assert {sample["member"] for sample in samples} == set(wrong)
+        assert all(packed.read(sample["filepath"]).startswith(b"\xff\xd8") for sample in samples)
+    for sample in samples:
+        assert sample["prediction"]["_cls"] == "Classification"
+        assert sample["prediction"]["confidence"] == pytest.approx(
+            wrong[sample["member"]]["confidence"], abs=1e-4
+        )
+        assert sample["tags"][0] == wrong[sample["member"]]["verdict"]
+
+
+def test_the_view_as_a_sheet_to_print(served: Served, audited: Path) -> None:
+    wrong = sum(r["correct"] is False for r in truth(audited))
+    sheet = served.client.get("/export/pdf?correct=false").content
+    assert sheet.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page\b", sheet)) == -(-wrong // (ACROSS * DOWN))
+    empty = served.client.get("/export/pdf?member=none")
+    assert len(re.findall(rb"/Type\s*/Page\b", empty.content)) == 1
 
 
 def test_one_and_two_beside_each_other(served: Served) -> None:

@@ -1,7 +1,9 @@
 """`verify` finds every way in which an OUT can be wrong, and nothing in one that is right."""
 
 import json
+import os
 import random
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from camray.cli.main import main
 from camray.config import ArchiveConfig, Config
 from camray.errors import ExitCode, UsageError
 from camray.ledger.committed import CommittedFiles
@@ -281,10 +284,28 @@ def test_status_for_people_and_machines(out: Folder, capsys: pytest.CaptureFixtu
     assert f"explainer {E1}  (m, gradcam at layer1, target predicted)" in text
     assert "2 shards: 9 members = 9 ok + 0 failed + 0 skipped" in text
     assert "1 shards not read to their end: shard_truncated" in text
+    assert re.search("1 failed  bad_target +the same command with --retry bad_target", text)
     print_status(out.uri, as_json=True)
     facts = json.loads(capsys.readouterr().out)
     assert facts["explainers"][E2]["failed"] == {"empty_file": 1, "bad_target": 1}
     assert [run["run_id"] for run in facts["runs"]] == ["r1"]
+
+
+def test_status_says_what_fills_the_disk_and_what_prune_would_free(
+    out: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobodys = Path(out.path) / "overlays" / "nobodys.jpg"
+    nobodys.parent.mkdir(exist_ok=True)
+    nobodys.write_bytes(bytes(2_500_000))
+    os.utime(nobodys, (1e9, 1e9))
+    assert main(["status", out.uri]) == ExitCode.DONE
+    text = capsys.readouterr().out
+    assert "overlays 2.5" in text
+    assert "prune OUT: would free 2.5 MB, 1 overlays" in text
+    told = [line for line in text.splitlines() if not line.startswith(("explainer", "run"))]
+    assert [line for line in told if len(line) > 80] == []
+    assert main(["prune", out.uri, "--yes"]) == ExitCode.DONE
+    assert not nobodys.exists()
 
 
 def test_status_names_the_part_that_a_run_asked_for(out: Folder, capsys: pytest.CaptureFixture[str]) -> None:
