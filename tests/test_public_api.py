@@ -68,8 +68,7 @@ def test_the_api_is_what_was_promised() -> None:
     assert {n: str(inspect.signature(f)).replace("'", "") for n, f in functions.items()} == SIGNATURES
     assert camray.cam.__all__ == [
         "METHODS", "Explanation", "LayerInfo", "TargetLayer", "TargetRule", "blend", "colour", "compiled",
-        "explain",
-        "find_target_layer", "find_target_layers", "finish", "fuse", "list_layers", "normalise",
+        "explain", "find_target_layer", "find_target_layers", "finish", "fuse", "list_layers", "normalise",
         "parse_method", "plot", "resize",
     ]  # fmt: skip
 
