@@ -20,7 +20,7 @@ from camray.explain.explainer import resolve
 from camray.models import detectors, yolo
 from camray.models.load import load_model
 from tests.models.shapes import scene
-from tests.models.test_detectors import check_same, coco, explained
+from tests.models.test_detectors import check_same, explained
 
 os.environ |= {"YOLO_OFFLINE": "1", "YOLO_VERBOSE": "0", "YOLO_AUTOINSTALL": "0"}
 ultralytics = pytest.importorskip("ultralytics", reason="ultralytics (camray[yolo]) is not installed")
@@ -97,12 +97,12 @@ def test_detections_are_those_of_its_own_predict(name: str, more: dict[str, Any]
 @pytest.mark.parametrize(
     "name",
     [
-        "yolov5n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n", "yolov8n-seg",
+        "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo26n", "yolov8n-seg",
         "yolo26n-seg", "yolov8n-pose",
     ],
 )  # fmt: skip
 def test_detections_of_every_generation_are_its_own(name: str, tmp_path: Path) -> None:
-    check_detections(saved(name, tmp_path, None, 640), coco(3))
+    check_detections(saved(name, tmp_path), wide_and_tall())
 
 
 @pytest.mark.slow
