@@ -85,6 +85,7 @@ def test_the_wheel_says_what_it_is(packages: tuple[Path, Path]) -> None:
         "serve",
         "captum",
         "transformers",
+        "yolo",
         "dev",
     }
     assert "camray = camray.cli.main:main" in wheel.read(f"{info}entry_points.txt").decode()
@@ -119,7 +120,7 @@ def test_everything_that_is_imported_is_declared() -> None:
     }
     declared |= {
         n.partition(">")[0]
-        for k in ("dicom", "tiff", "captum", "transformers", "serve")
+        for k in ("dicom", "tiff", "captum", "transformers", "serve", "yolo")
         for n in project["optional-dependencies"][k]
     }
     own_names = {"PIL": "pillow", "cv2": "opencv-python-headless"}

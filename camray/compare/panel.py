@@ -79,7 +79,8 @@ class Panel:
         for name in ("crop_floor", "bands"):
             if not fields["explainer"]["input"][name]:
                 del fields["explainer"]["input"][name]  # ids of older panels stay
-        del fields["explainer"]["heat_boxes"]  # it has no part in scores
+        for name in ("heat_boxes", "precision"):
+            del fields["explainer"][name]  # no part in scores; methods are compared in fp32
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @staticmethod

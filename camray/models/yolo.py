@@ -103,12 +103,8 @@ def read(path: Path) -> File:
     Raises:
         ModelError: damaged, of YOLOv5's own repository, or a network that gives no boxes and no classes.
     """
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    stubs: list[Any] = [(type(n.rpartition(".")[2], (Pickled,), {"__module__": n.rpartition(".")[0]}), n)
-                        for n in names]  # fmt: skip
     try:
-        with torch.serialization.safe_globals(stubs):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _content(path)
         whole = content.get("ema") or content["model"]
         module, kind = type(whole).__module__, type(whole).__name__
         yaml, called = whole.state.get("yaml"), whole.state.get("names") or {}
@@ -126,6 +122,21 @@ def read(path: Path) -> File:
     changed = _changes(whole, _made(kind, args))
     stem = Path(str(yaml.get("yaml_file") or kind)).stem
     return File(stem, kind, args | ({"changed": changed} if changed else {}), listed, whole.tensors())
+
+
+def _content(path: Path) -> Any:
+    """Read a file with a stand-in for each class, also for those that others told torch are safe to make."""
+    told = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        stubs: list[Any] = [(type(n.rpartition(".")[2], (Pickled,), {"__module__": n.rpartition(".")[0]}), n)
+                            for n in names]  # fmt: skip
+        with torch.serialization.safe_globals(stubs):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(told)
 
 
 def _check(yaml: Mapping[str, Any], kind: str, file: str) -> None:
@@ -293,7 +304,7 @@ def _letterboxed(module: Any, image: Tensor) -> tuple[Tensor, Any]:
 @cache
 def _tasks() -> Any:
     """Import ultralytics, which is an extra, and undo what its import does to other libraries."""
-    os.environ |= {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "ULTRALYTICS_SAFE_LOAD": "1"}
+    os.environ |= {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0"}
     os.environ.setdefault("YOLO_VERBOSE", "0")
     opened, saved, threads = Image.open, torch.save, cv2.getNumThreads()
     with ExitStack() as undone:

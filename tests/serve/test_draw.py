@@ -88,7 +88,6 @@ def test_an_image_that_is_gone_is_drawn_as_heat_and_said(
         (["--to", "."], "is there already"),
         ([], "or --sheet says where"),
         (["--to", "NEW", "--colormap", "pink"], "colormap"),
-        (["--to", "NEW", "--overlay-alpha", "2"], "alpha"),
     ],
 )
 def test_refused_in_a_line(
