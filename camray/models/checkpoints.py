@@ -202,7 +202,7 @@ def is_yolo(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             pickled = file.read(next(name for name in file.namelist() if name.endswith("data.pkl")))
-        named = (arg for op, arg, _ in pickletools.genops(pickled) if op.name == "GLOBAL")
+        named = (str(arg) for op, arg, _ in pickletools.genops(pickled) if op.name == "GLOBAL")
         return any(name.replace(" ", ".").startswith(_YOLO) for name in named)
     except (zipfile.BadZipFile, StopIteration, ValueError):  # no zip of torch's
         return False

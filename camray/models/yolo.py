@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -31,20 +33,12 @@ from camray.errors import ModelError, printable
 TASKS = {"DetectionModel": "detection", "SegmentationModel": "detection", "PoseModel": "detection",
          "ClassificationModel": ""}  # fmt: skip
 _HEADS = ("Detect", "v10Detect", "Segment", "Segment26", "Pose", "Pose26", "Classify")
-_PASSING = {
-    "training",
-    "shape",
-    "export",
-    "format",
-    "type",
-    "np",
-    "inplace",
-    "dynamic",
-    "momentum",
-}  # of a run
+# of a run
+_PASSING = {"training", "shape", "export", "format", "type", "np", "inplace", "dynamic", "momentum"}
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _NAME = re.compile(r"(nn\.)?\w+")
 _ACTIVATION = re.compile(r"(torch\.)?nn\.\w+\([\w=., -]*\)")
+_ALONE = {"YOLO_OFFLINE": "true", "YOLO_VERBOSE": "false", "YOLO_AUTOINSTALL": "false"}
 _IOU, _MOST = 0.7, 300  # of its own predict
 
 
@@ -297,23 +291,31 @@ def _letterboxed(module: Any, image: Tensor) -> tuple[Tensor, Any]:
         pieces = max(round(own * share), 1)
         start = round((whole - pieces) / 2 - 0.1)
         part.append((start / whole, (start + pieces) / whole))
-    x = torch.from_numpy(laid.copy()).to(image.device).permute(2, 0, 1).float().div_(255)
+    # laid out as predict lays it: another order of memory gives other last bits
+    x = torch.from_numpy(laid.copy()).to(image.device).permute(2, 0, 1).contiguous().float().div_(255)
     return x[None], tuple(part)
 
 
 @cache
 def _tasks() -> Any:
-    """Import ultralytics, which is an extra, and undo what its import does to other libraries."""
-    os.environ |= {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0"}
-    os.environ.setdefault("YOLO_VERBOSE", "0")
-    opened, saved, threads = Image.open, torch.save, cv2.getNumThreads()
-    with ExitStack() as undone:
-        undone.callback(cv2.setNumThreads, threads)
-        undone.callback(setattr, torch, "save", saved)
-        undone.callback(setattr, Image, "open", opened)
-        try:
-            from ultralytics.nn import tasks
-        except ImportError:
-            raise ModelError("--model", "the file is of ultralytics, which is not installed",
-                             "pip install 'camray[yolo]' (its licence is AGPL-3.0)") from None  # fmt: skip
+    """Import ultralytics, which is an extra, and put back whatever its import changes in this process."""
+    environment, threads = dict(os.environ), cv2.getNumThreads()
+    numbers, texts = np.get_printoptions(), dict(vars(torch._tensor_str.PRINT_OPTS))
+    opened, saved = Image.open, torch.save
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # where its settings go
+            os.environ |= _ALONE | {"YOLO_CONFIG_DIR": folder}
+            tasks = import_module("ultralytics.nn.tasks")
+            for name in ("utils.nms", "utils.ops", "data.augment"):
+                import_module(f"ultralytics.{name}")
+    except ImportError:
+        raise ModelError("--model", "the file is of ultralytics, which is not installed",
+                         "pip install 'camray[yolo]' (its licence is AGPL-3.0)") from None  # fmt: skip
+    finally:
+        os.environ.clear()
+        os.environ |= environment
+        cv2.setNumThreads(threads)
+        np.set_printoptions(**numbers)
+        vars(torch._tensor_str.PRINT_OPTS).update(texts)
+        Image.open, torch.save = opened, saved
     return tasks
