@@ -103,7 +103,7 @@ def config(file: Path, args: dict[str, Any], **method: Any) -> Config:
 FREE = {"nms": False}  # of the head without suppression
 SLOW = [
     ("yolov8n", {}), ("yolov8n", {"imgsz": 320}), ("yolo11n", {}), ("yolo12n", {}), ("yolo26n", {}),
-    ("yolo26n", FREE), ("yolov10n", {}), ("yolov10n", FREE), ("yolov9t", {}), ("yolov5n", {}),
+    ("yolo26n", FREE), ("yolov10n", {}), ("yolov10n", FREE), ("yolov5n", {}),
     ("yolov3-tiny", {}),
 ]  # fmt: skip
 
