@@ -61,12 +61,14 @@ def compile_front(model: LoadedModel, explainer: Explainer, device: str) -> tupl
     name = _digest([explainer.id, model.folded, PASS, machine_kind()])
     path = _place(name)
     try:
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)
         if not path.exists():
             _compile(path, model, images, layer)
         fast = load_compiled(path, model.module, images, layer)
         why = moved_by(model.module, fast, images, layer, explainer.activation)
     except Exception as error:  # noqa: BLE001 - a compiler fails in many ways, and is not needed
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         said = str(error).strip().partition("\n")[0][:200]
         return None, f"not compiled: {printable(said or type(error).__name__)}"
     if why:
@@ -77,16 +79,20 @@ def compile_front(model: LoadedModel, explainer: Explainer, device: str) -> tupl
 
 
 def installed(library: Library) -> Path | None:
-    """Give the file of a library on this machine; None where it was compiled for another kind."""
+    """Give the file of a library on this machine; None where it is of another kind, or cannot be kept."""
     if not library.name.endswith(machine_kind()):
         return None
     path = _place(library.name)
     with suppress(OSError):
         if hashlib.sha256(path.read_bytes()).hexdigest() == library.sha256:
             return path
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(library.content.tobytes())
-    os.replace(file.name, path)
+    try:
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(library.content.tobytes())
+        os.replace(file.name, path)
+    except OSError:
+        return None
     return path
 
 
@@ -105,10 +111,9 @@ def _digest(said: list[Any]) -> str:
 
 
 def _place(name: str) -> Path:
-    """Give the file of that name in the user's cache, or among temporary files where there is none."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camray" / "compiled"
-    cache.mkdir(0o700, parents=True, exist_ok=True)
-    return cache / f"{name}.so"
+    """Give the file of that name in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    return cache / "camray" / "compiled" / f"{name}.so"
 
 
 def _compile(path: Path, model: LoadedModel, images: torch.Tensor, layer: cam.TargetLayer) -> None:

@@ -142,3 +142,18 @@ def test_another_kind_of_machine_loads_nothing_and_a_changed_file_is_replaced(
     path.write_bytes(b"somebody else's")
     assert compiling.installed(own) == path
     assert path.read_bytes() == b"machine code"
+
+
+def test_where_no_cache_can_be_the_network_runs_as_it_is(
+    resolved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    explainer, model = resolved
+    library, said = compiling.compile_front(model, explainer, "cpu")
+    assert library is None
+    assert said.startswith("not compiled: ")
+    content = np.zeros(1, np.uint8)
+    assert compiling.installed(compiling.Library(f"a-{compiling.machine_kind()}", "", content)) is None
