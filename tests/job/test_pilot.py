@@ -70,7 +70,9 @@ def test_a_pilot_of_nothing_is_refused(
     demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, out = str(demo / "models" / "hans64-clean"), str(tmp_path / "out")
-    assert main(["plan", str(demo / "archive"), out, "--model", model, "--pilot", "0"]) == 2
+    with pytest.raises(SystemExit) as left:
+        main(["plan", str(demo / "archive"), out, "--model", model, "--pilot", "0"])
+    assert left.value.code == 2
     assert "--pilot: 0 is out of range" in capsys.readouterr().err
 
 
