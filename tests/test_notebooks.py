@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ def test_outputs_are_committed_small_and_of_no_machine(path: Path) -> None:
     assert all(cell["outputs"] for cell in cells)
     assert {out["output_type"] for cell in cells for out in cell["outputs"]} == {"execute_result"}
     assert len(text) < 400_000
-    assert "/tmp/tmp" not in text
-    assert "file://" not in text
+    assert not re.search(r"/(home|root|tmp|Users|work)/|file://", text)
 
 
 @pytest.mark.slow
