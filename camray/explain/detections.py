@@ -18,16 +18,8 @@ from torch import Tensor
 
 from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ModelError, Stage
-from camray.explain.explainer import (
-    BatchExplainer,
-    Columns,
-    Row,
-    Views,
-    as_rows,
-    by_column,
-    heat_columns,
-    own_copies,
-)  # fmt: skip
+from camray.explain.columns import Columns, Row, as_rows, by_column, heat_columns
+from camray.explain.explainer import BatchExplainer, Views, own_copies
 from camray.explain.regions import overlap, region_signals
 from camray.models import sources
 from camray.models.detectors import METHOD, TASK, Detection, Detector, Part

@@ -7,7 +7,6 @@ raw layer-resolution heatmaps, signals. An image that fails becomes a failed ite
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,18 +33,25 @@ from camray.cam.targets import ranked
 from camray.config import Config, Explainer, InputSpec
 from camray.errors import ErrorCode, ModelError, Stage, printable
 from camray.explain import confirm
+from camray.explain.columns import (
+    DECIDED,
+    PASSED,
+    Columns,
+    Row,
+    as_rows,
+    heat_columns,
+    laid_out,
+    taken,
+)
 from camray.explain.regions import REGIONS, boxes_of_heat, region_signals
-from camray.explain.signals import heat_signals, heat_status, top2_cosine
+from camray.explain.signals import top2_cosine
 from camray.models.folding import Pairs, find_pairs, fold, largest_change, reshape
 from camray.models.labels import classes_named, label_lookup, target_by_index
 from camray.models.load import LoadedModel, build, load_model
 from camray.models.outputs import class_scores, probe_images, score_entropy
 from camray.models.preprocessing import to_input
-from camray.records import DECODED, EDGES, EXPLAINED, SCHEMA_VERSION, Status, bytes_at, failure, struct_array
+from camray.records import EDGES, EXPLAINED, SCHEMA_VERSION, Status, bytes_at, failure, struct_array
 
-Row = dict[str, Any]
-Columns = dict[str, Any]
-"""Values by the name of their column: lists, Arrow arrays, NumPy arrays."""
 Views = Sequence[NDArray[Any]]
 FOLDING_CHANGE = 1e-5  # of the greatest value: what folded batch norms may move by rounding
 STEADY = 1e-3  # of the greatest logit: what batches of another size may move by rounding
@@ -213,15 +219,7 @@ def _at_layer(module: nn.Module, images: Tensor, layer: cam.TargetLayer) -> tupl
     return split.logits.detach(), split.activation(layer.name), gradient
 
 
-_PASSED = [f.name for f in DECODED if f.name not in ("pixels", "bands", "content")]
-_DECIDED = [
-    "status",
-    "error_code",
-    "error_stage",
-    "error_message",
-    "label_class",
-]  # by an item, here or before
-_NEEDED = [*_DECIDED, "label", "boxes", "mask", "width", "height", *(f"crop_{edge}" for edge in EDGES)]
+_NEEDED = [*DECIDED, "label", "boxes", "mask", "width", "height", *(f"crop_{edge}" for edge in EDGES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,10 +278,10 @@ class BatchExplainer:
             if isinstance(one, list) and "status" in one[0]:  # it failed here
                 items[i] |= found.pop(i)[0]
         owners, columns = self._finish(items, found, images.field(self.source)) if found else ([], {})
-        return _laid_out(images, items, owners, columns)
+        return laid_out(images, items, owners, columns)
 
     def in_batches(
-        self, images: pa.StructArray, names: Sequence[str] = _PASSED
+        self, images: pa.StructArray, names: Sequence[str] = PASSED
     ) -> tuple[list[Row], dict[int, Any]]:
         """Explain every decoded item: give the items, with the columns named, and what came of each."""
         rows = as_rows({name: images.field(name).to_pylist() for name in names})
@@ -399,7 +397,7 @@ class BatchExplainer:
         ends = np.cumsum(counts).tolist()
         places = [p for n, end in zip(counts, ends, strict=True) for p in (range(end - n, end) or (None,))]
         images = np.repeat(np.arange(len(seen)), np.maximum(counts, 1)).tolist()
-        columns = _taken(of_image, images) | _taken(of_map, places)
+        columns = taken(of_image, images) | taken(of_map, places)
         columns["heat_status"] = columns["heat_status"].fill_null("no_target")
         columns |= {name: [v] * len(places) for name, v in _method_columns(self.explainer).items()}
         return [list(found)[j] for j in images], columns
@@ -565,65 +563,3 @@ def _names(explainer: Explainer, ids: NDArray[np.int64]) -> pa.StringArray:
     """Name classes; null where the archive and the model name none."""
     known = pa.array(explainer.class_names, pa.string())
     return known.take(pa.array(ids, mask=ids >= len(known)))
-
-
-def heat_columns(maps: Tensor) -> Columns:
-    """Give the heatmap columns of maps (B, h, w), raw and signed; a nonfinite map is null."""
-    statuses = heat_status(maps)
-    usable = [status != "nonfinite" for status in statuses]
-    count, h, w = maps.shape
-    return {
-        "heatmap": [m if u else None for m, u in zip(maps.cpu().numpy(), usable, strict=True)],
-        "heat_h": [h] * count,
-        "heat_w": [w] * count,
-        "heat_max": [m if u else None for m, u in zip(maps.amax((1, 2)).tolist(), usable, strict=True)],
-        "heat_status": statuses,
-    } | heat_signals(maps)
-
-
-def as_rows(columns: Mapping[str, Sequence[Any]]) -> list[Row]:
-    """Turn columns into rows."""
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def by_column(found: Mapping[int, Sequence[Row]]) -> tuple[list[int], Columns]:
-    """Turn the rows of each item into columns, and the item of each row."""
-    rows = [row for own in found.values() for row in own]
-    names = dict.fromkeys(name for row in rows for name in row)
-    owners = [i for i, own in found.items() for _ in own]
-    return owners, {name: [row.get(name) for row in rows] for name in names}
-
-
-def _taken(columns: Columns, places: Sequence[int | None]) -> Columns:
-    """Take rows of columns; None: a row of nulls."""
-    at = pa.array(places, pa.int64())
-    return {name: _typed(name, values).take(at) for name, values in columns.items()}
-
-
-def _typed(name: str, values: Any) -> pa.Array:
-    if isinstance(values, pa.Array):
-        return values
-    return _list_column(values) if name == "heatmap" else pa.array(values, EXPLAINED.field(name).type)
-
-
-def _laid_out(
-    images: pa.StructArray, items: Sequence[Row], owners: Sequence[int], columns: Columns
-) -> pa.StructArray:
-    """Put new columns, with the item of each row, behind those of the items; one without any keeps a row."""
-    own: dict[int, list[int]] = defaultdict(list)
-    for place, i in enumerate(owners):
-        own[i].append(place)
-    out = [(i, place) for i in range(len(items)) for place in own.get(i, (None,))]
-    at = pa.array([i for i, _ in out], pa.int64())
-    kept = [f.name for f in EXPLAINED if f.name in _PASSED]
-    laid: Columns = {name: images.field(name).take(at) for name in kept}
-    laid |= {name: [items[i][name] for i, _ in out] for name in _DECIDED}
-    return struct_array(laid | _taken(columns, [place for _, place in out]), EXPLAINED)
-
-
-def _list_column(maps: Sequence[np.ndarray[Any, Any] | None]) -> pa.ListArray:
-    """Write maps (h, w), or none, as one column of float32 lists, row-major."""
-    values = np.concatenate([np.empty(0, np.float32), *(m.ravel() for m in maps if m is not None)])
-    ends = np.cumsum([0, *(0 if m is None else m.size for m in maps)], dtype=np.int32)
-    missing = pa.array([m is None for m in maps], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(ends), pa.array(values, pa.float32()), mask=missing)

@@ -21,17 +21,9 @@ from camray.cam.engine import gradient_maps
 from camray.cam.split import run_split
 from camray.config import Config, Explainer
 from camray.errors import ErrorCode, ModelError, Stage
+from camray.explain.columns import Columns, Row, as_rows, by_column, heat_columns
 from camray.explain.detections import Place, image_part, laid
-from camray.explain.explainer import (
-    BatchExplainer,
-    Columns,
-    Row,
-    Views,
-    as_rows,
-    by_column,
-    heat_columns,
-    steadiness,
-)  # fmt: skip
+from camray.explain.explainer import BatchExplainer, Views, steadiness
 from camray.explain.regions import mask_cover, region_signals
 from camray.models import segmenters
 from camray.models.detectors import WHOLE
