@@ -1,14 +1,16 @@
 """The whole job beside what people write instead: same images, same model, same cores, one run, interleaved.
 
-    python bench/job.py IMAGES                       mobilenetv2_100, three rounds, about eight minutes
-    python bench/job.py IMAGES --models resnet50 --images-per-side 120 --sides loop-threads loop-processes job
+    python bench/job.py IMAGES                       mobilenetv2_100, three rounds of 2,560 images
+    python bench/job.py IMAGES --models resnet50 --images-per-side 1024 --sides loop-processes job
 
-IMAGES is a folder of photographs (JPEG), repeated until there are enough of them. The sides:
+IMAGES is a folder of photographs (JPEG), repeated until there are enough of them. A model is a timm name,
+with random weights, or a folder of weights. The sides:
 
-    loop-threads     decode and forward, no explanation, no files: threads decode ahead, all cores a forward
+    loop-threads     timm's transform and forward, no explanation, no files: threads decode ahead, all cores
+                     run a forward
     loop-processes   the same in a process of one thread for each core: mostly the faster one
-    loop-prepared    the same with the model as the job prepares it: batch norms folded
-    loop-compiled    the same with torch.compile and frozen weights
+    loop-prepared    the same with model, input and decoding as the job has them
+    loop-compiled    that with torch.compile and frozen weights
     ray              Ray Data with the prepared model in as many actors as the job has, nothing else
     job              `camray explain`: Grad-CAM, records, commits, overlays of a sample
     job-compiled     the same with --compile
@@ -27,6 +29,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,7 +38,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -44,7 +47,7 @@ from typing import Any
 import numpy as np
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-BATCH, CHUNK, SHARD = 8, 32, 200  # batches as the job has them: the fastest of 1 to 16 on a core
+BATCH, CHUNK, SHARD = 8, 128, 512  # batches as the job has them: the fastest of 1 to 16 on a core
 
 
 def contents(archive: Path) -> Iterator[bytes]:
@@ -71,31 +74,56 @@ def make_archive(images: Path, folder: Path, count: int) -> None:
 
 
 def make_model(name: str, folder: Path) -> None:
-    """A folder that both timm and camray read: config.json and weights."""
+    """A folder that both timm and camray read: config.json and weights.
+
+    Batch norms get the statistics of some images, as training gives them: with those of a new network what
+    rounding does grows from layer to layer, and camray would not fold them.
+    """
     import timm
     import torch
     from safetensors.torch import save_file
 
+    if Path(name).is_dir():
+        shutil.copytree(name, folder)
+        return
     torch.manual_seed(0)
-    model = timm.create_model(name)
+    model = timm.create_model(name).train()
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(torch.randn(32, *model.pretrained_cfg["input_size"]))
     folder.mkdir()
     save_file(model.state_dict(), folder / "model.safetensors")
     config = {"architecture": name, "num_classes": model.num_classes, "pretrained_cfg": model.pretrained_cfg}
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def loaded(model: Path, form: str = "plain") -> tuple[Any, Any, Any, Any]:
-    """The model as camray loads it, its input, and mean and std; `form`: plain, prepared or compiled."""
+def opened(data: bytes) -> Any:
+    """The picture in a file, as people open it."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def plain(model: Path) -> tuple[Any, Any]:
+    """The model and what turns a picture into its input, as people write it."""
+    import timm
+
+    name = json.loads((model / "config.json").read_text())["architecture"]
+    net = timm.create_model(name, checkpoint_path=str(model / "model.safetensors")).eval()
+    return net, timm.data.create_transform(**timm.data.resolve_data_config({}, model=net))
+
+
+def prepared(model: Path, compiled: bool = False) -> tuple[Any, Any, Any, Any]:
+    """The model as the job prepares it, its input, and mean and std."""
     import torch
 
     from camray.config import Config, ModelConfig
     from camray.explain.explainer import resolve
-    from camray.models.load import load_model
 
-    named = ModelConfig(name=str(model))
-    found = resolve(Config(model=named))[1] if form == "prepared" else load_model(named)
+    found = resolve(Config(model=ModelConfig(name=str(model))))[1]
     module: Any = found.module
-    if form == "compiled":
+    if compiled:
         import torch._inductor.config
 
         torch._inductor.config.freezing = True
@@ -147,73 +175,75 @@ def share(archive: Path, model: Path, form: str, number: int, of: int) -> None:
     """One process of a loop: decode and forward, in one thread."""
     import torch
 
-    from camray.image.decode import decode
-    from camray.models.preprocessing import to_input
-
     torch.set_num_threads(1)
-    module, spec, mean, std = loaded(model, form)
+    run = as_written(model) if form == "plain" else as_prepared(model, form == "compiled")
     ticks = []
     with torch.inference_mode():
         for i, wave in enumerate(in_batches(contents(archive))):
             if i % of == number and len(wave) == BATCH:
-                views = np.stack([decode(data, spec, 10**8).pixels for data in wave])
-                module(to_input(torch.from_numpy(views), mean, std)).softmax(1)
+                run(wave)
                 ticks.append((time.time(), len(wave)))
     print(json.dumps(ticks))
+
+
+def as_written(model: Path) -> Callable[[list[bytes]], Any]:
+    """Decode and classify as people write it."""
+    import torch
+
+    net, transform = plain(model)
+    return lambda wave: net(torch.stack([transform(opened(data)) for data in wave])).softmax(1)
+
+
+def as_prepared(model: Path, compiled: bool) -> Callable[[list[bytes]], Any]:
+    """Decode and classify with what the job has."""
+    import torch
+
+    from camray.image.decode import decode
+    from camray.models.preprocessing import to_input
+
+    module, spec, mean, std = prepared(model, compiled)
+
+    def run(wave: list[bytes]) -> Any:
+        views = np.stack([decode(data, spec, 10**8).pixels for data in wave])
+        return module(to_input(torch.from_numpy(views), mean, std)).softmax(1)
+
+    return run
 
 
 def loop(archive: Path, model: Path, started: float) -> None:
     """Threads decode the next batch while this one runs."""
     import torch
 
-    from camray.image.decode import decode
-    from camray.models.preprocessing import to_input
-
-    module, spec, mean, std = loaded(model)
+    net, transform = plain(model)
     ticks, cores = [], os.cpu_count() or 1
     torch.set_num_threads(cores)
-
-    def pixels(wave: list[bytes]) -> list[Any]:
-        return [decode(data, spec, 10**8).pixels for data in wave]
-
     with ThreadPoolExecutor(cores) as pool, torch.inference_mode():
-        ahead = None
-        for wave in in_batches(contents(archive)):
-            parts = [pool.submit(pixels, wave[i::cores]) for i in range(cores)]
-            if ahead is not None:
-                ticks.append((time.time(), forward(module, ahead, mean, std, torch, to_input)))
+        ahead: list[Any] = []
+        for wave in [*in_batches(contents(archive)), []]:
+            parts = [pool.submit(lambda data: transform(opened(data)), data) for data in wave]
+            if ahead:
+                ticks.append((time.time(), len(net(torch.stack([p.result() for p in ahead])).softmax(1))))
             ahead = parts
-        assert ahead is not None
-        ticks.append((time.time(), forward(module, ahead, mean, std, torch, to_input)))
     report(started, ticks)
-
-
-def forward(module: Any, parts: Any, mean: Any, std: Any, torch: Any, to_input: Any) -> int:
-    """One batch of the loop."""
-    views = np.stack([view for part in parts for view in part.result()])
-    return len(module(to_input(torch.from_numpy(views), mean, std)).softmax(1))
 
 
 def script(archive: Path, model: Path, started: float) -> None:
     """What people write today, in batches: timm's transform, grad-cam, OpenCV, pandas."""
     import cv2
     import pandas as pd
-    import timm
     import torch
-    from PIL import Image
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.image import show_cam_on_image
 
+    net, transform = plain(model)
     name = json.loads((model / "config.json").read_text())["architecture"]
-    net = timm.create_model(name, checkpoint_path=str(model / "model.safetensors")).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=net))
     layer = {"resnet18": "layer4", "resnet50": "layer4", "mobilenetv2_100": "bn2"}[name]
     cam = GradCAM(net, [net.get_submodule(layer)])
     torch.set_num_threads(os.cpu_count() or 1)
     rows, ticks = [], []
     with tempfile.TemporaryDirectory() as out:
         for wave in in_batches(contents(archive)):
-            pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in wave]
+            pictures = [opened(data) for data in wave]
             x = torch.stack([transform(picture) for picture in pictures])
             maps = cam(x, None)
             scores = cam.outputs.softmax(1).detach()
@@ -234,7 +264,7 @@ class Forward:
         import torch
 
         torch.set_num_threads(threads)
-        self.module, _, self.mean, self.std = loaded(Path(model), "prepared")
+        self.module, _, self.mean, self.std = prepared(Path(model))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import torch
@@ -259,7 +289,7 @@ def bare_ray(archive: Path, model: Path, started: float) -> None:
     cpus, gpus = connect()
     pool = size_pool(Config(), cpus, gpus)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    _, spec, _, _ = loaded(model)
+    _, spec, _, _ = prepared(model)
 
     def members(row: dict[str, Any]) -> list[dict[str, Any]]:
         with tarfile.open(row["item"]) as tar:
@@ -273,7 +303,7 @@ def bare_ray(archive: Path, model: Path, started: float) -> None:
     paths = [str(p) for p in sorted(archive.glob("*.tar"))]
     data = ray.data.from_items(paths, override_num_blocks=len(paths))
     data = data.flat_map(members, num_cpus=READ_CPUS)
-    data = data.map_batches(pixels, batch_size=CHUNK, num_cpus=DECODE_CPUS)
+    data = data.map_batches(pixels, batch_size=32, num_cpus=DECODE_CPUS)
     data = data.map_batches(
         Forward, fn_constructor_args=(str(model), pool.threads), batch_size=BATCH,
         concurrency=pool.actors, num_cpus=pool.cpus,
@@ -398,7 +428,7 @@ def main() -> None:
     )
     parser.add_argument("images", type=Path)
     parser.add_argument("--models", nargs="+", default=["mobilenetv2_100"])
-    parser.add_argument("--images-per-side", dest="count", type=int, default=400)
+    parser.add_argument("--images-per-side", dest="count", type=int, default=2560)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -411,7 +441,7 @@ def main() -> None:
         archive = Path(folder) / "archive"
         make_archive(args.images, archive, args.count)
         for name in args.models:
-            model = Path(folder) / name
+            model = Path(folder) / Path(name).name
             make_model(name, model)
             compare(name, archive, model, args.rounds, args.sides)
 

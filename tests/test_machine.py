@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -69,3 +71,35 @@ def test_a_crash_has_its_last_line(
     said = capsys.readouterr().err.splitlines()
     assert "ZeroDivisionError: a bug" in said
     assert said[-1] == "camray: exit 1: crash: a bug; please report it"
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_freed_memory_is_used_again_without_the_system(in_thread: bool) -> None:
+    """A block of 40 MiB is 10,240 pages (20 of 2 MiB), and each round would be given all of them anew."""
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("this C library has no mallopt")
+    code = f"""
+import ctypes, resource, threading
+from camray.machine import keep_freed_memory
+keep_freed_memory()
+malloc, free = ctypes.CDLL(None).malloc, ctypes.CDLL(None).free
+malloc.restype, malloc.argtypes, free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+faults = []
+def work():
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for block in [malloc(40 << 20) for _ in range(3)]:
+            ctypes.memset(block, 1, 40 << 20)
+            free(block)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+if {in_thread}:
+    thread = threading.Thread(target=work)
+    thread.start(), thread.join()
+else:
+    work()
+print(*faults)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, *later = map(int, done.stdout.split())
+    assert first >= 60
+    assert max(later) < 20

@@ -14,6 +14,7 @@ import pyarrow as pa
 from camray.config import Explainer, OverlayConfig
 from camray.errors import Stage
 from camray.flow.guard import Guard
+from camray.machine import keep_freed_memory
 from camray.records import EXPLAINED, Chunk, Data, Status, struct_array
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class ExplainActor:
             from camray.explain.detections import core_of
 
             torch.set_num_threads(threads)  # of this whole process
+            keep_freed_memory()
             network = weights()
             core = core_of(explainer, network.state(), device, batch_size, network.folded)
             if network.library is not None:
