@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from camray import cam
-from camray.models.folding import find_pairs, fold
+from camray.models.folding import find_last_block, find_pairs, fold
 
 MODELS = ["resnet50", "vit_base_patch16_224", "convnext_tiny", "mobilenetv2_100"]
 FAMILY = ["gradcam", "gradcam++", "xgradcam", "hirescam", "gradcam-elementwise", "layercam",
@@ -59,7 +59,7 @@ def measure(name: str, form: str, x: Tensor, rounds: int) -> None:
     few = x[:2].cpu()
     truth = cam.explain(model.double(), few.double(), layer, "gradcam").maps["gradcam", layer.name]
     model = model.float()
-    folded = fold(model, find_pairs(model, few, layer.name)).to(device)
+    folded = fold(model, find_pairs(model, few, layer.name) + find_last_block(model, layer.name)).to(device)
     model = model.to(device, memory_format=torch.channels_last)
     fast: nn.Module = cam.compiled(folded, x, layer, dtype) if is_compiled else folded
     alone = torch.compile(model) if is_compiled else model

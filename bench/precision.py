@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from camray import cam
-from camray.models.folding import find_pairs, fold
+from camray.models.folding import find_last_block, find_pairs, fold
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     files = sorted(f for folder in folders for f in Path(folder).rglob("*.JPEG"))
     images = torch.stack([transform(Image.open(f).convert("RGB")) for f in files])
     layer = cam.find_target_layer(model, tuple(images.shape[1:]))
-    folded = fold(model, find_pairs(model, images[:2], layer.name))  # as a job runs it
+    folded = fold(model, find_pairs(model, images[:2], layer.name) + find_last_block(model, layer.name))
 
     def run(dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         parts = [cam.explain(folded, x, layer, "gradcam", autocast=dtype) for x in images.split(8)]

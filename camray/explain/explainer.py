@@ -45,7 +45,7 @@ from camray.explain.columns import (
 )
 from camray.explain.regions import REGIONS, boxes_of_heat, region_signals
 from camray.explain.signals import top2_cosine
-from camray.models.folding import Pairs, find_pairs, fold, largest_change, reshape
+from camray.models.folding import Pairs, find_last_block, find_pairs, fold, largest_change, reshape
 from camray.models.labels import classes_named, label_lookup, target_by_index
 from camray.models.load import LoadedModel, build, load_model
 from camray.models.outputs import class_scores, probe_images, score_entropy
@@ -131,7 +131,7 @@ def resolve(
     )
     loaded = replace(loaded, notes=(*loaded.notes, *doubts))
     whole_network = method.entry.biases or method.name == "captum"  # these look at every batch norm
-    return explainer, loaded if methods or whole_network else _folded(loaded, layer)
+    return explainer, loaded if methods or whole_network else _folded(loaded, layer, method)
 
 
 def steadiness(loaded: LoadedModel, alone: bool) -> tuple[str, ...]:
@@ -178,12 +178,14 @@ def _rule(target: str, activation: str) -> cam.TargetRule:
     return rule
 
 
-def _folded(loaded: LoadedModel, layer: cam.TargetLayer) -> LoadedModel:
-    """Fold the batch norms in front of the layer, if a probe shows the same layer, gradient and scores."""
+def _folded(loaded: LoadedModel, layer: cam.TargetLayer, method: Method) -> LoadedModel:
+    """Leave out what layer and scores do not need, if a probe shows the same layer, gradient and scores."""
     spec = loaded.input
     size = (2, len(spec.mean), spec.height, spec.width)
     images = torch.randn(size, generator=torch.Generator().manual_seed(0))
     pairs = find_pairs(loaded.module, images, layer.name)
+    if method.entry.needs in ("activation", "gradient"):
+        pairs += find_last_block(loaded.module, layer.name)
     if not pairs:
         return loaded
     module = fold(loaded.module, pairs)

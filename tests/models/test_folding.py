@@ -17,13 +17,14 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 from timm.layers import BatchNormAct2d
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camray import cam
 from camray.config import Config, MethodConfig, ModelConfig
 from camray.explain.explainer import FOLDING_CHANGE, resolve
-from camray.models.folding import find_pairs, fold, reshape
+from camray.models.folding import find_last_block, find_pairs, fold, reshape
 
 
 def trained_like(module: nn.Module) -> nn.Module:
@@ -36,6 +37,16 @@ def trained_like(module: nn.Module) -> nn.Module:
             norm.weight.data.uniform_(0.9, 1.1)
             norm.bias.data.normal_(0, 0.1)
     return module.eval().requires_grad_(False)
+
+
+def small_vit(**more: Any) -> nn.Module:
+    return VisionTransformer(96, 16, num_classes=7, embed_dim=48, depth=3, num_heads=3, **more)
+
+
+def gated_vit() -> nn.Module:
+    module: Any = small_vit()
+    module.blocks[-1].attn.gate = nn.Linear(48, 48)
+    return module
 
 
 def images(side: int = 96, count: int = 2) -> Tensor:
@@ -51,6 +62,13 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
     "torchvision resnet": (lambda: torchvision.models.resnet18(num_classes=7), "layer4", 20),
     "squeezenet": (lambda: torchvision.models.squeezenet1_1(num_classes=7), "features", 0),
     "vit": (lambda: timm.create_model("vit_tiny_patch16_224", num_classes=7, img_size=96), "norm", 0),
+    # its last block, for the class token alone: with norms of keys and queries and layer scales, too
+    "vit's last block": (small_vit, "blocks.2.norm1", 1),
+    "deit3's last block": (lambda: small_vit(qk_norm=True, init_values=0.5), "blocks.2.norm1", 1),
+    "vit before its last block": (small_vit, "blocks.1.norm1", 0),
+    "vit behind its last norm1": (small_vit, "blocks.2.attn", 0),
+    "vit of all tokens": (lambda: small_vit(global_pool="avg"), "blocks.2.norm1", 0),
+    "vit with a gate": (gated_vit, "blocks.2.norm1", 0),
 }
 
 
@@ -59,7 +77,7 @@ def test_every_pair_is_folded_and_the_function_stays(name: str) -> None:
     build, layer, count = ZOO[name]
     module = trained_like(build())
     x = images()
-    pairs = find_pairs(module, x, layer)
+    pairs = (*find_pairs(module, x, layer), *find_last_block(module, layer))
     assert len(pairs) == count
     folded = fold(module, pairs)
     exact = copy.deepcopy(module).double()
@@ -69,7 +87,7 @@ def test_every_pair_is_folded_and_the_function_stays(name: str) -> None:
     # Both round alike: a folded network may be off by as much as the plain one may, each by some 1e-6.
     assert (plain - truth).abs().max() <= FOLDING_CHANGE * height
     assert (other - truth).abs().max() <= FOLDING_CHANGE * height
-    assert any(isinstance(m, nn.BatchNorm2d) for m in module.modules()) == (count > 0)  # the given one stays
+    assert len(list(module.modules())) == len(list(build().modules()))  # the given one stays
 
 
 def test_a_worker_builds_the_same_from_pairs_and_tensors() -> None:
@@ -80,6 +98,27 @@ def test_a_worker_builds_the_same_from_pairs_and_tensors() -> None:
     built.load_state_dict(folded.state_dict(), assign=True)
     with torch.no_grad():
         assert torch.equal(built.eval()(images()), folded(images()))
+
+
+def test_of_a_last_block_for_the_class_token_gradient_and_tensors_are_the_same() -> None:
+    """What reaches the layer is that of the plain network in float64."""
+    module = small_vit(init_values=0.5).eval().requires_grad_(False)
+    layer = "blocks.2.norm1"
+    pairs = find_last_block(module, layer)
+    folded = fold(module, pairs)
+    assert folded.state_dict().keys() == module.state_dict().keys()
+    exact = copy.deepcopy(module).double()
+    own, other = (cam.explain(m, images().to(kind), layer, "gradcam").maps.values()  # type: ignore[attr-defined]
+                  for m, kind in ((exact, torch.float64), (folded, torch.float32)))  # fmt: skip
+    (own,), (other,) = own, other
+    assert (own - other).abs().max() <= FOLDING_CHANGE * own.abs().max()
+    assert reshape(small_vit(init_values=0.5), pairs).eval()(images()).shape == (2, 7)
+
+
+def test_a_method_that_reads_attention_gets_every_block_whole(tmp_path: Any) -> None:
+    place = folder(tmp_path, "vit_tiny_patch16_224", img_size=96, depth=3)
+    assert resolve(settings(place, "gradcam"))[1].folded == (("blocks.2.norm1", "blocks.2"),)
+    assert resolve(settings(place, "rollout"))[1].folded == ()
 
 
 class Traps(nn.Module):
@@ -160,10 +199,11 @@ def test_the_probe_refuses_a_fold_that_changes_the_function(
     assert any("batch norms not folded" in note for note in loaded.notes)
 
 
-def folder(tmp_path: Any, name: str = "mobilenetv2_050") -> str:
-    module = trained_like(timm.create_model(name, num_classes=4))
+def folder(tmp_path: Any, name: str = "mobilenetv2_050", **args: Any) -> str:
+    module = trained_like(timm.create_model(name, num_classes=4, **args))
     save_file(dict(module.state_dict()), tmp_path / "model.safetensors")
-    about = {"architecture": name, "num_classes": 4, "pretrained_cfg": {"input_size": [3, 96, 96]}}
+    about = {"architecture": name, "num_classes": 4, "model_args": args,
+             "pretrained_cfg": {"input_size": [3, 96, 96]}}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(about))
     return str(tmp_path)
 
