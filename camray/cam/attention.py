@@ -8,7 +8,8 @@ rewritten and no implementation of attention needs to be known by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from camray.cam.registry import method
 from camray.cam.scene import Scene
-from camray.cam.split import call, hooks, plain, precision
+from camray.cam.split import call, first_tensor, hooks, plain
+from camray.cam.tail import make_tail
 from camray.errors import ModelError
 
 _PLAIN = "use gradcam, or a plain vision transformer"
@@ -31,6 +33,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.batch = batch
         self.seen: list[Tensor] = []
+        self.pooled: list[Tensor] = []  # (B, heads, queries, N): of queries that are no tokens
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -41,26 +44,28 @@ class _Watch(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             return self._attend_in_heads(*args, **kwargs)
         out = func(*args, **kwargs)
-        if func in (F.softmax, torch.softmax, Tensor.softmax) and self._is_attention(out):
-            self.seen.append(out)
+        if func in (F.softmax, torch.softmax, Tensor.softmax):
+            self._keep(out)
         return out
 
-    def _is_attention(self, p: Any) -> bool:
-        return isinstance(p, Tensor) and p.ndim == 4 and p.shape[0] == self.batch and p.shape[2] == p.shape[3]
+    def _keep(self, p: Any) -> None:
+        if isinstance(p, Tensor) and p.ndim == 4 and p.shape[0] == self.batch:
+            (self.seen if p.shape[2] == p.shape[3] else self.pooled).append(p)
 
     def _attend_in_heads(
         self, query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, weight: Tensor | None,
         bias: Tensor | None, bias_k: Tensor | None, bias_v: Tensor | None, add_zero_attn: bool,
         dropout_p: float, out_weight: Tensor, out_bias: Tensor | None, **rest: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
-        """Do the library's multi-head self-attention on (N, B, C), with the softmax kept."""
+        """Do the library's multi-head attention on (N, B, C), with the softmax kept."""
         masked = rest.get("attn_mask") is not None or rest.get("key_padding_mask") is not None
-        if weight is None or bias_k is not None or add_zero_attn or masked or key.shape != query.shape:
-            raise ModelError(
-                "method", "this model's attention is masked or not of tokens to themselves", _PLAIN
-            )
-        packed = F.linear(query, weight, bias).reshape(*query.shape[:2], 3, heads, width // heads)
-        q, k, v = packed.permute(2, 1, 3, 0, 4)  # each (B, heads, N, d)
+        if weight is None or bias_k is not None or add_zero_attn or masked:
+            raise ModelError("method", "this model's attention is masked, or has biases of its own", _PLAIN)
+        biases = (None,) * 3 if bias is None else bias.chunk(3)
+        q, k, v = (
+            F.linear(x, w, b).unflatten(2, (heads, -1)).permute(1, 2, 0, 3)  # (B, heads, N, d)
+            for x, w, b in zip((query, key, value), weight.chunk(3), biases, strict=True)
+        )
         out = self._attend(q, k, v).permute(2, 0, 1, 3).flatten(2)
         return F.linear(out, out_weight, out_bias), None
 
@@ -88,8 +93,7 @@ class _Watch(TorchFunctionMode):
                 else logits + attn_mask
             )
         p = logits.softmax(-1)
-        if self._is_attention(p):
-            self.seen.append(p)
+        self._keep(p)
         return p @ value
 
 
@@ -163,69 +167,67 @@ def gradient_attention(scene: Scene) -> Tensor:
 def legrad(scene: Scene) -> Tensor:
     """LeGrad: mean over blocks l of mean over heads and queries of relu(dS_l/dP_l).
 
-    S_l is the score of the mean token behind block l, put through the model's final norm and head. P_l is
-    the attention of that block.
+    S_l is the score of the mean token behind block l, read out as the model reads its last block. P_l is
+    the attention of that block. Where the model pools its tokens by an attention, S_l is the score of the
+    tokens themselves, and P_l the attention of the pooler.
     """
     model = plain(scene.model)
-    names, project = _blocks(model)
+    rows = torch.arange(len(scene.inputs), device=scene.inputs.device)
     outputs: dict[str, Tensor] = {}
 
     def catch(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            outputs[name] = output[0] if isinstance(output, tuple) else output
+            tensor = first_tensor(output)
+            if tensor is not None and tensor.ndim == 3:
+                outputs[name] = tensor
 
         return hook
 
-    with hooks(model, {n: catch(n) for n in names}):
+    with hooks(model, {n: catch(n) for n in _parts_of_rows(model)}):
         attentions, _ = _attentions(scene, "legrad", graph=True)
-    if len(attentions) != len(names):
-        raise ModelError(
-            "method", f"legrad found {len(attentions)} attentions in {len(names)} blocks", _PLAIN
-        )
-    with torch.inference_mode(False), torch.enable_grad(), precision():
-        scores = [scene.aim.scores(project(outputs[n].mean(1))) for n in names]  # per block (B, K)
-    maps: list[Tensor] = []
-    for k in range(scores[0].shape[1]):
-        total = torch.zeros(len(scene.inputs), attentions[0].shape[-1], device=scene.inputs.device)
-        for s, p in zip(scores, attentions, strict=True):
+    names = _blocks(outputs, len(attentions), attentions[0].shape[-1])
+    tail = make_tail(model, scene.inputs, replace(scene.layer, name=names[-1]))
+    pairs: list[tuple[Tensor, Tensor]] = []  # per block: scores (B, K), attention
+    with torch.inference_mode(False), torch.enable_grad():
+        for name, p in zip(names, attentions, strict=True):
+            with _Watch(len(rows)) as watch:
+                score = scene.aim.scores(tail.replay(outputs[name], rows))
+            pooled = [q for q in watch.pooled if q.shape[-1] == p.shape[-1]]
+            if not pooled:
+                mean = outputs[name].mean(1, keepdim=True).expand_as(outputs[name])
+                score = scene.aim.scores(tail.replay(mean, rows))
+            pairs.append((score, pooled[-1] if pooled else p))
+    return _positive_gradients(scene, pairs)
+
+
+def _positive_gradients(scene: Scene, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Mean over pairs of positive dS/dP, by key, as maps (B, K, h, w): P (B, heads, queries, N)."""
+    grid, maps = scene.A.shape[2:], []
+    for k in range(pairs[0][0].shape[1]):
+        total = torch.zeros((), device=scene.inputs.device)
+        for s, p in pairs:
             (g,) = torch.autograd.grad(s[:, k].sum(), p, retain_graph=True)
-            total = total + g.relu().float().mean((1, 2)) / len(names)  # (B, N)
-        total = total[:, total.shape[1] - scene.A.shape[2] * scene.A.shape[3] :]
-        maps.append(total.reshape(len(total), *scene.A.shape[2:]))
+            total = total + g.relu().float().mean((1, 2)) / len(pairs)  # (B, N)
+        maps.append(total[:, total.shape[1] - grid.numel() :].reshape(len(total), *grid))
     return torch.stack(maps, 1)
 
 
-def _blocks(model: nn.Module) -> tuple[list[str], Callable[[Tensor], Tensor]]:
-    """Names of a vision transformer's blocks, and its final norm and head as one function of tokens."""
-    modules = dict(model.named_modules())
-    for blocks, after in (
-        ("blocks", ("norm", "fc_norm", "head")),
-        ("encoder.layers", ("encoder.ln", "heads")),
-    ):
-        if blocks in modules and all(name in modules for name in after):
-            names = [f"{blocks}.{child}" for child, _ in modules[blocks].named_children()]
-            return names, nn.Sequential(*(modules[name] for name in after))
-    if getattr(model, "normalized", False):
-        found = _blocks_of_clip(modules)
-        if found is not None:
-            return found
-    raise ModelError("method", "legrad knows no blocks, norm and head in this model", _PLAIN)
+def _parts_of_rows(model: nn.Module) -> list[str]:
+    """Names of all modules that stand in a row, as the blocks of a transformer do."""
+    rows = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
+    return [f"{name}.{child}".lstrip(".") for name, row in rows for child, _ in row.named_children()]
 
 
-def _blocks_of_clip(modules: Mapping[str, nn.Module]) -> tuple[list[str], Callable[[Tensor], Tensor]] | None:
-    """Names of the blocks of a tower behind rows of texts, and what compares tokens with these."""
-    blocks = next((name for name in modules if name.endswith("vision_model.encoder.layers")), "")
-    tower = blocks.removesuffix("vision_model.encoder.layers")
-    after = (f"{tower}vision_model.post_layernorm", f"{tower}visual_projection", "head")
-    if not blocks or not all(name in modules for name in after):
-        return None
-    norm, projection, head = (modules[name] for name in after)
-
-    def project(tokens: Tensor) -> Tensor:
-        logits: Tensor = head(F.normalize(projection(norm(tokens)), dim=-1))
-        return logits
-
-    return [f"{blocks}.{child}" for child, _ in modules[blocks].named_children()], project
+def _blocks(outputs: Mapping[str, Tensor], count: int, length: int) -> list[str]:
+    """Find the blocks: the outermost row of modules that give tokens, one for each attention."""
+    found: dict[str, list[str]] = {}
+    for name, tokens in outputs.items():
+        if tokens.shape[1] == length:
+            found.setdefault(name.rpartition(".")[0], []).append(name)
+    rows = [names for names in found.values() if len(names) == count]
+    if not rows:
+        raise ModelError("method", f"legrad finds no row of {count} blocks, one for each attention", _PLAIN)
+    return min(rows, key=lambda names: names[0].count("."))
 
 
 def _gradients(score: Tensor, attentions: list[Tensor]) -> list[Tensor]:

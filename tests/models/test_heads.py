@@ -171,11 +171,46 @@ def test_legrad_of_a_prompt_is_that_of_the_paper(tmp_path: Path) -> None:
         total = total + slope.relu().mean((1, 2)) / 3
     by_hand = total[:, 1:].reshape(2, 4, 4)
     assert float((ours[:, 0] - by_hand).abs().max()) <= 1e-5 * float(by_hand.abs().max())
-    save_pair(tmp_path / "siglip", "siglip")  # pools by attention: its blocks have no read-out of their own
-    other = load_model(ModelConfig(name=str(tmp_path / "siglip"), prompts=str(tmp_path / "p.txt")))
-    place = cam.find_target_layer(other.module, (3, 64, 64))
-    with pytest.raises(ModelError, match="legrad"):
-        cam.explain(other.module, images(1), place, "legrad", cam.TargetRule())
+
+
+def test_legrad_of_a_pooler_is_that_of_the_paper(tmp_path: Path) -> None:
+    """SigLIP: each block's tokens through norm and pooler, differentiated by the pooler's own attention.
+
+    The pooler is written out by hand; positive parts, averaged over heads and blocks: <= 1e-5.
+    """
+    whole = save_pair(tmp_path, "siglip")
+    (tmp_path / "p.txt").write_text("a photo of thing1\na drawing of thing3\n")
+    loaded = load_model(ModelConfig(name=str(tmp_path), prompts=str(tmp_path / "p.txt")))
+    layer = cam.find_target_layer(loaded.module, (3, 64, 64))
+    (ours,) = cam.explain(loaded.module, images(2), layer, "legrad", cam.TargetRule.parse("1")).maps.values()
+    tower, pooler = whole.vision_model, whole.vision_model.head
+    seen = tower(pixel_values=images(2), output_hidden_states=True).hidden_states[1:]
+    text = whole.get_text_features(**_tokens(tmp_path, ["a drawing of thing3"])).pooler_output
+    inner, by_hand = pooler.attention, torch.zeros(2, 16)
+    for state in seen:
+        tokens = tower.post_layernorm(state)
+        q, k, v = (
+            torch.nn.functional.linear(x, w, b).unflatten(2, (4, 8)).transpose(1, 2)
+            for x, w, b in zip(
+                (pooler.probe.expand(2, -1, -1), tokens, tokens),
+                inner.in_proj_weight.chunk(3), inner.in_proj_bias.chunk(3), strict=True,
+            )
+        )  # fmt: skip
+        p = (q @ k.transpose(2, 3) / 8**0.5).softmax(-1).requires_grad_()  # (2, heads, 1, 16)
+        found = inner.out_proj((p @ v).transpose(1, 2).flatten(2))
+        found = (found + pooler.mlp(pooler.layernorm(found)))[:, 0]
+        score = (normalize(found, dim=-1) @ normalize(text, dim=-1)[0]) * whole.logit_scale.exp()
+        (slope,) = torch.autograd.grad(score.sum(), p)
+        by_hand += slope.relu().mean(1)[:, 0] / 3
+    wanted = by_hand.reshape(2, 4, 4)
+    assert float(wanted.min()) >= 0
+    assert float((ours[:, 0] - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
+
+
+def _tokens(folder: Path, texts: list[str]) -> dict[str, Tensor]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    found = tokenizer(texts, return_tensors="pt", padding="max_length", max_length=16)
+    return {k: found[k] for k in ("input_ids", "attention_mask") if k in found}
 
 
 def test_a_folder_of_open_clip_is_named(tmp_path: Path) -> None:
