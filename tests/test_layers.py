@@ -30,6 +30,7 @@ ONLY_IN = {
     "transformers": {"models/hugging_face.py"},
     "torchvision": {"cam", "models"},
     "ultralytics": {"models/yolo.py"},
+    "open_clip": {"models/open_clip.py"},
     "cv2": {"image", "models", "explain", "measure", "compare", "audit"},
     "pydicom": {"image/dicom.py"},
     "urllib3": {"archive/web.py"},

@@ -85,6 +85,7 @@ def test_the_wheel_says_what_it_is(packages: tuple[Path, Path]) -> None:
         "serve",
         "captum",
         "transformers",
+        "open-clip",
         "yolo",
         "dev",
     }
@@ -120,10 +121,10 @@ def test_everything_that_is_imported_is_declared() -> None:
     }
     declared |= {
         n.partition(">")[0]
-        for k in ("dicom", "tiff", "captum", "transformers", "serve", "yolo")
+        for k in ("dicom", "tiff", "captum", "transformers", "serve", "open-clip", "yolo")
         for n in project["optional-dependencies"][k]
     }
-    own_names = {"PIL": "pillow", "cv2": "opencv-python-headless"}
+    own_names = {"PIL": "pillow", "cv2": "opencv-python-headless", "open_clip": "open_clip_torch"}
     used = set()
     for path in (ROOT / "camray").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

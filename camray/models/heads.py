@@ -11,7 +11,7 @@ learnt; a thousand prompts are then a thousand rows of one matrix, and cost one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,8 @@ from torch.nn.functional import normalize
 
 from camray.archive.names import file_kind
 from camray.errors import ImageError, ModelError, printable
-from camray.models import hugging_face
-from camray.models.hugging_face import Contrast
+from camray.models import hugging_face, open_clip
+from camray.models.hugging_face import Contrast, TextSide
 
 Embedding = Literal["output", "image_embeds", "pooler_output", "class_token", "class_and_patches"]
 _MANY_PROMPTS = 100_000
@@ -83,11 +83,11 @@ def from_prompts(file: str, folder: Path | None, contrast: Contrast | None) -> H
         ModelError: no text side, no such file, fewer than two classes.
     """
     if contrast is None or folder is None:
-        fix = "give a folder of CLIPModel or SiglipModel, or --head FILE with their embeddings"
+        fix = "give a folder of CLIPModel, SiglipModel or open_clip, or --head FILE with their embeddings"
         raise ModelError("--prompts", "this model has no text side", fix)
     prompts = read_prompts(file)
     texts = [text for each in prompts.values() for text in each]
-    side = hugging_face.embed_texts(folder, contrast, texts)
+    side = _text_side(folder, contrast, texts)
     counts = [len(each) for each in prompts.values()]
     means = torch.stack([normalize(part, dim=-1).mean(0) for part in side.embeddings.split(counts)])
     weight = normalize(means, dim=-1) * side.scale
@@ -101,6 +101,12 @@ def from_prompts(file: str, folder: Path | None, contrast: Contrast | None) -> H
             f"WARNING: {side.cut:,} prompts are longer than the text side reads: their ends are lost"
         )
     return Head(weight, bias, tuple(prompts), contrast.activation, tuple(notes))
+
+
+def _text_side(folder: Path, contrast: Contrast, texts: Sequence[str]) -> TextSide:
+    if contrast.tower == open_clip.KIND:
+        return open_clip.embed_texts(folder, texts)
+    return hugging_face.embed_texts(folder, contrast, texts)
 
 
 def read_prompts(file: str) -> dict[str, list[str]]:
@@ -159,7 +165,7 @@ def from_file(file: str, contrast: Contrast | None, folder: Path | None) -> Head
     weight, bias = matrices[0], rows[0] if rows else None
     if bias is not None or contrast is None or folder is None:
         return Head(weight, bias, notes=(f"head of {len(weight):,} classes from {path.name}",))
-    side = hugging_face.embed_texts(folder, contrast, [])
+    side = _text_side(folder, contrast, [])
     note = f"head of {len(weight):,} classes from {path.name}, temperature {side.scale:.4g} as trained"
     own = None if side.bias is None else side.bias.expand(len(weight)).clone()
     return Head(weight * side.scale, own, (), contrast.activation, (note,))

@@ -315,7 +315,7 @@ def read_processor(folder: Path, channels: int = 3) -> dict[str, Any]:
     try:
         with _quiet():
             processor = _transformers().AutoImageProcessor.from_pretrained(folder, **_LOCAL)
-            return _proved(processor) if channels in (1, 3) else _at_its_word(processor)
+            return proved(processor) if channels in (1, 3) else _at_its_word(processor)
     except ModelError as error:
         raise ModelError(error.field, f"{folder}: {error.problem}", error.fix) from None
     except Exception as error:  # noqa: BLE001 - processors raise anything
@@ -344,7 +344,12 @@ def _at_its_word(processor: Any) -> dict[str, Any]:
     return input_size({"image_size": side}) | {name: value for name, value in said.items() if value}
 
 
-def _proved(processor: Any) -> dict[str, Any]:
+def proved(processor: Any) -> dict[str, Any]:
+    """Find the reading of a processor that gives its own pixels, as `InputSpec` says it.
+
+    Raises:
+        ModelError: none does.
+    """
     channels = 1 if len(np.atleast_1d(processor.image_mean or [0] * 3)) == 1 else 3
     found = _colours(processor, channels)
     probes = [_probe(*size) for size in ((500, 375), (301, 446), (97, 150))]

@@ -10,8 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 
-__all__ = ["timm", "torchvision"]
+__all__ = ["offline", "timm", "torchvision"]
 _COMPILER, _TESTS = "torch._dynamo", "torch._dynamo.utils"
 
 
@@ -39,3 +40,13 @@ if _COMPILER not in sys.modules:
 
 import timm  # noqa: E402
 import torchvision  # noqa: E402
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Allow cached files only. The client's own switch is read at its import, so it is turned here."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

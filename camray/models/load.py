@@ -32,6 +32,7 @@ from camray.models import (
     detectors,
     heads,
     hugging_face,
+    open_clip,
     preprocessing,
     segmenters,
     sources,
@@ -46,7 +47,7 @@ from camray.models.labels import (
     read_class_names,
     repeated,
 )
-from camray.models.libraries import timm, torchvision
+from camray.models.libraries import offline, timm, torchvision
 from camray.models.outputs import Reading, as_logits, read_output
 from camray.models.sources import Recipe, Source
 
@@ -239,7 +240,8 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
     if source.weights is None and source.recipe.kind == "timm":
         return source, _pretrained(source, config.download), ()
     if source.folder is not None and config.checkpoint is None:
-        module, notes = hugging_face.load_weights(source.folder, source.recipe.name, source.recipe.args)
+        library = open_clip if source.recipe.kind == open_clip.KIND else hugging_face
+        module, notes = library.load_weights(source.folder, source.recipe.name, source.recipe.args)
         return source, module, () if source.contrast else notes  # the text side has no place in a tower
     if source.recipe.kind == "ultralytics":
         if config.checkpoint is not None or config.num_classes is not None:
@@ -317,10 +319,10 @@ def _input_spec(
 ) -> tuple[InputSpec, tuple[str, ...]]:
     recipe, preprocess = source.recipe, given or PreprocessConfig()
     notes: tuple[str, ...] = ()
-    if recipe.kind in ("transformers", "ultralytics") and source.pretrained_cfg:
-        defaults = dict(source.pretrained_cfg)
-    elif recipe.kind == "timm":
+    if recipe.kind == "timm":
         defaults = preprocessing.timm_defaults(module, source.pretrained_cfg)
+    elif source.pretrained_cfg:
+        defaults = dict(source.pretrained_cfg)
     elif recipe.kind == "torchvision":
         defaults = preprocessing.torchvision_defaults(recipe.name, pretrained=config.checkpoint is None)
         if recipe.name in sources.NORMALISE_AGAIN and "transform_input" not in config.args:
@@ -446,7 +448,7 @@ def _pretrained(source: Source, download: bool) -> nn.Module:
         _refuse_other_head(name, args)
         if not download:
             _refuse_uncached(name)
-        with sources.online_if_answered() if download else sources.offline():
+        with sources.online_if_answered() if download else offline():
             module: nn.Module = timm.create_model(name, pretrained=True, **args)
     except (RuntimeError, OSError, ValueError) as error:
         raise _no_weights(name, error, download) from None

@@ -1,7 +1,7 @@
 """Where an architecture comes from, and how any worker builds it again.
 
     resnet50 · local-dir:FOLDER · FOLDER        timm
-    FOLDER                                      transformers, where `save_pretrained` wrote it
+    FOLDER                                      transformers, where `save_pretrained` wrote it; open_clip
     hf-hub:OWNER/NAME                           either, fetched from the Hugging Face hub
     torchvision:vgg16                           torchvision.models
     path/to/file.py:ClassName                   the user's own file; its text travels
@@ -28,16 +28,17 @@ from urllib.parse import urlparse
 
 import torch
 from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from camray.config import ModelConfig
 from camray.errors import CamrayError, ModelError, printable
-from camray.models import adapters, checkpoints, heads, hugging_face, yolo
+from camray.models import adapters, checkpoints, heads, hugging_face, open_clip, yolo
 from camray.models.hugging_face import Contrast
-from camray.models.libraries import timm, torchvision
+from camray.models.libraries import offline, timm, torchvision
 from camray.models.own_code import OwnCode, collect_code, importable, load_object
 
-Kind = Literal["timm", "torchvision", "transformers", "ultralytics", "own"]
+Kind = Literal["timm", "torchvision", "transformers", "open_clip", "ultralytics", "own"]
 
 # torchvision's ports of Google's networks: with weights they take images normalised to mean and std of 0.5.
 NORMALISE_AGAIN = ("googlenet", "inception_v3")
@@ -118,13 +119,15 @@ def find_source(config: ModelConfig) -> Source:
     if name.startswith("torchvision:"):
         source = _torchvision(name.partition(":")[2])
     elif name.startswith("hf-hub:"):
-        source = _from_hub(name, fetch_weights=weights is None)
+        source = _from_hub(name, config)
     elif not name.startswith("local-dir:") and (".py:" in name or name.endswith(".py")):
         source = _own(name)
     else:
         folder = Path(name.removeprefix("local-dir:")).expanduser()
         described = any((folder / file).is_file() for file in ("config.json", adapters.CONFIG))
-        if name.startswith("local-dir:") or described:
+        if _is_open_clip(folder, with_prompts=config.prompts is not None):
+            source = _open_clip(folder, config)
+        elif name.startswith("local-dir:") or described:
             source = _local_folder(folder, need_weights=weights is None)
         else:
             source = _own(name) if ":" in name else _timm(name)
@@ -199,6 +202,8 @@ def _build(recipe: Recipe) -> Any:
         return module
     if recipe.kind == "transformers":
         return hugging_face.build(name, args)
+    if recipe.kind == open_clip.KIND:
+        return open_clip.build(args)
     if recipe.kind == "ultralytics":
         return yolo.build(name, args)
     with importable(recipe.code):
@@ -211,11 +216,6 @@ def _timm(name: str) -> Source:
     if (Path(name).expanduser() / "saved_model.pb").is_file():
         said = f"{printable(name)} is a SavedModel of TensorFlow: a fixed graph"
         raise ModelError("--model", said, "convert its weights, then --model NAME --checkpoint FILE")
-    if (Path(name).expanduser() / "open_clip_config.json").is_file():
-        fix = "convert it to a folder of transformers' CLIPModel, or give its tower (FILE.py:Class), --head"
-        raise ModelError(
-            "--model", f"{printable(name)} is a folder of open_clip, whose files are not read", fix
-        )
     if Path(name).expanduser().is_dir():
         raise ModelError("--model", f"{printable(name)} holds no config.json", "give a timm model folder")
     if Path(name).expanduser().is_file():
@@ -310,12 +310,34 @@ def _of_transformers(file: Path) -> Source:
     return Source(recipe, None, found.class_names, cfg, file.parent, found.contrast, found.gives_classes)
 
 
-def _from_hub(name: str, fetch_weights: bool) -> Source:
+def _is_open_clip(folder: Path, with_prompts: bool) -> bool:
+    """Tell whether a folder is of open_clip; beside timm's description of the tower it is for prompts."""
+    if not (folder / open_clip.CONFIG).is_file():
+        return False
+    beside = folder / "config.json"
+    return not beside.is_file() or (with_prompts and '"architectures"' not in beside.read_text("utf-8"))
+
+
+def _open_clip(folder: Path, config: ModelConfig) -> Source:
+    for option, given in (("--checkpoint", config.checkpoint), ("--model-arg", config.args)):
+        if given:
+            fix = f"put yours there: open_clip_pytorch_model.bin, or {open_clip.CONFIG}"
+            raise ModelError(option, "a folder of open_clip has its weights and its fields", fix)
+    name, args, cfg, contrast = open_clip.describe(folder)
+    recipe = Recipe("open_clip", name, args)
+    return Source(recipe, None, (), cfg, folder, contrast, gives_classes=False)
+
+
+def _from_hub(name: str, config: ModelConfig) -> Source:
     """Fetch description and weights of a model that the user named by its place on the hub."""
     repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+    fetch_weights = config.checkpoint is None
     try:
         with online_if_answered():
-            file = Path(hf_hub_download(repository, "config.json", revision=revision or None))
+            try:
+                file = Path(hf_hub_download(repository, "config.json", revision=revision or None))
+            except EntryNotFoundError:
+                return _open_clip(_snapshot(repository, revision or None, "open_clip_"), config)
             if hugging_face.is_described(json.loads(file.read_text("utf-8"))):
                 return _local_folder(_snapshot(repository, revision or None), fetch_weights)
             source, weights = _described(file), None
@@ -332,25 +354,15 @@ def _from_hub(name: str, fetch_weights: bool) -> Source:
     return replace(source, weights=weights)
 
 
-def _snapshot(repository: str, revision: str | None) -> Path:
-    """Fetch what transformers wrote: texts, and the weights as safetensors, or as pickles of tensors only."""
+def _snapshot(repository: str, revision: str | None, stem: str = "") -> Path:
+    """Fetch what was saved: texts, and the weights as safetensors, or as pickles of tensors only."""
     folder = Path(
         snapshot_download(repository, revision=revision, allow_patterns=["*.json", "*.txt", "*.model"])
     )
-    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-        if not [*folder.glob("model*.safetensors")]:
+    for pattern in (f"{stem}model*.safetensors", f"{stem}pytorch_model*.bin"):
+        if not [*folder.glob(f"{stem}model*.safetensors")]:
             folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[pattern]))
     return folder
-
-
-@contextmanager
-def offline() -> Iterator[None]:
-    """Allow cached files only. The client's own switch is read at its import, so it is turned here."""
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

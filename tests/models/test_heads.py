@@ -213,12 +213,6 @@ def _tokens(folder: Path, texts: list[str]) -> dict[str, Tensor]:
     return {k: found[k] for k in ("input_ids", "attention_mask") if k in found}
 
 
-def test_a_folder_of_open_clip_is_named(tmp_path: Path) -> None:
-    (tmp_path / "open_clip_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"is a folder of open_clip, whose files are not read. Fix: convert"):
-        load_model(ModelConfig(name=str(tmp_path)))
-
-
 def test_templates_are_averaged_as_the_papers_do(pair: tuple[Path, nn.Module, str], tmp_path: Path) -> None:
     """Each embedding is normalised, their mean is normalised again."""
     folder, whole, kind = pair
