@@ -86,6 +86,7 @@ def test_the_wheel_says_what_it_is(packages: tuple[Path, Path]) -> None:
         "captum",
         "transformers",
         "open-clip",
+        "smp",
         "yolo",
         "dev",
     }

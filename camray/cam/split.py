@@ -189,8 +189,13 @@ def read_logits(output: Any) -> Tensor:
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """Pick the tensor that carries the maps in a module's output (itself, or first of a tuple)."""
+    """Pick the tensor that carries the maps in a module's output (itself, or first of a tuple).
+
+    None of maps of several sizes, as an encoder gives them: the first, the finest, would not stand for all.
+    """
     if isinstance(output, (tuple, list)) and output:
+        if len({t.shape[2:] for t in output if isinstance(t, Tensor) and t.ndim == 4}) > 1:
+            return None
         output = output[0]
     return output if isinstance(output, Tensor) else None
 

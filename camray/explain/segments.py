@@ -176,7 +176,7 @@ def _mask_columns(own: NDArray[np.bool_], place: Place, size: tuple[int, int], h
     (height, width), (left, top, right, bottom) = size, place
     inside = ((top / height, bottom / height), (left / width, right / width))
     cells = (-(-height // REDUCED), -(-width // REDUCED))
-    mask = mask_cover(own, cells, *inside) >= 0.5
+    mask = mask_cover(own, cells, *inside) >= 0.5 - 1e-6  # half, but for rounding
     found: Row = {"segment_mask": np.packbits(mask).tobytes(), "segment_h": cells[0], "segment_w": cells[1]}
     q = np.zeros((1, 1)) if heat is None else np.maximum(heat.astype(np.float64), 0)
     if q.sum() > 0:

@@ -1,7 +1,8 @@
 """Where an architecture comes from, and how any worker builds it again.
 
     resnet50 · local-dir:FOLDER · FOLDER        timm
-    FOLDER                                      transformers, where `save_pretrained` wrote it; open_clip
+    FOLDER                                      transformers, where `save_pretrained` wrote it; open_clip;
+                                                segmentation_models_pytorch
     hf-hub:OWNER/NAME                           either, fetched from the Hugging Face hub
     torchvision:vgg16                           torchvision.models
     path/to/file.py:ClassName                   the user's own file; its text travels
@@ -15,6 +16,7 @@ explainer's identity, and `build` makes the bare architecture of it anywhere.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import json
 import socket
@@ -43,6 +45,7 @@ Kind = Literal["timm", "torchvision", "transformers", "open_clip", "ultralytics"
 # torchvision's ports of Google's networks: with weights they take images normalised to mean and std of 0.5.
 NORMALISE_AGAIN = ("googlenet", "inception_v3")
 _LONGEST_NAME = 1000
+_SMP = "segmentation_models_pytorch"
 _TASKS = {  # of torchvision's folders
     "video": "a classifier of videos, not of single images",
     "optical_flow": "a model of motion: it takes two images and has no classes",
@@ -269,7 +272,7 @@ def _own(name: str) -> Source:
 
 
 def _local_folder(folder: Path, need_weights: bool) -> Source:
-    """Read a folder of transformers, or in timm's layout: config.json, and weights beside it."""
+    """Read a folder of transformers or smp, or in timm's layout: config.json, and weights beside it."""
     if (folder / adapters.CONFIG).is_file() and not (folder / "config.json").is_file():
         fix = f"--model BASE_FOLDER --checkpoint {printable(str(folder))}/adapter_model.safetensors"
         raise ModelError("--model", f"{folder} holds adapters alone", fix)
@@ -287,6 +290,8 @@ def _described(file: Path) -> Source:
         described = json.loads(file.read_text("utf-8"))
         if hugging_face.is_described(described):
             return _of_transformers(file)
+        if "_model_class" in described:
+            return _of_smp(described)
         cfg = dict(described.get("pretrained_cfg") or {})
         args = dict(described.get("model_args") or {})
         classes = described.get("num_classes") or cfg.get("num_classes")
@@ -308,6 +313,19 @@ def _of_transformers(file: Path) -> Source:
     args = dict(found.args) | {key: True for key in (hugging_face.FLIPPED,) if cfg.pop(key, False)}
     recipe = Recipe("transformers", found.architecture, args, task=task)
     return Source(recipe, None, found.class_names, cfg, file.parent, found.contrast, found.gives_classes)
+
+
+def _of_smp(described: Mapping[str, Any]) -> Source:
+    """Read what `save_pretrained` of segmentation_models_pytorch wrote: a class, and its arguments."""
+    if importlib.util.find_spec(_SMP) is None:
+        said = f"the folder is of {_SMP}, which is not installed"
+        raise ModelError("--model", said, "pip install 'camray[smp]'")
+    source = _own(f"{_SMP}:{described['_model_class']}")
+    if not isinstance(load_object(source.recipe.code), type):
+        raise ModelError("--model", printable(f"{source.recipe.name} is no network"), "fetch it again")
+    args = {name: value for name, value in described.items() if not name.startswith("_")}
+    recipe = replace(source.recipe, args=args | {"encoder_weights": None}, task="segmentation")
+    return replace(source, recipe=recipe)
 
 
 def _is_open_clip(folder: Path, with_prompts: bool) -> bool:

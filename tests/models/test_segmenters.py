@@ -184,12 +184,55 @@ def test_the_map_is_that_of_grad_cams_own_target(tmp_path: Path) -> None:
     for row in rows:
         target = SemanticSegmentationTarget(row["target_class"], (predicted == row["target_class"]).numpy())
         with pgc.GradCAM(net, [net.get_submodule(row["target_layer"])]) as peer:
-            theirs = peer(x, [target])[0]
-        own = np.maximum(np.array(row["heatmap"]).reshape(row["heat_h"], row["heat_w"]), 0)
-        own -= own.min()
-        enlarged = cv2.resize(own / (own.max() + 1e-7), (64, 64))
-        enlarged -= enlarged.min()  # as it does: once before it enlarges, and once after
-        assert np.abs(enlarged / (enlarged.max() + 1e-7) - theirs).max() <= 1e-5
+            check_map(row, peer(x, [target])[0], 64)
+
+
+@pytest.mark.parametrize(
+    "kind", ["Unet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("FPN", "Segformer", "DPT"))]
+)
+def test_pixels_of_a_folder_of_smp_are_its_own(kind: str, tmp_path: Path) -> None:
+    """Of `save_pretrained`, read back by `from_pretrained`; the map is that of pytorch-grad-cam's target.
+
+    Its encoders give a list of maps, the image first: none of these is the end of the encoder.
+    """
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    pgc = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import SemanticSegmentationTarget
+
+    torch.manual_seed(1)
+    encoder = "tu-test_vit" if kind == "DPT" else "resnet18"
+    net = getattr(smp, kind)(encoder, encoder_weights=None, classes=4)
+    side = 160 if kind == "DPT" else 64
+    for part in net.segmentation_head.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.normal_(part.weight, std=0.5)
+    enlivened(net, side)
+    net.save_pretrained(tmp_path)
+    given = PreprocessConfig(input_size=(side,), resize=(side,), mean=(0.5,), std=(0.25,))
+    picture = noisy().resize((side, side))
+    rows = explained(Config(model=ModelConfig(name=str(tmp_path)), preprocess=given), [picture])
+    own, x = smp.from_pretrained(tmp_path).eval(), prepared(picture)
+    with torch.no_grad():
+        pixels = own(x)[0].argmax(0).numpy()
+    assert len(rows) > 1
+    check_pixels(rows, pixels)
+    for row in rows:
+        mine = pixels == row["target_class"]
+        assert np.array_equal(unpacked(row), quarters(mine))
+        assert row["target_layer"] in ("encoder.layer4", "encoder.model.blocks.5")
+        if kind == "DPT":  # tokens, which the peer would need to be told of
+            continue
+        with pgc.GradCAM(own, [own.get_submodule(row["target_layer"])]) as peer:
+            check_map(row, peer(x, [SemanticSegmentationTarget(row["target_class"], mine)])[0], side)
+
+
+def check_map(row: dict[str, Any], theirs: NDArray[np.float32], side: int) -> None:
+    """Equal to pytorch-grad-cam's, which is scaled to 0..1 once before it is enlarged and once after."""
+    own = np.maximum(np.array(row["heatmap"]).reshape(row["heat_h"], row["heat_w"]), 0)
+    own -= own.min()
+    enlarged = cv2.resize(own / (own.max() + 1e-7), (side, side))
+    enlarged -= enlarged.min()
+    assert np.abs(enlarged / (enlarged.max() + 1e-7) - theirs).max() <= 1e-5
 
 
 def noisy() -> Image.Image:
