@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -178,8 +179,8 @@ def _fresh() -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def test_the_gradient_through_regions_is_that_through_the_whole_network() -> None:
-    """Only the regions that were found are scored again: the library's own graph gives the same maps."""
+def small_rcnn() -> nn.Module:
+    """A Faster R-CNN of one level, with random weights."""
     torch.manual_seed(1)
     backbone = nn.Sequential(nn.Conv2d(3, 16, 3, 4, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1))
     backbone.out_channels = 16
@@ -190,6 +191,12 @@ def test_the_gradient_through_regions_is_that_through_the_whole_network() -> Non
     )  # fmt: skip
     nn.init.normal_(net.roi_heads.box_predictor.cls_score.weight, std=0.3)
     net.eval().requires_grad_(False)
+    return net
+
+
+def test_the_gradient_through_regions_is_that_through_the_whole_network() -> None:
+    """Only the regions that were found are scored again: the library's own graph gives the same maps."""
+    net = small_rcnn()
     image = torch.from_numpy(scene(5)[0]).permute(2, 0, 1).float() / 255
     own = detectors.Detector(net)(image, 0.0, 4)
     inner = net.backbone(net.transform([image])[0].tensors).requires_grad_()
@@ -200,6 +207,30 @@ def test_the_gradient_through_regions_is_that_through_the_whole_network() -> Non
         (gradient,) = torch.autograd.grad(found["scores"][k].double().logit(), inner, retain_graph=True)
         wanted = (gradient * inner)[0].sum(0)
         assert torch.allclose(one.levels[0], wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.slow
+def test_the_map_is_that_of_grad_cams_target_of_boxes() -> None:
+    """FasterRCNNBoxScoreTarget of pytorch-grad-cam, whose overlap with its own box has no gradient.
+
+    Its map of one box, by gradient times activation, scaled as it scales: <= 1e-5.
+    """
+    pgc = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import FasterRCNNBoxScoreTarget
+
+    net = small_rcnn()
+    image = torch.from_numpy(scene(5)[0]).permute(2, 0, 1).float() / 255
+    found, own = net([image])[0], detectors.Detector(net)(image, 0.0, 4)
+    net.requires_grad_()  # the peer needs a graph
+    for k, one in enumerate(own):
+        target = FasterRCNNBoxScoreTarget(found["labels"][k : k + 1], found["boxes"][k : k + 1].numpy())
+        with pgc.HiResCAM(net, [net.backbone]) as peer:
+            theirs = peer(image[None], [target])[0]
+        heat = one.levels[0].clamp(min=0).numpy()
+        heat = cv2.resize((heat - heat.min()) / (heat.max() - heat.min()), (128, 128))
+        heat = (heat - heat.min()) / (heat.max() - heat.min())
+        assert theirs.max() > 0.99
+        assert np.abs(heat - theirs).max() <= 1e-5
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos", "ssd"])
