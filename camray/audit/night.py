@@ -145,6 +145,9 @@ class Night:
         images, rates, verdicts = self.images, self.rates, self.verdicts
         if not images.rows:
             return f"camray: nothing new; {images.archive:,} images in the archive.{self._gate_said}"
+        if not images.night and images.rows > images.failed:
+            said = f"camray: {images.rows - images.failed:,} new records, {images.failed:,} failed."
+            return f"{said} None has a class: there is nothing to judge.{self._gate_said}"
         hanging, of_all = "Answers that hang on a shortcut", ""
         if self.has_labels:
             hanging, of_all = "Right for the wrong reason", ", right or wrong, hang on a shortcut"
