@@ -1,6 +1,7 @@
 """A segmenter's core: decoded images in, one record for each class that an image has pixels of.
 
-The map of a class is that of Seg-Grad-CAM: what made the network take its pixels for it. A network of
+The map of a class is that of Seg-Grad-CAM: what made the network take its pixels for it, or with the target
+`label` what speaks for the class of the label on the pixels that the archive's mask has. A network of
 torchvision prepares each image itself, at its own size; the others take the input that decoding made.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -28,7 +30,7 @@ from camray.explain.regions import mask_cover, region_signals
 from camray.models import segmenters
 from camray.models.detectors import WHOLE
 from camray.models.load import LoadedModel
-from camray.models.segmenters import BACKGROUNDS, TASK, pixels_of
+from camray.models.segmenters import BACKGROUNDS, TASK, Labelled, pixels_of
 from camray.records import SCHEMA_VERSION, failure
 
 REDUCED = 4  # a cell of a mask is so many pixels of the input wide
@@ -42,6 +44,7 @@ class Found:
     maps: Tensor
     classes: NDArray[np.int64]  # (H, W): of the pixels that are image
     shares: NDArray[np.float32]
+    labelled: NDArray[np.bool_] | None = None  # (H, W): the pixels of the label, if these are explained
 
 
 def resolve_segmenter(config: Config, loaded: LoadedModel) -> tuple[Explainer, LoadedModel]:
@@ -54,9 +57,9 @@ def resolve_segmenter(config: Config, loaded: LoadedModel) -> tuple[Explainer, L
     if method.entry.needs != "gradient" or not method.entry.per_class or method.averages_views:
         fix = "gradcam, or another that needs a layer and its gradient"
         raise ModelError("--method", f"{asked.name}, but this is a segmenter", fix)
-    if asked.target != "predicted":
+    if asked.target not in ("predicted", "label"):
         said = f"{asked.target}, but each class that an image has pixels of is explained"
-        raise ModelError("--target", said, "leave it out")
+        raise ModelError("--target", said, "leave it out, or label: the pixels of the archive's masks")
     kind, part = loaded.build_args["kind"], segmenters.encoder_of(loaded.module)
     if part is None and asked.layer is None:
         said = "nothing tells where its encoder ends: it has no part called backbone or encoder"
@@ -75,18 +78,17 @@ def resolve_segmenter(config: Config, loaded: LoadedModel) -> tuple[Explainer, L
         num_classes=loaded.num_classes,
         input=spec,
         method=method.spelled,
-        target="predicted",
+        target=asked.target,
         target_layer=layer.name,
         layout=layer.to_dict(),
         top_k=min(config.run.top_k, loaded.num_classes),
         max_pixels=config.archive.max_pixels,
         schema_version=SCHEMA_VERSION,
     )
-    told = f"a segmenter: one record for each class with at least {asked.min_share:g} of an image's pixels"
-    told += (
-        ". An audit judges the largest of each, by the heat on the object (where the archive says it is, or"
-    )
-    told += " on its own pixels); second looks are not made"
+    each = f"each class with at least {asked.min_share:g} of an image's pixels"
+    told = f"a segmenter: one record for {'each label and mask' if asked.target == 'label' else each}"
+    told += ". An audit judges the largest of each, by the heat on the object (where the archive says it is,"
+    told += " or on its own pixels); second looks are not made"
     return explainer, replace(loaded, notes=(*loaded.notes, *doubts, told))
 
 
@@ -110,29 +112,55 @@ class SegmentationExplainer(BatchExplainer):
         """Give for each view, uint8 (H, W, 3), one row a class; one row where no class has enough pixels."""
         places = [image_part(row, views[0].shape[:2]) for row in rows]
         if self._prepare is None:
-            found = self._found(self.model_input(views), places)
+            found = self._found(self.model_input(views), places, rows)
         else:  # every image has a size of its own
-            found = [self._alone(view, place) for view, place in zip(views, places, strict=True)]
+            found = [self._alone(*one) for one in zip(views, places, rows, strict=True)]
         return [self._rows(*one) for one in zip(rows, found, places, strict=True)]
 
-    def _alone(self, view: NDArray[np.uint8], place: Place) -> Found | None:
+    def accept(self, row: Row) -> bool:
+        """Tell whether an item has pixels to explain; without its label and mask it becomes a failed one."""
+        if not super().accept(row):
+            return False
+        if self._rule.select == "label" and not any(row["mask"] or b""):
+            row |= failure(Stage.EXPLAIN, ErrorCode.BAD_TARGET, "no mask says which pixels are of the label")
+            return False
+        return True
+
+    def _labelled(self, row: Row, place: Place, size: Sequence[int]) -> Labelled:
+        """Give the class of the label, and its pixels, of the part of the view that is an input of `size`."""
+        spec, (left, top, right, bottom) = self.explainer.input, place
+        mask = np.frombuffer(row["mask"], np.uint8).reshape(spec.height, spec.width)
+        part = cv2.resize(mask[top:bottom, left:right], (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+        return row["label_class"], torch.from_numpy(part >= 128)
+
+    def _alone(self, view: NDArray[np.uint8], place: Place, row: Row) -> Found | None:
         """Prepare an image as torchvision does, and lay its maps on the canvas."""
         left, top, right, bottom = place
         seen = torch.from_numpy(view[top:bottom, left:right].copy()).to(self.device).permute(2, 0, 1)
         x = self._prepare(seen)[None]
-        (found,) = self._found(x, [(0, 0, x.shape[3], x.shape[2])])
+        (found,) = self._found(x, [(0, 0, x.shape[3], x.shape[2])], [row], place)
         if not found or not found.ids:
             return found
         maps = torch.stack([laid([one], WHOLE, place, view.shape[:2]) for one in found.maps])
         return replace(found, maps=maps)
 
-    def _found(self, x: Tensor, parts: Sequence[Place]) -> list[Found | None]:
-        """Explain a batch (B, C, H, W) whose images lie in `parts`; None where the logits are not finite."""
-        split, pixels = run_split(self.module, x, [self.layer]), pixels_of(self.module)
+    def _found(
+        self, x: Tensor, parts: Sequence[Place], rows: Sequence[Row], place: Place | None = None
+    ) -> list[Found | None]:
+        """Explain a batch (B, C, H, W) whose images lie in `parts`; None where the logits are not finite.
+
+        `place`: of the view that x is of, where it is not the whole.
+        """
+        pixels = pixels_of(self.module)
+        if self._rule.select == "label":
+            whole = place or (0, 0, self.explainer.input.width, self.explainer.input.height)
+            pixels.labelled = [self._labelled(row, whole, x.shape[2:]) for row in rows]
+        split = run_split(self.module, x, [self.layer])
         cuts = [(slice(top, bottom), slice(left, right)) for left, top, right, bottom in parts]
         classes = [one[cut].cpu().numpy() for one, cut in zip(pixels.classes, cuts, strict=True)]
         shares = [one[cut].cpu().numpy() for one, cut in zip(pixels.shares, cuts, strict=True)]
-        ids = [self._choose(one) for one in classes]
+        labelled = [mask[cut].numpy() for (_, mask), cut in zip(pixels.labelled, cuts, strict=False)]
+        ids = [[k] for k, _ in pixels.labelled] or [self._choose(one) for one in classes]
         most = max(map(len, ids))
         maps = x.new_zeros(len(x), 0, 1, 1)
         if most:
@@ -141,8 +169,10 @@ class SegmentationExplainer(BatchExplainer):
                 scores = split.logits.gather(1, wanted.clamp(min=0)) * (wanted >= 0)
                 (maps,) = gradient_maps(split, scores, [self._method]).values()  # (B, K, h, w)
         finite = split.logits.isfinite().all(1).tolist()
-        return [Found(ids[i], maps[i, : len(ids[i])].cpu(), classes[i], shares[i]) if finite[i] else None
-                for i in range(len(x))]  # fmt: skip
+        own = labelled or [None] * len(x)
+        each = [maps[i, : len(ids[i])].cpu() for i in range(len(x))]
+        found = map(Found, ids, each, classes, shares, own)
+        return [one if good else None for one, good in zip(found, finite, strict=True)]
 
     def _choose(self, classes: NDArray[np.int64]) -> list[int]:
         """Take the classes with enough pixels: the most first, the background last."""
@@ -155,17 +185,23 @@ class SegmentationExplainer(BatchExplainer):
             reason = "the model's logits are not finite"
             return [failure(Stage.EXPLAIN, ErrorCode.NONFINITE_OUTPUT, reason)]
         told = self.explainer
-        common = {"method": told.method, "target_layer": told.target_layer, "target_kind": TASK}
+        kind = TASK if found.labelled is None else "label"
+        common = {"method": told.method, "target_layer": told.target_layer, "target_kind": kind}
         if not found.ids:
             return [common]
         size = (told.input.height, told.input.width)
         regions = region_signals(found.maps, [row] * len(found.ids), size)
         out, heats = [], as_rows(heat_columns(found.maps))
         for i, (class_id, heat) in enumerate(zip(found.ids, heats, strict=True)):
-            own = found.classes == class_id
+            own, seen = found.classes == class_id, class_id
+            at = own
+            if found.labelled is not None:  # what most of these pixels are taken for
+                seen = int(np.bincount(found.classes[found.labelled]).argmax())
+                at = found.labelled & (found.classes == seen)
+                common["correct"] = seen == class_id
             out.append(common | heat | regions[i] | self._class_columns(class_id) | {
-                "detection": i, "predicted_class": class_id, "predicted_label": told.label_of(class_id),
-                "confidence": float(found.shares[own].mean(dtype=np.float64)),
+                "detection": i, "predicted_class": seen, "predicted_label": told.label_of(seen),
+                "confidence": float(found.shares[at].mean(dtype=np.float64)),
                 "segment_share": float(own.mean()),
             } | _mask_columns(own, place, size, heat["heatmap"]))  # fmt: skip
         return out

@@ -27,6 +27,8 @@ TASK = "segmentation"
 LONGEST = 2  # of an image of torchvision's: its longer side by the shorter one, up to which nothing is lost
 BACKGROUNDS = ("background", "__background__")
 _PARTS = ("backbone", "encoder")
+Labelled = tuple[int, Tensor]
+"""A class, and the pixels (H, W) that the archive says are of it: its logits are summed over these."""
 
 
 class Pixels:
@@ -34,18 +36,23 @@ class Pixels:
 
     def __init__(self, form: str, output: str | None) -> None:
         self._form, self._output = form, output
+        self.labelled: list[Labelled] = []  # of each image of the next forward; none: as predicted
         self.classes = torch.empty(0)  # (B, H, W): of each pixel of the input
         self.shares = torch.empty(0)  # (B, H, W): its softmax
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], given: Any) -> Tensor:
         """Sum the logits of each class over the pixels where it is the highest."""
         size, pixels = args[0].shape[2:], pick_pixels(given, self._output)
-        found = [_of_one(one, self._form, size) for one in pixels.split(1)]
+        labelled = self.labelled or [None] * len(pixels)
+        found = [_of_one(one, self._form, size, own)
+                 for one, own in zip(pixels.split(1), labelled, strict=True)]  # fmt: skip
         self.classes, self.shares = (torch.cat([each[i] for each in found]) for i in (1, 2))
         return torch.cat([each[0] for each in found])
 
 
-def _of_one(pixels: Tensor, form: str, size: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+def _of_one(
+    pixels: Tensor, form: str, size: torch.Size, labelled: Labelled | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Give sums (1, C), class and softmax of each pixel (1, H, W) of one image's output (1, C, h, w)."""
     if pixels.shape[2:] != size:
         pixels = interpolate(pixels, size, mode="bilinear", align_corners=False)
@@ -57,6 +64,9 @@ def _of_one(pixels: Tensor, form: str, size: torch.Size) -> tuple[Tensor, Tensor
     sums = logits.new_zeros(1, logits.shape[1]).scatter_add(1, best.flatten(1), top.flatten(1))
     absent = torch.ones_like(sums, dtype=torch.bool).index_fill(1, best.unique(), value=False)
     sums = sums.masked_fill(absent, float(sums.detach().amin()) - 1)  # below every class that has pixels
+    if labelled is not None:
+        own = (logits[:, labelled[0]] * labelled[1].to(logits)).sum((1, 2))
+        sums = sums.detach().index_put((torch.tensor([0]), torch.tensor([labelled[0]])), own)
     return sums, best[:, 0], shares[:, 0]
 
 

@@ -32,8 +32,8 @@ COCO = Path(__file__).parents[2].parent / "shared/data/coco/images"
 Rows = list[dict[str, Any]]
 
 
-def explained(made: Config, pictures: list[Image.Image]) -> Rows:
-    """Explain pictures as the job does, one row a detection; `index` names the picture."""
+def explained(made: Config, pictures: list[Image.Image], **more: list[Any]) -> Rows:
+    """Explain pictures as the job does, one row a detection; `index` names the picture. `more`: columns."""
     explainer, loaded = resolve(made)
     columns: dict[str, list[Any]] = {"index": [], "pixels": [], "width": [], "height": []}
     columns |= {f"crop_{edge}": [] for edge in ("x0", "y0", "x1", "y1")}
@@ -45,7 +45,7 @@ def explained(made: Config, pictures: list[Image.Image]) -> Rows:
         for name in ("width", "height", "crop_x0", "crop_y0", "crop_x1", "crop_y1"):
             columns[name].append(getattr(where, name))
     size = len(pictures)
-    items = struct_array(columns | {"status": ["ok"] * size, "member": ["a"] * size}, DECODED)
+    items = struct_array(columns | more | {"status": ["ok"] * size, "member": ["a"] * size}, DECODED)
     core = core_of(explainer, loaded.module.state_dict(), "cpu", 4)
     rows: Rows = core(items).to_pylist()
     return rows

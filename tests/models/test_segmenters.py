@@ -18,7 +18,9 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from camray.config import Config, MethodConfig, ModelConfig, PreprocessConfig
 from camray.errors import ModelError
+from camray.explain.detections import laid
 from camray.explain.explainer import resolve
+from camray.models.detectors import WHOLE
 from tests.models.shape_segmenter import ShapeSegmenter, varied
 from tests.models.shapes import scene
 from tests.models.test_detectors import Rows, coco, explained
@@ -236,6 +238,60 @@ def test_pixels_of_a_folder_of_smp_are_its_own(kind: str, tmp_path: Path) -> Non
             continue
         with pgc.GradCAM(own, [own.get_submodule(row["target_layer"])]) as peer:
             check_map(row, peer(x, [SemanticSegmentationTarget(row["target_class"], mine)])[0], side)
+
+
+@pytest.mark.parametrize("name", ["own", pytest.param("lraspp_mobilenet_v3_large", marks=pytest.mark.slow)])
+def test_the_target_label_is_over_the_pixels_of_the_archives_mask(name: str, tmp_path: Path) -> None:
+    """Equal to pytorch-grad-cam's target with that mask and class; and what they are taken for is told."""
+    pgc = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import SemanticSegmentationTarget
+
+    picture, mask = noisy(), np.zeros((64, 64), np.uint8)
+    mask[10:40, 20:50] = 255
+    net: nn.Module
+    if name == "own":
+        made = own_config(tmp_path, "tensor", method=MethodConfig(target="label"))
+        net, x, wanted, view = segmenter("tensor", tmp_path), prepared(picture), mask > 0, mask
+    else:
+        torch.manual_seed(0)
+        net = torchvision.models.get_model(name, weights=None, weights_backbone=None).eval()
+        enlivened(net, 128)
+        save_file(net.state_dict(), tmp_path / "w.safetensors")
+        model = ModelConfig(name=f"torchvision:{name}", checkpoint=str(tmp_path / "w.safetensors"))
+        made = Config(model=model, method=MethodConfig(target="label"))
+        x = torchvision.models.get_model_weights(name).DEFAULT.transforms()(
+            torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        )[None]
+        wanted = cv2.resize(mask, x.shape[2:], interpolation=cv2.INTER_NEAREST) > 0
+        side = resolve(made)[0].input.width
+        view = np.zeros((side, side), np.uint8)
+        start = (side - 64) // 2
+        view[start : start + 64, start : start + 64] = mask
+    (row,) = explained(made, [picture], label=["2"], label_class=[2], mask=[view.tobytes()])
+    with torch.no_grad():
+        given = net(x)
+        pixels = (given if name == "own" else given["out"])[0].argmax(0).numpy()
+    most = int(np.bincount(pixels[wanted]).argmax())
+    assert (row["target_class"], row["target_kind"], row["predicted_class"]) == (2, "label", most)
+    assert row["correct"] == (most == 2)
+    assert row["segment_share"] == pytest.approx((pixels == 2).mean(), abs=1e-6)
+    if name == "own":
+        with pgc.GradCAM(net, [net.get_submodule(row["target_layer"])]) as peer:
+            check_map(row, peer(x, [SemanticSegmentationTarget(2, wanted)])[0], 64)
+    else:
+        layer = net.get_submodule(row["target_layer"])
+        kept: list[Tensor] = []
+        layer.register_forward_hook(lambda _m, _a, out: kept.append(out))
+        score = (net(x)["out"][0, 2] * torch.from_numpy(wanted)).sum()
+        (slope,) = torch.autograd.grad(score, kept[0])
+        by_hand = (slope.mean((2, 3), keepdim=True) * kept[0]).sum(1)[0].detach()
+        place = (start, start, start + 64, start + 64)
+        on_canvas = laid([by_hand], WHOLE, place, view.shape).flatten().numpy()
+        assert np.abs(on_canvas - row["heatmap"]).max() <= 1e-5 * np.abs(on_canvas).max()
+    failed = explained(
+        made, [picture] * 2, label=["2", None], label_class=[2, None], mask=[None, view.tobytes()]
+    )
+    assert [row["error_code"] for row in failed] == ["bad_target"] * 2
 
 
 def check_map(row: dict[str, Any], theirs: NDArray[np.float32], side: int) -> None:
