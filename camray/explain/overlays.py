@@ -55,6 +55,8 @@ def draw(record: Mapping[str, Any], image: Image, style: OverlayConfig) -> Image
         image = image if mask is None else with_outline(image, on_original(mask, where))
         picture = overlay_on_original(image, heat, where, style)
     else:
+        if max(where.crop_x0, where.crop_y0) < 0:  # no network sees a canvas wider and higher than the image
+            image, heat, mask, where = _without_canvas(image, heat, mask, where)
         image = image if box[0] is None else with_box(image, _on_input(box, where, image.shape))
         image = image if mask is None else with_outline(image, mask)
         picture = overlay_on_input(image, heat, style)
@@ -97,6 +99,19 @@ def _on_input(
     across, down = shape[1] / (where.crop_x1 - where.crop_x0), shape[0] / (where.crop_y1 - where.crop_y0)
     x0, y0 = where.crop_x0, where.crop_y0
     return (box[0] - x0) * across, (box[1] - y0) * down, (box[2] - x0) * across, (box[3] - y0) * down
+
+
+def _without_canvas(
+    image: Image, heat: Map, mask: Mask | None, where: Geometry
+) -> tuple[Image, Map, Mask | None, Geometry]:
+    """Cut out of an input, and of what lies on it, the part that is image."""
+    size = (image.shape[1], image.shape[0])
+    x0, y0, x1, y1 = map(round, _on_input((0, 0, where.width, where.height), where, image.shape))
+    part = (slice(y0, y1), slice(x0, x1))
+    heat = cv2.resize(heat, size, interpolation=cv2.INTER_LINEAR)[part].astype(np.float32)
+    if mask is not None:
+        mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)[part] > 0
+    return image[part], heat, mask, Geometry(where.width, where.height, 0, 0, where.width, where.height)
 
 
 def overlay_on_input(image: Image, heat: Map, style: OverlayConfig) -> Image:

@@ -217,3 +217,24 @@ def test_the_contour_runs_where_the_map_crosses_half_of_its_peak() -> None:
     assert white[0] == pytest.approx(112, abs=2)
     assert {white[0] - 1, white[-1] + 1} & set(black)
     assert (lined[112, :100] == plain[112, :100]).all()
+
+
+def test_the_canvas_around_a_smaller_image_is_not_drawn() -> None:
+    """A detector's image lies on a canvas that camray made: the picture is of the image, its box in place."""
+    record = dict.fromkeys(overlays.DRAWN) | {
+        "heatmap": one_hot(16, 16, 7, 8).ravel().tolist(), "heat_h": 16, "heat_w": 16,
+        "width": 300, "height": 260,
+        "crop_x0": -170.0, "crop_y0": -190.0, "crop_x1": 470.0, "crop_y1": 450.0,
+        "box_x0": 100.0, "box_y0": 90.0, "box_x1": 200.0, "box_y1": 170.0,
+    }  # fmt: skip
+    canvas = np.zeros((640, 640, 3), np.uint8)
+    canvas[190:450, 170:470] = GREY
+    picture = overlays.draw(record, canvas, OverlayConfig(alpha=0.0))
+    assert picture.shape == (260, 300, 3)
+    assert (picture[:80] == GREY).all()
+    assert (picture[90, 100:200] == 255).all()
+    assert (picture[94:166, 104:196] == GREY).all()
+    x, y = hottest(overlays.draw(record, canvas, STYLE), picture)
+    assert (x, y) == pytest.approx((340 - 170, 300 - 190), abs=21)  # the middle of cell 7, 8
+    wide = record | {"crop_x0": 0.0, "crop_x1": 300.0, "width": 300, "crop_y0": -20.0, "crop_y1": 280.0}
+    assert overlays.draw(wide, canvas[:300, :300], STYLE).shape == (300, 300, 3)  # as a letterbox is seen
