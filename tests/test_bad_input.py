@@ -234,7 +234,7 @@ def test_parquet(tmp_path: Path, refused: Refusal, photo: bytes) -> None:
 # ── models, checkpoints, names ───────────────────────────────────────────────────────────────────
 
 MODELS = """
-resnet51              | --model: 'resnet51' is no timm model and no local folder. Fix: did you mean
+resnet51              | --model: 'resnet51' is no timm model, no local folder and no file. Fix: did you mean
 ResNet50              | did you mean resnet50
 resnet18.nope         | --model: resnet18 has no pretrained weights 'nope'. Fix: one of
 resnet18.a1_in1k      | pretrained weights of resnet18.a1_in1k are not on this machine. Fix: --checkpoint FILE

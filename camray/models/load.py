@@ -21,6 +21,7 @@ from urllib.parse import urlparse
 import torch
 from huggingface_hub import constants
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from camray.config import Config, InputSpec, ModelConfig, PreprocessConfig
@@ -48,9 +49,11 @@ from camray.models.labels import (
     repeated,
 )
 from camray.models.libraries import offline, timm, torchvision
-from camray.models.outputs import Reading, as_logits, read_output
+from camray.models.outputs import Reading, as_logits, probe_images, read_output
 from camray.models.sources import Recipe, Source
 
+_LEAST_LABELS = 2000  # numbers of a timm network that are fewer, and not ImageNet's, are an embedding's
+_ALIKE = 0.9999  # cosine of two embeddings that are one
 REFERENCE_PIXELS = 100_000_000  # at most, of an image that others are compared with
 
 
@@ -93,7 +96,7 @@ def load_model(
     else:
         _refuse_embeddings(source)
         source, module, notes = _weighted(source, config)
-        _refuse_tower(source, module)
+        _refuse_tower(source, _is_tower(source, module, config))
         activation = config.activation
     module.eval().requires_grad_(False)
     if detectors.layer_of(module):
@@ -105,6 +108,7 @@ def load_model(
     if segmenters.is_segmenter(module, source.recipe) or config.task == segmenters.TASK:
         return _segmenter(source, module, notes, config, preprocess, bands)
     spec, told = _input_spec(source, module, config, preprocess, bands)
+    _refuse_tower(source, not source.recipe.head and _gives_embedding(module, spec))
     task = config.task if reference is None else "regression"
     reading = read_output(module, spec, activation, config.output, task)
     if reference is not None:
@@ -324,8 +328,8 @@ def _input_spec(
     elif source.pretrained_cfg:
         defaults = dict(source.pretrained_cfg)
     elif recipe.kind == "torchvision":
-        defaults = preprocessing.torchvision_defaults(recipe.name, pretrained=config.checkpoint is None)
-        if recipe.name in sources.NORMALISE_AGAIN and "transform_input" not in config.args:
+        defaults = preprocessing.torchvision_defaults(recipe.name, config.checkpoint)
+        if getattr(module, "transform_input", False) and "transform_input" not in config.args:
             told = "transform_input=True, as torchvision sets it with weights; for a network trained without"
             notes = (f"{told}: --model-arg transform_input=False",)
     else:
@@ -432,12 +436,44 @@ def _refuse_kind(module: nn.Module) -> None:
         )
 
 
-def _refuse_tower(source: Source, module: nn.Module) -> None:
-    """Refuse a contrastive model of own code: it has learnt a temperature, and gives embeddings of images."""
-    if hasattr(module, "logit_scale") and hasattr(module, "visual"):
-        said = f"{source.recipe.name} is a tower of images and texts: it gives embeddings, not classes"
-        fix = "a transformers folder with --prompts classes.txt, --head FILE, or --target similarity:IMAGE"
-        raise ModelError("--model", said, fix)
+def _refuse_tower(source: Source, is_tower: bool) -> None:
+    """Refuse a network of images and texts, which has learnt to compare embeddings."""
+    if not is_tower:
+        return
+    said = f"{source.recipe.name} is a tower of images and texts: it gives embeddings, not classes"
+    fix = "a transformers folder with --prompts classes.txt, --head FILE, or --target similarity:IMAGE"
+    fix += "; --num-classes N where they are classes" if source.recipe.kind == "timm" else ""
+    raise ModelError("--model", said, fix)
+
+
+def _is_tower(source: Source, module: nn.Module, config: ModelConfig) -> bool:
+    """Tell a tower by the temperature beside it, or, of timm, by a width that its labels do not have."""
+    if source.recipe.kind != "timm" or source.class_names or config.num_classes is not None:
+        return hasattr(module, "logit_scale") and hasattr(module, "visual")
+    given = getattr(module, "num_classes", 0)
+    tags = timm.list_pretrained(f"{source.recipe.name.partition('.')[0]}.*")
+    return 0 < given < _LEAST_LABELS and given != IMAGENET_CLASSES and any(
+        timm.get_pretrained_cfg(tag).num_classes == given for tag in tags
+    )  # fmt: skip
+
+
+def _gives_embedding(module: nn.Module, spec: InputSpec) -> bool:
+    """Tell whether the output is what a part beside a temperature gives, but for its length."""
+    parts: list[Any] = []
+    pairs = [m for m in module.modules() if hasattr(m, "logit_scale") and m is not module]
+    handles = [
+        part.register_forward_hook(lambda _module, _args, given: parts.append(given))
+        for pair in pairs for part in pair.children()
+    ]  # fmt: skip
+    image = probe_images(len(spec.mean), spec.height, spec.width)[1:2]
+    with torch.no_grad():
+        output = module(image) if handles else None
+    for handle in handles:
+        handle.remove()
+    alike = [
+        p for p in parts if isinstance(p, Tensor) and isinstance(output, Tensor) and p.shape == output.shape
+    ]
+    return any(float(F.cosine_similarity(p, output).min()) > _ALIKE for p in alike)
 
 
 def _pretrained(source: Source, download: bool) -> nn.Module:

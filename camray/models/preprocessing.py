@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,10 +35,15 @@ def timm_defaults(module: nn.Module, overlay: Mapping[str, Any] | None = None) -
     return found
 
 
-def torchvision_defaults(name: str, pretrained: bool) -> dict[str, Any]:
-    """Read the transform of torchvision's own weights: the newest ones, or for own weights the first ones."""
+def torchvision_defaults(name: str, checkpoint: str | None) -> dict[str, Any]:
+    """Read the transform of torchvision's own weights: of the newest ones, without a file of weights.
+
+    With one, of those whose file has its name; else, for own weights, of the first ones.
+    """
     weights = torchvision.models.get_model_weights(name)
-    chosen = weights.DEFAULT if pretrained else next(iter(weights))
+    file = None if checkpoint is None else Path(checkpoint).name
+    named = [w for w in weights if w.url.endswith(f"/{file}")]
+    chosen = weights.DEFAULT if file is None else next(iter(named or weights))
     t = chosen.transforms()
     (crop,), (resize,) = t.crop_size, t.resize_size
     return {

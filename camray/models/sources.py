@@ -176,7 +176,8 @@ def channels_argument(recipe: Recipe) -> str | None:
     """Give the name of the architecture's argument for the number of input channels, if it has one."""
     if recipe.kind == "own":
         return next((name for name in _CHANNELS if name in _parameters(recipe)), None)
-    return {"timm": "in_chans", "transformers": "num_channels"}.get(recipe.kind)
+    made_here = {} if recipe.task else {"torchvision": "in_chans"}
+    return ({"timm": "in_chans", "transformers": "num_channels"} | made_here).get(recipe.kind)
 
 
 def _parameters(recipe: Recipe) -> Mapping[str, inspect.Parameter]:
@@ -197,8 +198,13 @@ def _build(recipe: Recipe) -> Any:
             args.setdefault(
                 "transform_input", True
             )  # as torchvision's builder sets it where weights are given
-        epsilon = args.pop("norm_eps", None)
+        epsilon, channels = args.pop("norm_eps", None), args.pop("in_chans", None)
         module = torchvision.models.get_model(name, weights=None, **args)
+        if channels is not None:  # torchvision has no argument for it
+            module.transform_input = False
+            stem = next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+            stem.in_channels = channels
+            stem.weight = nn.Parameter(stem.weight.new_zeros(len(stem.weight), channels, *stem.kernel_size))
         for part in module.modules() if epsilon is not None else ():
             if isinstance(part, nn.BatchNorm2d):
                 part.eps = epsilon
@@ -231,9 +237,11 @@ def _timm(name: str) -> Source:
         raise ModelError("--model", f"{printable(name)} is a file of weights, not an architecture", fix)
     near = difflib.get_close_matches(name, timm.list_models(), 3)
     fix = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
-    if "/" in name and not near:
+    if name in torchvision.models.list_models():
+        fix = f"it is torchvision's: --model torchvision:{name}"
+    elif "/" in name:
         fix = f"hf-hub:{printable(name)} to fetch it, or the path of a folder"
-    raise ModelError("--model", f"{printable(name)!r} is no timm model and no local folder", fix)
+    raise ModelError("--model", f"{printable(name)!r} is no timm model, no local folder and no file", fix)
 
 
 def _ultralytics(path: Path) -> Source:
@@ -249,11 +257,9 @@ def _torchvision(name: str) -> Source:
             return Source(Recipe("torchvision", name, {"weights_backbone": None}, task=task))
     if name not in known:
         _refuse_other_task(name, known)
-        near = difflib.get_close_matches(name, known, 3) or known[:3]
-        raise ModelError(
-            "--model", f"torchvision has no classifier {printable(name)!r}",
-            f"did you mean {' or '.join(near)}?",
-        )  # fmt: skip
+        near = " or ".join(difflib.get_close_matches(name, known, 3))
+        fix = f"did you mean {near}?" if near else "see torchvision.models.list_models()"
+        raise ModelError("--model", f"torchvision has no classifier {printable(name)!r}", fix)
     return Source(Recipe("torchvision", name, {"transform_input": True} if name in NORMALISE_AGAIN else {}))
 
 

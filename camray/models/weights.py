@@ -159,7 +159,8 @@ def _refuse(
     missing: Sequence[str], unexpected: Sequence[str], file: str,
 ) -> None:  # fmt: skip
     if shapes:
-        key = shapes[-1]  # the classifier comes last
+        # One that another size of the head does not mend, if there is one; the classifier comes last.
+        key = next((k for k in shapes if state[k].shape[1:] != own[k].shape[1:]), shapes[-1])
         have, want = tuple(state[key].shape), tuple(own[key].shape)
         fix = f"--num-classes {have[0]}" if have[1:] == want[1:] else "give the model this file belongs to"
         raise ModelError("--checkpoint", f"{file}: {key} is {have}, the model has {want}", fix)

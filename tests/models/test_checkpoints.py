@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from camray.config import ModelConfig
 from camray.errors import ModelError
 from camray.models.checkpoints import read_checkpoint
-from camray.models.load import LoadedModel, load_model
+from camray.models.load import LoadedModel, build, load_model
 from camray.models.weights import fit, head_size, rename
 
 CLEAN = Path(__file__).resolve().parents[2] / "demo/models/hans64-clean"
@@ -348,6 +349,33 @@ def test_adapters_that_are_not_merged_are_refused(tmp_path: Path) -> None:
         ModelError, match=r"holds LoRA adapters beside the weights, .*Fix: model.merge_and_unload"
     ):
         load_model(ModelConfig(name="test_resnet", checkpoint=str(tmp_path / "w.pth")))
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small"])
+def test_input_channels_of_torchvision_are_those_of_the_file(name: str, tmp_path: Path) -> None:
+    """Its builders have no argument for them: before, advice led from one refusal to the next."""
+    network = torchvision.models.get_model(name, weights=None, num_classes=2).eval()
+    stem = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
+    stem.weight, stem.in_channels = nn.Parameter(torch.randn_like(stem.weight[:, :1])), 1
+    torch.save(network.state_dict(), tmp_path / "grey.pth")
+    loaded = load_model(ModelConfig(name=f"torchvision:{name}", checkpoint=str(tmp_path / "grey.pth")))
+    assert {"head of 2 outputs, as in grey.pth", "1 input channel, as in grey.pth"} <= set(loaded.notes)
+    x = torch.randn(2, 1, 224, 224)
+    rebuilt = build(loaded.build_args)
+    rebuilt.load_state_dict(loaded.module.state_dict())
+    with torch.no_grad():
+        assert torch.equal(loaded.module(x), network(x))
+        assert torch.equal(rebuilt.eval()(x), network(x))
+
+
+def test_of_what_does_not_fit_the_refusal_names_what_no_option_mends(tmp_path: Path) -> None:
+    """A head of another size comes with an own network's stem: `--num-classes` led to a second refusal."""
+    state = torchvision.models.resnet18(num_classes=2).state_dict()
+    state["layer1.0.conv1.weight"] = torch.zeros(64, 32, 3, 3)
+    torch.save(state, tmp_path / "w.pth")
+    said = refusal(tmp_path / "w.pth", name="torchvision:resnet18")
+    assert "layer1.0.conv1.weight is (64, 32, 3, 3)" in said
+    assert "--num-classes" not in said
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_convnext", "test_vit"])

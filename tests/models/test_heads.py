@@ -266,6 +266,14 @@ def test_a_tower_of_own_code_is_refused_without_a_head(
     given: dict[str, Any] = {"name": f"{tmp_path}/pairs.py:Pair", "checkpoint": f"{tmp_path}/w.safetensors"}
     with pytest.raises(ModelError, match=r"gives embeddings, not classes. Fix: .*--head FILE"):
         load_model(ModelConfig(**given))
+    text = (tmp_path / "pairs.py").read_text()
+    text += "class Inside(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    text += "        self.pair = Pair()\n    def forward(self, x): return self.pair(x)\n"
+    (tmp_path / "pairs.py").write_text(text)
+    save_file({f"pair.{name}": value for name, value in state.items()}, tmp_path / "i.safetensors")
+    held = {"name": f"{tmp_path}/pairs.py:Inside", "checkpoint": f"{tmp_path}/i.safetensors"}
+    with pytest.raises(ModelError, match=r"Inside is a tower .* gives embeddings, not classes"):
+        load_model(ModelConfig(**held))
     rows = torch.randn(5, 8)
     save_file({"weight": rows, "bias": torch.arange(5.0)}, tmp_path / "h.safetensors")
     loaded = load_model(ModelConfig(**given, head=f"{tmp_path}/h.safetensors"))
@@ -320,6 +328,22 @@ def test_a_linear_head_on_a_backbone(name: str, patches: bool, tmp_path: Path) -
         assert float((loaded.module(images()) - (seen @ rows.T + torch.arange(6.0))).abs().max()) <= 1e-5
     layer = cam.find_target_layer(loaded.module, (3, 64, 64))
     assert (layer.prefix, layer.grid) == (skipped, (8, 8))
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_xsmall_patch16_clip_224", "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"]
+)
+def test_a_tower_of_timm_is_refused_without_a_head(name: str, tmp_path: Path) -> None:
+    """Its 512 numbers are an embedding's, though timm calls them classes; another head has classes."""
+    module = timm.create_model(name)
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    given = {"name": name, "checkpoint": f"{tmp_path}/w.safetensors"}
+    with pytest.raises(ModelError, match=r"gives embeddings, not classes. Fix: .*--num-classes N"):
+        load_model(ModelConfig(**given))
+    assert load_model(ModelConfig(**given, num_classes=512)).num_classes == 512
+    module.reset_classifier(3)
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    assert load_model(ModelConfig(**given)).num_classes == 3
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])

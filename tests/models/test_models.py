@@ -188,7 +188,7 @@ def test_an_exact_name_wins_over_the_first_word_of_another() -> None:
 
 def test_an_unknown_name_is_told_its_neighbours() -> None:
     said = refusal(name="resnet5o")
-    assert "'resnet5o' is no timm model and no local folder" in said
+    assert "'resnet5o' is no timm model, no local folder and no file" in said
     assert "did you mean resnet50" in said
     assert refusal(name="zzzzqqqq").endswith("see timm.list_models()")
 

@@ -148,9 +148,14 @@ def test_sizes_keep_the_share_of_the_crop() -> None:
 
 
 def test_torchvisions_own_recipes() -> None:
-    new, old = (input_spec(torchvision_defaults("resnet50", pretrained=p)) for p in (True, False))
-    assert (new.resize, old.resize) == ((232, 232), (256, 256))
-    assert input_spec(torchvision_defaults("inception_v3", pretrained=True)).height == 299
+    """Of its newest weights, or of those whose file is given: as its page of weights has them."""
+    files = {
+        None: 232, "mine.pth": 256, "hub/resnet50-0676ba61.pth": 256, "hub/resnet50-11ad3fa6.pth": 232,
+    }  # fmt: skip
+    assert {f: input_spec(torchvision_defaults("resnet50", f)).resize[0] for f in files} == files
+    assert input_spec(torchvision_defaults("inception_v3", None)).height == 299
+    swag = input_spec(torchvision_defaults("regnet_y_16gf", "regnet_y_16gf_swag-43afe44d.pth"))
+    assert (swag.height, swag.resize, swag.interpolation) == (384, (384, 384), "bicubic")
 
 
 def test_grey_models_see_luminance() -> None:
