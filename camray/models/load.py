@@ -336,9 +336,7 @@ def _input_spec(
         defaults = dict(preprocessing.USUAL)
         if recipe.kind == "transformers":
             defaults |= hugging_face.input_size(recipe.args)
-            notes = ("preprocessing of ImageNet (its mean and std): there is no preprocessor_config.json",)
-        else:
-            notes = preprocessing.guessed(preprocess)
+        notes = preprocessing.guessed(preprocess, is_sized=recipe.kind == "transformers")
     any_number = replace(preprocess, mean=(0.5,), std=(0.5,))
     sized = preprocessing.input_spec(defaults, 3, any_number)
     channels = preprocess.channels or preprocessing.input_channels(module, sized.height, sized.width)

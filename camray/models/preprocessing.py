@@ -134,15 +134,19 @@ def read_as_bands(channels: int, bands: tuple[int, ...]) -> tuple[str, ...]:
     )
 
 
-def guessed(given: PreprocessConfig) -> tuple[str, ...]:
-    """Say what of the preprocessing nobody named, so that ImageNet's is used: in words, for people."""
+def guessed(given: PreprocessConfig, is_sized: bool = False) -> tuple[str, ...]:
+    """Say what of the preprocessing nobody named, so that ImageNet's is used: in words, for people.
+
+    `is_sized`: of a folder that tells the size, and no more.
+    """
     resized = given.resize or given.crop_pct
     parts = {
         "size 224": given.input_size, "resize 256" if not given.input_size else "crop of 224/256": resized,
-        "mean": given.mean, "std": given.std,
     }  # fmt: skip
+    parts = ({} if is_sized else parts) | {"mean": given.mean, "std": given.std}
     named = [part for part, said in parts.items() if not said]
-    return (f"preprocessing of ImageNet ({', '.join(named)}): own code names none",) if named else ()
+    why = "there is no preprocessor_config.json" if is_sized else "own code names none"
+    return (f"preprocessing of ImageNet ({', '.join(named)}): {why}",) if named else ()
 
 
 def to_input(views: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -19,14 +19,15 @@ from camray.errors import ModelError
 from camray.models import hugging_face
 
 _COUNTER = "num_batches_tracked"  # of batch norm: only training reads it, old files lack it
-_AVERAGED = "n_averaged"  # a count that torch's AveragedModel adds
-# Parts of a name that a wrapper around a module inserts: compile, DDP, FSDP, checkpointing, peft.
+_COUNTS = ("n_averaged", "total_ops", "total_params")  # that torch's AveragedModel and profilers add
+# Parts of a name that a wrapper around a module inserts: compile, DDP, FSDP, checkpointing, Opacus, peft.
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
-             "base_layer")  # fmt: skip
+             "_module", "base_layer")  # fmt: skip
 _AVERAGES = re.compile(r"(^|[._])(ema|averaged?|swa|shadow)([._]|$)")
 # First parts of names by which trainers keep what is no part of the network.
 _TRAINERS = re.compile(
     r"(?:\w+_)?(?:criterion|loss|loss_fn|loss_func|losses|metrics?|acc|accuracy|auroc|f1|confusion_matrix|"
+    r"precision|recall|kappa|confmat|cross_entropy|b?ce|class_weights?|pos_weights?|"
     r"optimi[sz]er|scheduler|teacher|normali[sz]e|augment|augmentation|mixup|queue|queue_ptr)(?:_\w+)?"
 )
 _OLD_DENSENET = re.compile(r"\.(norm|relu|conv)\.([12])\.")  # torchvision's files of 2017
@@ -44,7 +45,7 @@ class Fitted:
 def rename(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Give the tensors the model's own names, where wrappers or other authors changed them."""
     own, notes = module.state_dict(), list[str]()
-    raw = {k: v for k, v in state.items() if k.rpartition(".")[2] != _AVERAGED}
+    raw = {k: v for k, v in state.items() if k.rpartition(".")[2] not in _COUNTS}
     state, said = _unprefixed(own, raw)
     if _missing(own, state):
         inner, told = _unwrapped(own, raw)

@@ -296,6 +296,12 @@ WRAPPED: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "Lightning with metrics": lambda s: (
         _renamed(s, lambda n: f"net.{n}") | {"val_auroc.preds": torch.ones(3)}
     ),
+    "private by Opacus": lambda s: _renamed(s, lambda n: _inside(n).replace("_orig_mod", "_module")),
+    "weights of the classes": lambda s: s | {"class_weights": torch.ones(6), "ce.weight": torch.ones(6)},
+    "counted by a profiler": lambda s: (
+        _renamed(s, lambda n: f"model.{n}")
+        | {"model.layer1.total_ops": torch.zeros(1), "total_params": torch.zeros(1)}
+    ),
     "averaged beside it": lambda s: (
         _renamed({k: v + 1 for k, v in s.items()}, lambda n: f"model.{n}")
         | _renamed(s, lambda n: f"ema_model.module.{n}")

@@ -202,6 +202,9 @@ def test_channels_are_those_of_what_receives_the_image(stem: int, first: int) ->
 def test_what_is_still_guessed_is_named(given: dict[str, Any], said: str) -> None:
     wanted = (f"preprocessing of ImageNet ({said}): own code names none",) if said else ()
     assert guessed(PreprocessConfig(**given)) == wanted
+    named = ", ".join(part for part in ("mean", "std") if part in said)
+    of_a_folder = (f"preprocessing of ImageNet ({named}): there is no preprocessor_config.json",)
+    assert guessed(PreprocessConfig(**given), is_sized=True) == of_a_folder * bool(named)
 
 
 class Normalised(nn.Module):
