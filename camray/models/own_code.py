@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -51,7 +51,10 @@ def collect_code(written: str) -> OwnCode:
         file = Path(place).expanduser()
         if not file.is_file():
             raise ModelError("--model", f"{printable(place)} is not a file", "give path/to/file.py:ClassName")
-        root, module = file.parent, file.stem
+        root, module = _package_of(file)
+    elif "/" in place:
+        said = f"{printable(place)} is no Python file"
+        raise ModelError("--model", said, "give path/to/file.py:ClassName")
     else:
         root, module = _root_of(place), place
     is_installed = _is_standard(root) or module.partition(".")[0] in _distributed(root)
@@ -83,7 +86,8 @@ def importable(code: OwnCode) -> Iterator[None]:
         sys.path.insert(0, folder)
         importlib.invalidate_caches()
         try:
-            yield
+            with redirect_stdout(sys.stderr):  # where results and --json go, a model has nothing to say
+                yield
         finally:
             sys.path.remove(folder)
             for name in [n for n in sys.modules if n.partition(".")[0] in tops]:
@@ -91,10 +95,21 @@ def importable(code: OwnCode) -> Iterator[None]:
             sys.modules.update(hidden)
 
 
+def _package_of(file: Path) -> tuple[Path, str]:
+    """Give the folder from which a file is imported, and by which name: alone, or of the package it is in."""
+    root, module = file.resolve().parent, file.stem
+    if not any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(_parsed(file))):
+        return file.parent, module
+    parts = [root.name] if module == "__init__" else [root.name, module]
+    while (root := root.parent).joinpath("__init__.py").is_file():
+        parts.insert(0, root.name)
+    return root, ".".join(parts)
+
+
 def _attribute(code: OwnCode) -> Any:
     try:
         module = importlib.import_module(code.module)
-    except Exception as error:  # noqa: BLE001 - the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's own code may raise anything
         raise ModelError(
             "--model", printable(f"{code.module} cannot be imported: {type(error).__name__}: {error}"),
             "a model file may import installed packages and Python files beside it",
@@ -165,10 +180,9 @@ def _reached(root: Path, module: str) -> dict[str, str]:
         path = _file_of(root, name)
         if path is None:
             continue
-        text = _text(path)
-        files[path.relative_to(root).as_posix()] = text
+        files[path.relative_to(root).as_posix()] = _text(path)
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        todo += _imports(text, path, package)
+        todo += _imports(path, package)
     if not files:
         raise ModelError("--model", f"there is no module {printable(module)!r} in {root}", "check its name")
     return dict(sorted(files.items()))
@@ -184,19 +198,22 @@ def _file_of(root: Path, name: str) -> Path | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError("--model", f"{path}: {printable(str(error))}", "give a Python file") from None
 
 
-def _imports(text: str, path: Path, package: str) -> list[str]:
-    """Give the dotted names a text imports; a name imported from a package may be a module of it."""
+def _parsed(path: Path) -> ast.Module:
     try:
-        tree = ast.parse(text)
+        return ast.parse(_text(path))
     except (SyntaxError, ValueError) as error:
         raise ModelError("--model", f"{path}: {printable(str(error))}", "give a Python file") from None
+
+
+def _imports(path: Path, package: str) -> list[str]:
+    """Give the dotted names a file imports; a name imported from a package may be a module of it."""
     found: list[str] = []
-    for node in ast.walk(tree):
+    for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

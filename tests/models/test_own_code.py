@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from camray.models.own_code import collect_code
+from camray.errors import ModelError
+from camray.models.own_code import collect_code, load_object
 
 NET = "from torch import nn\nimport heavy\n\nclass Net(nn.Module):\n    pass\n"
 
@@ -71,3 +72,39 @@ def test_torch_and_timm_are_installed_wherever_they_lie() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["__init__.py", "no __init__.py"])
+def test_a_file_of_a_package_is_imported_as_its_part(marked: bool, tmp_path: Path) -> None:
+    """A researcher's repository: `from .blocks import width`, which a file imported alone cannot."""
+    package = tmp_path / "repo" / "models"
+    package.mkdir(parents=True)
+    (package / "net.py").write_text("from .blocks import width\ndef make(): return width\n", "utf-8-sig")
+    (package / "blocks.py").write_text("width = 7\n")
+    if marked:
+        (package / "__init__.py").write_text("from .net import make\n")
+        (tmp_path / "repo" / "__init__.py").write_text("")
+        assert load_object(collect_code(f"{package}/__init__.py:make"))() == 7
+    code = collect_code(f"{package}/net.py:make")
+    assert code.module == ("repo.models.net" if marked else "models.net")
+    assert load_object(code)() == 7
+
+
+def test_a_file_with_a_byte_order_mark_that_prints_and_one_that_exits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a model prints stays out of results (--json); a script that parses options ends no command."""
+    (tmp_path / "net.py").write_text("print('made')\nclass Net: ...\n", "utf-8-sig")
+    load_object(collect_code(f"{tmp_path}/net.py:Net"))
+    assert capsys.readouterr() == ("", "made\n")
+    (tmp_path / "script.py").write_text("class Net: ...\nraise SystemExit(2)\n")
+    with pytest.raises(ModelError, match=r"script cannot be imported: SystemExit: 2"):
+        load_object(collect_code(f"{tmp_path}/script.py:Net"))
+
+
+@pytest.mark.parametrize("name", ["folder", "book.ipynb"])
+def test_a_path_that_is_no_python_file_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "__init__.py").write_text("class Net: ...\n")
+    with pytest.raises(ModelError, match=r"is no Python file. Fix: give path/to/file.py:ClassName"):
+        collect_code(f"{tmp_path}/{name}:Net")
