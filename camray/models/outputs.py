@@ -97,6 +97,9 @@ def read_output(
     if chosen == "none" and count == 1:
         form, chosen = "sigmoid", "sigmoid"  # the probability of class 1
     told = _told(form, before, count, chosen, activation, values)
+    if before and share is None and _are_shares(calls.inputs[-before].detach().reshape(values.shape).float()):
+        told += (f"WARNING: what goes into the {form} is a softmax already: its shares are explained, whose "
+                 "gradient fades; let it return the logits before both",)  # fmt: skip
     return Reading(form, count, chosen, before, share, output, told)
 
 
@@ -210,10 +213,19 @@ def _run(module: nn.Module, spec: InputSpec, output: str | None) -> Tensor:
         raise
     except Exception as error:  # noqa: BLE001 - the user's own code may raise anything
         size = f"{len(spec.mean)} x {spec.height} x {spec.width}"
-        raise ModelError(
-            "--model", printable(f"it fails on an image of {size}: {type(error).__name__}: {error}"),
-            "--input-size as the model was trained; for a model built for one size, --model-arg img_size=N",
-        ) from None  # fmt: skip
+        fix = "--input-size as the model was trained; for a model built for one size, --model-arg img_size=N"
+        if _runs(module, images.movedim(1, 3)):
+            fix = "it takes the channels last: a class whose forward permutes (0, 2, 3, 1) first"
+        said = printable(f"it fails on an image of {size}: {type(error).__name__}: {error}")
+        raise ModelError("--model", said, fix) from None
+
+
+def _runs(module: nn.Module, images: Tensor) -> bool:
+    try:
+        module(images)
+    except Exception:  # noqa: BLE001 - the user's own code may raise anything
+        return False
+    return True
 
 
 def _logits_before(calls: _Calls, images: int, count: int, share: int | None) -> Tensor:

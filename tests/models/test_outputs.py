@@ -100,6 +100,22 @@ def test_no_classifier(give: Head, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("end", [lambda p: p.softmax(1), lambda p: p.log_softmax(1)])
+def test_a_softmax_of_a_softmax_is_told(end: Head) -> None:
+    """The one before it has shares for logits: their gradient fades, and the scores are flat."""
+    said = " ".join(read_output(Net(lambda z: end(z.softmax(1))), SPEC).told)
+    assert "is a softmax already" in said
+    assert "already" not in " ".join(read_output(Net(end), SPEC).told)
+
+
+def test_a_network_that_takes_channels_last_is_told_so() -> None:
+    net = Net(lambda z: z)
+    forward = net.forward
+    net.forward = lambda x: forward(x.permute(0, 3, 1, 2))  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match=r"it takes the channels last: .* permutes \(0, 2, 3, 1\)"):
+        read_output(net, SPEC)
+
+
 def test_activations_that_contradict_the_network() -> None:
     assert read_output(Net(lambda z: z), SPEC, "sigmoid").activation == "sigmoid"
     for give, count, asked in (
