@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from camray.cli.main import main
+from camray.storage import open_folder
+from camray.upkeep.status import write_metrics
 from demo import hans64
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,6 +107,23 @@ def test_status_tells_of_an_out_that_is_filled_elsewhere(tmp_path: Path) -> None
         for f in (own, afar)
     ]
     assert abs(stamps[0] - stamps[1]) < HOUR  # the audit's own time is not in run.json
+
+
+def test_a_clock_that_was_ahead_for_one_night_silences_nothing(tmp_path: Path) -> None:
+    """Of the runs as they held OUT, the last that went well; a time that is still to come is none."""
+    told, names = tmp_path / "camray.prom", ("29991231T000000Z-1", "20261127T000000Z-2")
+    for name in names:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "metrics.prom").write_text(f'camray_audit_dark_rate{{out="{name}"}} 0\n')
+    runs = [
+        {"run_id": name, "exit": 0, "explainer": "e", "accounting": {}, "duration_s": 1.0, "started_at": began}
+        for name, began in zip(names, ("2999-12-31T00:00:00+00:00", "2026-01-01T00:00:00+00:00"), strict=True)
+    ]  # fmt: skip
+    write_metrics(open_folder(str(tmp_path), "OUT"), runs, str(told))
+    assert re.search(r"^camray_last_success_timestamp_seconds{.*} 1767225601$", told.read_text(), re.M)
+    assert f'camray_audit_dark_rate{{out="{names[1]}"}}' in told.read_text()
+    write_metrics(open_folder(str(tmp_path), "OUT"), runs[:1], str(told))
+    assert "camray_last_success_timestamp_seconds{" not in told.read_text()
 
 
 # ── timers ───────────────────────────────────────────────────────────────────────────────────────

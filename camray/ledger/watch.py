@@ -8,6 +8,7 @@ over from the file of before. A night that was refused must not silence last nig
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 from camray.errors import UsageError, printable
@@ -47,13 +48,18 @@ def check_metrics_file(name: str) -> None:
 def gauges(
     out: str, code: int, ended_s: float, success_s: float | None, images: Accounting, more: str = ""
 ) -> str:
-    """Write the gauges of a run into OUT; times in seconds since 1970, `more`: gauges of its audit."""
+    """Write the gauges of a run into OUT; times in seconds since 1970, `more`: gauges of its audit.
+
+    A success of the future, of a clock that was ahead, is left out: it would silence alarms until then.
+    """
     label = 'out="' + "".join(_ESCAPES.get(c, c) for c in printable(out, 1000)) + '"'
     counts = {"ok": images.ok, "failed": images.n_failed, "skipped": images.skipped}
     lines = {
         "camray_last_run_exit_code": [f"{{{label}}} {code}"],
         "camray_last_run_timestamp_seconds": [f"{{{label}}} {ended_s:.0f}"],
-        _SUCCESS: [] if success_s is None else [f"{{{label}}} {success_s:.0f}"],
+        _SUCCESS: []
+        if success_s is None or success_s > time.time() + 1
+        else [f"{{{label}}} {success_s:.0f}"],
         "camray_last_run_images": [f'{{{label},status="{s}"}} {n}' for s, n in counts.items()],
     }
     said = ""

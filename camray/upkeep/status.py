@@ -17,6 +17,7 @@ from camray.ledger.out import (
     open_out,
     panel_file,
     read_explainer,
+    run_file,
 )
 from camray.ledger.runs import read_reports
 from camray.ledger.side import DamagedError, read_side
@@ -96,10 +97,12 @@ def write_metrics(out: Folder, runs: Sequence[Mapping[str, Any]], name: str) -> 
     ended = [r for r in runs if r["exit"] is not None and r["explainer"] not in panels]
     if not ended:
         return
-    good_s = max((_end_s(run) for run in ended if run["exit"] == ExitCode.DONE), default=None)
+    good = [run for run in ended if run["exit"] == ExitCode.DONE]
+    good_s = _end_s(good[-1]) if good else None
     said = {name: ended[-1]["accounting"].get(name) for name in ("ok", "skipped", "failed")}
     images = Accounting(said["ok"] or 0, said["skipped"] or 0, said["failed"] or {})
-    audits = files_of_runs(out, "metrics.prom")
+    listed = set(files_of_runs(out, "metrics.prom"))
+    audits = [path for run in runs if (path := run_file(run["run_id"], "metrics.prom")) in listed]
     audit = out.read(audits[-1]).decode() if audits else ""
     write_gauges(name, gauges(out.uri, ended[-1]["exit"], _end_s(ended[-1]), good_s, images, audit))
 
