@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterable
@@ -160,6 +161,7 @@ def _coerced(setting: Setting, value: Any) -> Any:
     if setting.kind == int | float and isinstance(value, str):
         return _failure_budget(value)
     given = tuple(value) if isinstance(value, list) else value
+    given = os.fspath(given) if isinstance(given, os.PathLike) else given
     if expected_of(setting.kind) == _NUMBERS and not (isinstance(given, tuple) and given):
         given = (given,)  # an empty list is no number either
     if (

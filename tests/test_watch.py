@@ -116,7 +116,7 @@ def test_a_clock_that_was_ahead_for_one_night_silences_nothing(tmp_path: Path) -
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "metrics.prom").write_text(f'camray_audit_dark_rate{{out="{name}"}} 0\n')
     runs = [
-        {"run_id": name, "exit": 0, "explainer": "e", "accounting": {}, "duration_s": 1.0, "started_at": began}
+        {"run_id": name, "exit": 0, "explainer": "e", "accounting": {}, "duration_s": 1, "started_at": began}
         for name, began in zip(names, ("2999-12-31T00:00:00+00:00", "2026-01-01T00:00:00+00:00"), strict=True)
     ]  # fmt: skip
     write_metrics(open_folder(str(tmp_path), "OUT"), runs, str(told))

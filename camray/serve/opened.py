@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Mapping
 from html import escape
 from importlib import import_module
@@ -38,8 +39,9 @@ class Records(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no typ
         UsageError: OUT holds no camray records, or none of that explainer.
     """
 
-    def __init__(self, out: str, explainer: str = "latest") -> None:
-        self.out, table = open_out(out)
+    def __init__(self, out: str | os.PathLike[str], explainer: str = "latest") -> None:
+        self.out, table = open_out(os.fspath(_expect("OUT", out, (str, os.PathLike), "a path")))
+        _expect("explainer", explainer, str, "an id")
         owner = table.latest_owner() if explainer == "latest" else explainer
         found = table.dataset("" if explainer == "all" else owner)
         if explainer not in ("latest", "all") and not found.files:
@@ -70,7 +72,7 @@ class Records(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no typ
 
         The query reads the records alone: no file, no network, no variable of Python.
         """
-        return _connected(self).sql(query)
+        return _connected(self).sql(_expect("query", query, str, "a text"))
 
     def overlay(self, row: Mapping[str, Any], **style: Any) -> Picture:
         """Draw a row's map over its image, in the style of its run but for `style`: ``colormap="magma"``.
@@ -84,7 +86,7 @@ class Records(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no typ
 
         from camray.serve.redraw import Redraw
 
-        if row.get("heatmap") is None:
+        if _expect("row", row, Mapping, "a dict, as of to_arrow().to_pylist()").get("heatmap") is None:
             raise UsageError("row", "it has no heatmap", "a row with heat_status 'ok'")
         (done,) = Redraw(self.out)([row], style)
         if done.picture is None:
@@ -97,6 +99,7 @@ class Records(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no typ
         Raises:
             UsageError: no image with a map is predicted so, or their maps have several sizes.
         """
+        _expect("of_class", of_class, (int, str), "a class's number or name")
         name = "predicted_label" if isinstance(of_class, str) else "predicted_class"
         wanted = (ds.field(name) == of_class) & (ds.field("heat_status") == "ok")
         rows = self.to_table(columns=["heatmap", "heat_h", "heat_w"], filter=wanted)
@@ -117,7 +120,7 @@ class Records(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no typ
         """
         from camray.serve.diff import compared
 
-        return compared(self, other)[0]
+        return compared(self, _expect("other", other, Records, "what open_records gives"))[0]
 
     def _repr_html_(self) -> str:
         said = self.to_table(columns=_COUNTED)
@@ -147,6 +150,13 @@ class Records(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no typ
             source = base64.b64encode(data.getvalue()).decode()
             pictures.append(f'<img alt="{name}" title="{name}" src="data:image/jpeg;base64,{source}">')
         return pictures
+
+
+def _expect(field: str, value: Any, kinds: Any, what: str) -> Any:
+    """Give the value back, or name the argument that is of another kind."""
+    if not isinstance(value, kinds):
+        raise UsageError(field, f"is of type {type(value).__name__}", f"give {what}")
+    return value
 
 
 def _connected(records: Records) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,19 @@ def test_an_overlay_is_that_of_the_run(records: Records) -> None:
     assert np.abs(drawn - file).mean() < 3
     with pytest.raises(UsageError, match="no heatmap"):
         records.overlay({**row, "heatmap": None})
+
+
+def test_a_value_of_another_kind_is_refused_by_the_name_of_its_argument(records: Records) -> None:
+    """Not by errors of Python, pyarrow or DuckDB; a path may be a Path."""
+    assert camray.open_records(Path(records.out.uri)).count_rows() == 24  # type: ignore[arg-type]
+    anything: Any = [1]
+    for argument, ask in {
+        "OUT": camray.open_records, "row": records.overlay, "query": records.sql,
+        "of_class": records.mean_map, "other": records.compare,
+        "explainer": lambda value: camray.open_records(records.out.uri, value),
+    }.items():  # fmt: skip
+        with pytest.raises(UsageError, match=f"^{argument}: is of type list. Fix: give "):
+            ask(anything)
 
 
 def test_all_tables_say_the_same(records: Records) -> None:
