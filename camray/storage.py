@@ -305,7 +305,8 @@ def check_uri(place: str, field: str) -> None:
     if scheme != "file" and not rest.strip("/"):
         raise UsageError(field, f"{place} names no bucket", f"{scheme}://BUCKET/PATH")
     if has_empty_part(place):
-        raise UsageError(field, f"{printable(place)} has an empty part between two slashes", "leave one out")
+        said = f"{printable(place)} has a part that is empty, . or .., between two slashes"
+        raise UsageError(field, said, "leave it out")
     if scheme != "file" and "#" in rest:
         raise UsageError(field, f"{printable(place)}: what follows # would be left out", "write %23 for #")
     user, at, _ = rest.partition("?")[0].partition("/")[0].rpartition("@")
@@ -327,9 +328,14 @@ def _local(place: Path) -> Folder:
 
 
 def has_empty_part(uri: str) -> bool:
-    """Tell whether an object's address has an empty part, `a//b`: a key may, but no library opens it."""
+    """Tell whether an object's address has a part that no library opens: a key may have one."""
     scheme, separator, rest = uri.partition("://")
-    return bool(separator) and scheme != "file" and "//" in rest.partition("?")[0].rstrip("/")
+    return bool(separator) and scheme != "file" and is_odd_key(rest.partition("?")[0])
+
+
+def is_odd_key(key: str) -> bool:
+    """Tell whether a key has a part that is empty, `.` or `..`: for `a/../b` Arrow opens another, `b`."""
+    return any(part in ("", ".", "..") for part in key.rstrip("/").split("/"))
 
 
 def _file_system(uri: str, scheme: str, is_anonymous: bool) -> tuple[pafs.FileSystem, str]:

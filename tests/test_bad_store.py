@@ -112,7 +112,7 @@ def test_no_bucket(store: Answer, refused: Refused, tmp_path: Path) -> None:
     assert "ARCHIVE: s3://bucket/in is not there" in found
 
 
-@pytest.mark.parametrize("place", ["s3://bucket//out", "s3:////out"])
+@pytest.mark.parametrize("place", ["s3://bucket//out", "s3:////out", "s3://bucket/a/../out"])
 def test_odd_slashes(refused: Refused, place: str) -> None:
     found = refused("plan", str(ARCHIVE), place, "--model", str(MODEL))
-    assert "empty part between two slashes" in found or "Missing bucket name" in found
+    assert "is empty, . or .., between two slashes" in found or "Missing bucket name" in found

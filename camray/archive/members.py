@@ -79,7 +79,8 @@ def _members(shard: Shard, config: ArchiveConfig, is_needed: IsNeeded) -> Iterat
         return
     uri = shard.place or shard.uri
     if has_empty_part(uri):
-        raise ShardError(ErrorCode.SHARD_UNREADABLE, "its key has an empty part (//), which cannot be opened")
+        said = "its key has a part that is empty, . or .., which cannot be opened"
+        raise ShardError(ErrorCode.SHARD_UNREADABLE, said)
     place = open_folder(uri, "shard")
     size = _check_unchanged(place, shard, version_mark(config.frames))
     if size == 0:

@@ -211,13 +211,13 @@ class Rows:
                     self._files[_shard_of(fragment.path)].append(fragment)
         wanted: dict[str, set[int]] = {}
         for row in rows:
-            wanted.setdefault(_files_of(row), set()).add(row["index"] if row["index"] is not None else -1)
+            wanted.setdefault(_files_of(row), set()).update({row["index"]} - {None})
         found = {
             _target(name.partition("/")[0], record): record
             for name, indices in wanted.items()
             for fragment in self._files.get(name, [])
             for record in fragment.to_table(
-                RECORD_SCHEMA, filter=ds.field("index").isin(sorted(indices))
+                RECORD_SCHEMA, filter=ds.field("index").isin(sorted(indices)) | ds.field("index").is_null()
             ).to_pylist()
         }
         return [found[_target(row[PARTITION], row)] | {PARTITION: row[PARTITION]} for row in rows]

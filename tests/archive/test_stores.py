@@ -35,6 +35,7 @@ def test_each_key_is_one_member_whatever_its_characters(tmp_path):
     (tmp_path / "secret.png").write_bytes(png(9))
     fine = ["a.png", "d e/b.png", "e%20f.png", "g h?#ü&=+.png", "%2e%2e.png", "ü/图.png"]
     odd = ["d//b.png", "/c.png", f"/{tmp_path}/secret.png", f"file://{tmp_path}/secret.png"]
+    odd += ["./a.png", "d e/../a.png", "d?/../a.png"]  # of which Arrow opens the first of `fine`
     with small_store({f"in/{key}": png(i) for i, key in enumerate(fine + odd)}) as (query, _):
         found = members(list_archive(ArchiveConfig(f"s3://b/in{query}")))
     assert len(found) == len(fine) + len(odd)
@@ -49,7 +50,7 @@ def test_packed_files_with_odd_keys(tmp_path):
         listing = list_archive(ArchiveConfig(f"s3://b/in/{query}"))
         *fine, odd = sorted(listing.shards, key=lambda shard: "//y" in shard.uri)
         assert [m.content for shard in fine for m in read_members(shard, ArchiveConfig())] == [png(1)] * 2
-        with pytest.raises(ShardError, match="empty part") as raised:
+        with pytest.raises(ShardError, match=r"is empty, \. or \.\., which") as raised:
             list(read_members(odd, ArchiveConfig()))
         assert raised.value.code not in PASSING_ERRORS
         for key in ("a%20b.tar", "a%2520b.tar"):  # the addresses of the two

@@ -52,6 +52,29 @@ def test_the_condition_and_the_colours_are_those_asked_for(
     assert len(list((tmp_path / "bone").rglob("*.jpg"))) == wanted
 
 
+def test_a_file_that_could_not_be_read_is_a_record_without_a_picture(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its row has no member; before, drawing all rows ended with a traceback."""
+    (tmp_path / "archive").mkdir()
+    shutil.copy(demo / "archive" / "hans64-00000.tar", tmp_path / "archive")
+    (tmp_path / "archive" / "empty.tar").touch()
+    words = ["explain", str(tmp_path / "archive"), str(tmp_path / "out"), "--engine", "here", "--limit", "3"]
+    main([*words, "--model", str(demo / "models" / "hans64-poisoned")])
+    capsys.readouterr()
+    assert main(["draw", str(tmp_path / "out"), "--to", str(tmp_path / "to"), "--json"]) == ExitCode.DONE
+    assert json.loads(capsys.readouterr().out)["none"] == 1
+    words = [
+        "draw",
+        str(tmp_path / "out"),
+        "--where",
+        "status = 'failed'",
+        "--sheet",
+        str(tmp_path / "s.pdf"),
+    ]
+    assert main(words) == ExitCode.DONE
+
+
 def test_a_sheet_has_every_picture(drawn_out: Path, tmp_path: Path) -> None:
     for name in ("worst.pdf", "worst.png"):
         assert (
