@@ -111,7 +111,7 @@ def called(listing: Listing, path: str, name: str) -> Listing:
     Where its files are opened stays as it is. So an archive that was moved, or is reached by another path, is
     the same archive for OUT.
     """
-    here, there = place_of(listing, path), name.rstrip("/") or "/"
+    here, there = place_of(listing, path), name.removeprefix("file://").rstrip("/") or "/"
     pairs = [(here, there)]
     if here != listing.root or table_ending(_address(here)):  # a file: its neighbours went along with it
         pairs.append((_above(here), _above(there)))

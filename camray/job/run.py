@@ -378,6 +378,9 @@ def _announce(ready: Prepared, reporter: Reporter) -> None:
     parts += [f"{plan.resumed:,} resumed"] * bool(plan.resumed)
     parts += [f"{plan.more:,} keep rows of other commands"] * bool(plan.more)
     reporter.say(", ".join(parts), todo=len(plan.tasks), committed=plan.committed)
+    if plan.tasks and plan.gone and not plan.committed + plan.changed:
+        said = f"OUT holds {plan.gone:,} shards, none of this archive; if it is one of them that was moved,"
+        reporter.say(f"{said} --archive-name WHERE/IT/LAY keeps its records: else all is done again")
 
 
 def _tell_kept_pictures(ready: Prepared, before: Sequence[Mapping[str, Any]], reporter: Reporter) -> None:

@@ -7,7 +7,7 @@ import pytest
 from camray.archive.listing import list_archive
 from camray.archive.members import read_members, select
 from camray.cli.jobs import typed_config
-from camray.cli.main import build_parser
+from camray.cli.main import build_parser, main
 from camray.config import ArchiveConfig
 from camray.errors import UsageError
 from camray.job.prepare import chosen_shards, grouped, listed_for
@@ -53,6 +53,7 @@ def test_a_moved_archive_is_known_by_where_it_lay(tmp_path, archive, inside):
     moved = archive.rename(tmp_path / "moved")
     after = shards_of(out, moved / inside, name=str(archive / inside))
     assert [shard.id for shard in after] == [shard.id for shard in before]
+    assert after == shards_of(out, moved / inside, name=f"file://{archive / inside}")
     assert contents(after) == read
     other = shards_of(out, moved / inside)
     assert not {shard.key for shard in other} & {shard.key for shard in before}
@@ -107,3 +108,17 @@ def test_the_last_of_several_places_is_out():
     assert (config.archive.path, config.archive.also, config.out) == ("a", ("b", "c"), "out")
     config = typed_config(build_parser().parse_args(["explain", "a"]))
     assert (config.archive.path, config.archive.also, config.out) == ("a", (), "")
+
+
+def test_an_archive_that_moved_without_a_word_is_told(demo, tmp_path, capsys):
+    """All of it is done again: the line says what would have kept the records."""
+    (tmp_path / "in").mkdir()
+    shutil.copy(demo / "archive" / "hans64-00000.tar", tmp_path / "in")
+    words = [str(tmp_path / "out"), "--model", str(demo / "models" / "hans64-poisoned"), "--limit", "2"]
+    said = []
+    for _ in range(2):
+        main(["explain", str(tmp_path / "in"), *words, "--engine", "here"])
+        said.append("OUT holds 1 shards, none of this archive" in capsys.readouterr().err)
+    (tmp_path / "in").rename(tmp_path / "moved")
+    main(["explain", str(tmp_path / "moved"), *words, "--engine", "here"])
+    assert [*said, "none of this archive" in capsys.readouterr().err] == [False, False, True]
