@@ -13,6 +13,7 @@ in the archive comes back when its shard changes, or with another explainer.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -57,15 +58,20 @@ _TEXTS = (".json", ".js", ".html", ".txt", ".prom")
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """The image that goes: of every shard, or of one."""
+    """The image that goes, with its frames (`member#0`, ...): of every shard, or of one."""
 
     member: str
     shard: str | None
 
     @property
+    def names(self) -> str:
+        """What it is called, as a pattern."""
+        return f"^(?:{re.escape(self.member)}(?:#[0-9]+)?)$"
+
+    @property
     def rows(self) -> ds.Expression:
         """Where its rows are."""
-        mine = ds.field("member") == self.member
+        mine = pc.match_substring_regex(ds.field("member"), self.names)
         return mine if self.shard is None else mine & (ds.field("shard") == self.shard)
 
     @property
@@ -75,7 +81,8 @@ class Image:
 
     def is_of(self, row: Mapping[str, Any]) -> bool:
         """Tell whether a row of JSON is about it."""
-        return row.get("member") == self.member and self.shard in (None, row.get("shard"))
+        is_mine = re.match(self.names, str(row.get("member"))) is not None
+        return is_mine and self.shard in (None, row.get("shard"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +176,7 @@ def _without(
 ) -> tuple[Receipt, dict[str, Any]]:
     """Write one file again; give its receipt, and what now holds of its shard."""
     old = pq.read_table(pa.BufferReader(out.read(f"{kind.folder}/{path}")), use_threads=False)
-    mine = pc.equal(old["member"], image.member)
-    if image.shard is not None:
-        mine = pc.and_(mine, pc.equal(old["shard"], image.shard))
-    kept = old.filter(pc.invert(pc.fill_null(mine, False)))
+    kept = old.filter(image.others)
     kept = pa.table(
         [kept[f.name] if f.name in kept.column_names else pa.nulls(len(kept), f.type) for f in kind.schema],
         kind.schema,

@@ -167,6 +167,23 @@ def test_the_last_image_of_a_shard_goes_too(
     ] == 0  # fmt: skip
 
 
+def test_a_file_goes_with_all_its_frames_and_a_frame_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "archive").mkdir()
+    pages = [Image.fromarray(hans64.render(0, "audit", i).image) for i in range(3)]
+    for name in ("guest.tif", "other.tif"):
+        pages[0].save(tmp_path / "archive" / name, save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "archive" / "guest.tif#no-frame.png")
+    assert run(tmp_path, "explain", "--frames", "all", "--overlays", "none") == 0
+    out = str(tmp_path / "out")
+    assert told(capsys, "forget", out, "--member", "other.tif#1", "--yes")["rows"] == 1
+    assert told(capsys, "forget", out, "--member", "guest.tif", "--yes")["rows"] == 3
+    left = camray.open_records(out).to_table(columns=["member"])["member"].to_pylist()
+    assert sorted(left) == ["guest.tif#no-frame.png", "other.tif#0", "other.tif#2"]
+    assert told(capsys, "verify", out)["problems"] == []
+
+
 def test_a_name_that_no_row_has_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--member", "guest-9.jpg"], ["--member", "guest-1.jpg", "--shard", "elsewhere"], []):
         assert main(["forget", str(folder / "out"), *words, "--yes"]) == 2
