@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from pkgutil import resolve_name
 from typing import Any
 from urllib.parse import unquote
+from xml.sax.saxutils import quoteattr
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +31,14 @@ from camray.storage import Folder, open_folder
 
 Row = dict[str, Any]  # of the queue, as `report_rows.as_shown` gives it
 Files = Iterator[tuple[str, bytes]]  # path in the new folder, content
+LOCAL_FILES = "/data/local-files/?d="  # of Label Studio, before a path in its folder of local files
+_LABELS = """<View>
+<Image name="image" value="$image"/>
+<Text name="why" value="$why"/>
+<Choices name="label" toName="image">
+CHOICES</Choices>
+</View>
+"""
 _GLOB = re.compile(r"[*?[]")  # of DuckDB, where a path holds one
 _FORMULA = re.compile("(^|;)[ \u3000]*(?=[=+\\-@\uff1d\uff0b\uff0d\uff20])")  # also in full width
 _SAID = ("score", "predicted", "confidence", "label")
@@ -151,7 +160,8 @@ def coco(_out: Folder, rows: Iterable[Row], _prefix: str) -> Files:
             continue
         classes[row["class"]] = row.get("predicted") or f"class {row['class']}"
         width, height = row["size"]
-        images.append({"id": len(images) + 1, "file_name": row["member"], "width": width, "height": height})
+        place = {"file_name": row["member"], "shard": row["shard"]}
+        images.append(place | {"id": len(images) + 1, "width": width, "height": height})
         for x0, y0, x1, y1 in row.get("boxes", ()):
             boxes.append(
                 {"id": len(boxes) + 1, "image_id": len(images), "category_id": row["class"], "iscrowd": 0,
@@ -163,22 +173,38 @@ def coco(_out: Folder, rows: Iterable[Row], _prefix: str) -> Files:
     yield "instances.json", json.dumps(tree | {"categories": kinds}).encode()
 
 
-def label_studio(_out: Folder, rows: Sequence[Row], prefix: str) -> Files:
-    """tasks.json with what the model said as a prediction; pictures by URL prefix."""
-    tasks = [
-        {
-            "data": {"image": prefix + row["picture"], "member": row["member"], "verdict": row["verdict"],
-                     "why": " ".join(row["why"])},
-            "predictions": [
-                {"model_version": row["run"], "score": row.get("confidence"),
-                 "result": [{"from_name": "label", "to_name": "image", "type": "choices",
-                             "value": {"choices": [row.get("predicted") or str(row.get("class"))]}}]}
-            ],
-        }
-        for row in rows
-        if row.get("picture") and row["verdict"] != "ok"
-    ]  # fmt: skip
+def label_studio(_out: Folder, rows: Iterable[Row], prefix: str) -> Files:
+    """tasks.json with what the model said as a prediction, and labels.xml; pictures by URL prefix."""
+    return _tasks((r, prefix + r["picture"]) for r in rows if r.get("picture") and r["verdict"] != "ok")
+
+
+def tasks_of(pictures: Iterable[tuple[Row, bytes]]) -> Files:
+    """Give the files of a Label Studio project whose local storage they are, the pictures first."""
+    shown = list[tuple[Row, str]]()
+    for row, picture in pictures:
+        name = f"data/{len(shown):06d}.jpg"
+        shown.append((row, LOCAL_FILES + name))
+        yield name, picture
+    yield from _tasks(shown)
+
+
+def _tasks(shown: Iterable[tuple[Row, str]]) -> Files:
+    """Give the tasks of rows and the places of their pictures, and the labels of a project for them."""
+    tasks, choices = [], set[str]()
+    for row, place in shown:
+        answer = row.get("predicted") or str(row.get("class"))
+        choices |= {answer, row.get("label") or answer}
+        tasks.append(
+            {"data": {"image": place, "member": row["member"], "verdict": row["verdict"],
+                      "why": " ".join(row["why"])},
+             "predictions": [
+                 {"model_version": row["run"], "score": row.get("confidence"),
+                  "result": [{"from_name": "label", "to_name": "image", "type": "choices",
+                              "value": {"choices": [answer]}}]}]}
+        )  # fmt: skip
     yield "tasks.json", json.dumps(tasks, indent=1).encode()
+    lines = "".join(f"<Choice value={quoteattr(printable(choice))}/>\n" for choice in sorted(choices))
+    yield "labels.xml", _LABELS.replace("CHOICES", lines).encode()
 
 
 def duckdb_views(out: Folder, _rows: Sequence[Row], _prefix: str) -> Files:

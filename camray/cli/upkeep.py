@@ -66,12 +66,12 @@ def report(args: argparse.Namespace) -> ExitCode:
 
     if not hasattr(args, "export"):
         return print_report(args.out, getattr(args, "limit", None), args.json)
-    from camray.audit.export import check_kind, print_export
+    from camray.audit.export import LOCAL_FILES, check_kind, print_export
 
     kind, to = check_kind(args.export), getattr(args, "to", "")
     if not to:
         raise UsageError("--to", "is missing", "--to FOLDER says where the export goes")
-    prefix = getattr(args, "prefix", "/data/local-files/?d=")
+    prefix = getattr(args, "prefix", LOCAL_FILES)
     return print_export(args.out, kind, to, getattr(args, "limit", LARGEST), prefix, args.json)
 
 

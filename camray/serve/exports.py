@@ -9,13 +9,11 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import IO, Any
 
 from PIL import Image
 
-from camray.audit import EXPORTS
-from camray.audit.export import Files, csv_lines, folder_of, samples_of
+from camray.audit.export import Files, coco, csv_lines, folder_of, samples_of, tasks_of
 from camray.audit.report_rows import as_shown
 from camray.errors import UsageError
 from camray.ledger.committed import PARTITION
@@ -26,6 +24,7 @@ from camray.serve.rows import Row, View
 KINDS = ("csv", "imagefolder", "coco", "label-studio", "fiftyone", "pdf")
 SHEET = 1_000  # pictures of a PDF, whose pages are held until it is written
 MOST = 10_000  # rows of a format that reads each record, or its picture
+_PACKED = {"imagefolder": folder_of, "fiftyone": samples_of, "label-studio": tasks_of}
 _CSV = (
     PARTITION, "shard", "member", "index", "content_sha256", "verdict", "flags", "predicted_label",
     "predicted_class", "confidence", "label",
@@ -48,14 +47,9 @@ def exported(kind: str, pages: Pages, query: Sequence[tuple[str, str]]) -> tuple
     if kind == "pdf":
         return "view.pdf", "application/pdf", _sheet(pages, ids.tolist())
     whole = _shown(pages, pages.rows.parts(ids, size=500))
-    if kind in ("imagefolder", "fiftyone"):
-        of = folder_of if kind == "imagefolder" else samples_of
-        return f"{kind}.zip", "application/zip", _zipped(of(_pictured(pages, whole)))
-    return (
-        f"{kind}.json",
-        "application/json",
-        (data for _, data in resolve_name(EXPORTS[kind])(pages.out, whole, "")),
-    )
+    if kind in _PACKED:
+        return f"{kind}.zip", "application/zip", _zipped(_PACKED[kind](_pictured(pages, whole)))
+    return "coco.json", "application/json", (data for _, data in coco(pages.out, whole, ""))
 
 
 def _gathered(lines: Iterable[bytes]) -> Iterator[bytes]:

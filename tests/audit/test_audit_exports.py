@@ -131,12 +131,78 @@ def test_imagefolder(pictured: Path, tmp_path: Path) -> None:
 
 
 def test_label_studio(pictured: Path, tmp_path: Path) -> None:
-    tasks = json.loads((export(pictured, "label-studio", tmp_path / "ls") / "tasks.json").read_text())
+    to = export(pictured, "label-studio", tmp_path / "ls")
+    tasks = json.loads((to / "tasks.json").read_text())
     assert tasks
     for task in tasks:
         assert task["data"]["image"].startswith("/data/local-files/?d=overlays/")
         (result,) = task["predictions"][0]["result"]
         assert result["value"]["choices"][0] in hans64.LABEL_NAMES
+    label_interface = pytest.importorskip("label_studio_sdk.label_interface")
+    project = label_interface.LabelInterface((to / "labels.xml").read_text())
+    project.validate()
+    assert [
+        e for t in tasks for e in project.validate_prediction(t["predictions"][0], return_errors=True)
+    ] == []
+    assert project.validate_prediction({"result": [{"from_name": "x"}]}, return_errors=True)  # it can refuse
+
+
+def test_label_studio_gives_decisions_back_through_its_converter(pictured: Path, tmp_path: Path) -> None:
+    """Taken as they stand by a reviewer, the predictions are the answers that its own export writes."""
+    converter = pytest.importorskip("label_studio_sdk.converter")
+    to = export(pictured, "label-studio", tmp_path / "ls")
+    tasks = json.loads((to / "tasks.json").read_text())
+    reviewed = [t | {"id": n, "annotations": [t["predictions"][0] | {"id": n}]} for n, t in enumerate(tasks)]
+    (tmp_path / "reviewed.json").write_text(json.dumps(reviewed))
+    tool = converter.Converter((to / "labels.xml").read_text(), None)
+    tool.convert(str(tmp_path / "reviewed.json"), str(tmp_path / "back"), "JSON_MIN", is_dir=False)
+    back = json.loads((tmp_path / "back" / "result.json").read_text())
+    answers = {t["data"]["image"]: t["predictions"][0]["result"][0]["value"]["choices"][0] for t in tasks}
+    assert {row["image"]: row["label"] for row in back} == answers
+
+
+def known(out: Path) -> dict[tuple[str, str], dict]:
+    """The records by shard and member."""
+    rows = DeltaTable(str(out / "records")).to_pyarrow_table().to_pylist()
+    return {(row["shard"], row["member"]): row for row in rows}
+
+
+def test_fiftyone(pictured: Path, tmp_path: Path) -> None:
+    """Read by the importer that `Dataset.from_dir` takes, up to the samples, which need no database."""
+    to = export(pictured, "fiftyone", tmp_path / "fo")
+    importers = pytest.importorskip("fiftyone.utils.data.importers", exc_type=ImportError)
+    with importers._handle_legacy_formats(importers.FiftyOneDatasetImporter(str(to))) as found:
+        samples = list(found)
+    rows = known(pictured)
+    assert {(sample.shard, sample.member) for sample in samples} == set(rows)
+    for sample in samples:
+        row = rows[sample.shard, sample.member]
+        assert Path(sample.filepath).is_file()
+        assert sample.prediction.label == row["predicted_label"]
+        assert sample.prediction.confidence == pytest.approx(row["confidence"], abs=1e-4)
+
+
+def test_coco(pictured: Path, tmp_path: Path) -> None:
+    tool = pytest.importorskip("pycocotools.coco")
+    read = tool.COCO(str(export(pictured, "coco", tmp_path / "coco") / "instances.json"))
+    rows = known(pictured)
+    shown = {(i["shard"], i["file_name"]): i for i in read.loadImgs(read.getImgIds())}
+    assert set(shown) == set(rows)
+    for place, image in shown.items():
+        boxes = read.loadAnns(read.getAnnIds([image["id"]]))
+        assert {box["category_id"] for box in boxes} <= {rows[place]["predicted_class"]}
+        assert len(boxes) == len(rows[place]["heat_boxes"])
+    scored = read.loadRes(read.dataset["annotations"])  # as the detections of a model
+    assert len(scored.getAnnIds()) == len(read.getAnnIds()) > 0
+
+
+def test_polars_and_pandas_read_the_tables(made: Path, tmp_path: Path) -> None:
+    """Names of 4 KB, with quotes, line breaks and from right to left, each one cell."""
+    polars, pandas = pytest.importorskip("polars"), pytest.importorskip("pandas")
+    file = export(made, "csv", tmp_path / "csv") / "queue.csv"
+    one, two = polars.read_csv(file), pandas.read_csv(file)
+    assert one.shape == two.shape == (MADE_ROWS, 10)
+    assert one["member"].to_list() == two["member"].to_list()
 
 
 def test_every_format_is_a_function_and_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

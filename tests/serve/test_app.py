@@ -13,6 +13,7 @@ from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -185,6 +186,19 @@ def test_the_view_for_fiftyone(served: Served, audited: Path) -> None:
             wrong[sample["member"]]["confidence"], abs=1e-4
         )
         assert sample["tags"][0] == wrong[sample["member"]]["verdict"]
+
+
+def test_the_view_for_label_studio(served: Served, audited: Path) -> None:
+    """Every row of the view, with its picture, under the path that its local files are served by."""
+    wrong = {r["member"] for r in truth(audited) if r["correct"] is False}
+    content = served.client.get("/export/label-studio?correct=false").content
+    with zipfile.ZipFile(io.BytesIO(content)) as packed:
+        tasks = json.loads(packed.read("tasks.json"))
+        assert {task["data"]["member"] for task in tasks} == wrong
+        places = [task["data"]["image"].removeprefix("/data/local-files/?d=") for task in tasks]
+        assert all(packed.read(place).startswith(b"\xff\xd8") for place in places)
+        choices = {c.get("value") for c in ElementTree.fromstring(packed.read("labels.xml")).iter("Choice")}
+    assert choices == set(CLASSES)  # "<b>ring</b>" is one
 
 
 def test_the_view_as_a_sheet_to_print(served: Served, audited: Path) -> None:
