@@ -45,34 +45,53 @@ def test_a_night_that_did_not_run_is_told_within_a_scrape() -> None:
     assert fires(30 * HOUR, 3 * HOUR)
 
 
+GOOD = {'camray_last_success_timestamp_seconds{out="o"}': "0+60x1700"}  # every minute a good night
+IMAGES = 'ray_camray_images_total{explainer="e",status="ok"}'
+FAILURES = 'ray_camray_failures_total{explainer="e",code="truncated"}'
+LEFT = 'ray_camray_shards_left{explainer="e"}'
+ALERTS = [  # series, a value a minute; when is it looked at; which alerts fire
+    ({"up": "1x1700"}, "1m", ["CamrayNoGoodNight"]),
+    ({'camray_last_success_timestamp_seconds{out="o"}': "0x1700"}, "25h", []),
+    ({'camray_last_success_timestamp_seconds{out="o"}': "0x1700"}, "27h", ["CamrayNoGoodNight"]),
+    (GOOD | {'camray_last_run_exit_code{out="o"}': "0x60"}, "1h", []),
+    (GOOD | {'camray_last_run_exit_code{out="o"}': "0x30 4x30"}, "1h", ["CamrayRunFailed"]),
+    (GOOD | {'camray_audit_gate_fired{explainer="e"}': "1x60"}, "1h", ["CamrayGateFired"]),
+    (GOOD | {'camray_audit_confirmed_rate{explainer="e"}': "0.004x60"}, "1h", []),
+    (GOOD | {'camray_audit_confirmed_rate{explainer="e"}': "0.006x60"}, "1h", ["CamrayShortcuts"]),
+    (GOOD | {'camray_audit_failed_rate{explainer="e"}': "0.02x60"}, "1h", ["CamrayFailures"]),
+    (GOOD | {IMAGES: "0+100x60", FAILURES: "0+4x60"}, "30m", []),
+    (GOOD | {IMAGES: "0+100x60", FAILURES: "0+10x60"}, "8m", []),
+    (GOOD | {IMAGES: "0+100x60", FAILURES: "0+10x60"}, "30m", ["CamrayFailuresNow"]),
+    (GOOD | {LEFT: "5x120", IMAGES: "0+100x120"}, "2h", []),
+    (GOOD | {LEFT: "5x120", IMAGES: "0+100x10 1000x110"}, "40m", []),
+    (GOOD | {LEFT: "5x120", IMAGES: "0+100x10 1000x110"}, "1h", ["CamrayStandsStill"]),
+    (GOOD | {LEFT: "5x120"}, "20m", []),
+    (GOOD | {LEFT: "5x120"}, "1h", ["CamrayStandsStill"]),  # not one image yet: there is no series of them
+    (GOOD | {LEFT: "5x10 0x110", IMAGES: "0+100x10 1000x110"}, "1h", []),
+]
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
-def test_prometheus_takes_the_rules_and_agrees(tmp_path: Path) -> None:
+def test_prometheus_fires_each_alert_when_it_should_and_not_before(tmp_path: Path) -> None:
     shutil.copy(DEPLOY / "alerts.yaml", tmp_path)
-    series = 'camray_last_success_timestamp_seconds{out="o"}'
-    alert = {"alertname": "CamrayNoGoodNight"}
-    cases = [
-        ([{"series": series, "values": "0x1700"}], "25h", 0),
-        ([{"series": series, "values": "0x1700"}], "27h", 1),
-        ([{"series": "up", "values": "1x1700"}], "1m", 1),
-    ]
+    asked = 'count by (alertname) (ALERTS{alertstate="firing"})'
     tests = [
         {
             "interval": "1m",
-            "input_series": given,
+            "input_series": [{"series": name, "values": values} for name, values in given.items()],
             "promql_expr_test": [
-                {
-                    "expr": f"count(ALERTS{{alertname='{alert['alertname']}', alertstate='firing'}})",
-                    "eval_time": at,
-                    "exp_samples": [{"labels": "{}", "value": count}] * bool(count),
-                }
+                {"expr": asked, "eval_time": at,
+                 "exp_samples": [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in fired]}
             ],
         }
-        for given, at, count in cases
-    ]
-    text = yaml.safe_dump({"rule_files": ["alerts.yaml"], "tests": tests})
-    (tmp_path / "test.yaml").write_text(text)
-    subprocess.run(["promtool", "check", "rules", "alerts.yaml"], cwd=tmp_path, check=True)
-    subprocess.run(["promtool", "test", "rules", "test.yaml"], cwd=tmp_path, check=True)
+        for given, at, fired in ALERTS
+    ]  # fmt: skip
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": ["alerts.yaml"], "tests": tests}))
+    for words in (["check", "rules", "alerts.yaml"], ["test", "rules", "test.yaml"]):
+        done = subprocess.run(["promtool", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    rules = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"][0]["rules"]
+    assert {name for *_, fired in ALERTS for name in fired} == {rule["alert"] for rule in rules}
 
 
 def test_the_file_has_what_the_rules_and_panels_of_a_night_ask_for(tmp_path: Path) -> None:
