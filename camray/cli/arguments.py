@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,6 +98,37 @@ class Once(argparse.Action):
         if option and hasattr(names, self.dest):
             raise argparse.ArgumentError(self, f"is given twice: {getattr(names, self.dest)!r} and {value!r}")
         setattr(names, self.dest, value)
+
+
+class PrintCompletion(argparse.Action):
+    """Print what makes a shell complete commands, options and choices, from the parser itself."""
+
+    def __call__(self, parser: Any, _names: Any, _value: Any, _option: Any = None) -> None:
+        """Print it and leave."""
+        (verbs,) = (a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        found = {":*": [*verbs, *parser._option_string_actions]}  # verb:word before -> what may come next
+        for name, sub in verbs.items():
+            choices = {f"*:{flag}": a.choices for a in sub._actions if a.choices for flag in a.option_strings}
+            found = choices | found | {f"{name}:*": list(sub._option_string_actions)}
+        lines = [f"{before}) found={shlex.quote(' '.join(words))} ;;" for before, words in found.items()]
+        print(_COMPLETION.replace("CASES", "\n        ".join(lines)), end="")
+        parser.exit()
+
+
+_COMPLETION = """\
+# camray's commands, options and choices, for bash and zsh; files are completed where none of them fits.
+[[ -n ${ZSH_VERSION-} ]] && autoload -Uz compinit bashcompinit && compinit && bashcompinit
+_camray() {
+    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} verb= found=
+    ((COMP_CWORD > 1)) && verb=${COMP_WORDS[1]}
+    case "$verb:$before" in
+        CASES
+    esac
+    [[ -n $verb && $found == -* && $word != -* ]] && found=
+    COMPREPLY=($(compgen -W "$found" -- "$word"))
+}
+complete -o default -F _camray camray
+"""
 
 
 class Pairs(argparse.Action):

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from camray import __version__
-from camray.cli.arguments import Parser, Verb
+from camray.cli.arguments import Parser, PrintCompletion, Verb
 from camray.cli.jobs import typed_config
 from camray.errors import CamrayError, ExitCode, in_a_line, printable
 from camray.flow.stopping import Stopped, stoppable
@@ -127,6 +127,8 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         usage="camray COMMAND ... (camray COMMAND --help)",
     )
     parser.add_argument("--version", action="version", version=f"camray {__version__}")
+    said = "a script by which bash and zsh complete commands and options"
+    parser.add_argument("--completion", nargs=0, action=PrintCompletion, help=said)
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", prog="camray", parser_class=Parser
     )

@@ -47,7 +47,7 @@ def verify(args: argparse.Namespace) -> ExitCode:
 
 @verb(_OUT, Setting("the run whose verdict is taken as it is", "RUN", name="run"), given="OUT RUN")
 def accept(args: argparse.Namespace) -> ExitCode:
-    """Take the verdict of a run (exit 3 or 5) as it is: it does not fail the runs after it any more."""
+    """Take the verdict of a run (exit 3 or 5) as it is: it fails no run after it."""
     from camray.upkeep.accept import print_accept
 
     return print_accept(args.out, args.run, args.json)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import pty
 import re
+import select
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -83,3 +88,42 @@ def test_every_option_is_explained() -> None:
 def test_the_readme_has_a_line_for_every_command() -> None:
     told = set(re.findall(r"^\| `camray (\w+)", (ROOT / "README.md").read_text(), re.M))
     assert told == set(verbs())
+
+
+TYPED = [  # what is typed, what it becomes, what is said when it is run
+    ("camray aud\t", "camray audit ", "<audit>"),
+    ("camray audit --fail\t", "camray audit --fail-on ", "<audit --fail-on>"),
+    ("camray compare A O --engine h\t", "--engine here ", "<compare A O --engine here>"),
+    ("camray verify OUT --ch\t", "--chain ", "<verify OUT --chain>"),
+    ("camray audit --config set\t", "--config settings.toml", "<audit --config settings.toml>"),
+]
+
+
+@pytest.mark.parametrize("shell", [["bash", "--norc", "-i"], ["zsh", "-f", "-i"]], ids=lambda s: s[0])
+def test_a_real_shell_completes(
+    shell: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a terminal of its own, in which a command is typed up to Tab, and only echoed when it is run."""
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"needs {shell[0]}")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--completion"])
+    assert left.value.code == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out + 'camray() { echo "<$*>"; }\n')
+    (tmp_path / "settings.toml").touch()
+    master, slave = pty.openpty()
+    environment = os.environ | {"TERM": "dumb", "HOME": str(tmp_path)}
+    run = subprocess.Popen(
+        shell, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, cwd=tmp_path, env=environment
+    )
+    os.close(slave)
+    shown = ""
+    for keys, completed, said in [("source ./script; echo re''ady\n", "ready", ""), *TYPED]:
+        for typed, wanted in ((keys, completed), ("\n", said)):  # what comes early would be part of the word
+            os.write(master, typed.encode())
+            while wanted not in shown and select.select([master], [], [], 10)[0]:
+                shown += os.read(master, 65536).decode()
+            assert wanted in shown
+    run.kill()
+    run.wait()
+    os.close(master)
