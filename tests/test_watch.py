@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import configparser
+import json
+import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,11 +25,13 @@ from camray.cli.main import main
 from camray.storage import open_folder
 from camray.upkeep.status import write_metrics
 from demo import hans64
+from tests.flow.test_metrics import RUN
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 MODEL = ROOT / "demo" / "models" / "hans64-poisoned"
 HOUR = 3600.0
+PROGRAMS = ("prometheus", "prometheus-node-exporter")
 
 
 def rule(name: str) -> str:
@@ -143,6 +153,77 @@ def test_a_clock_that_was_ahead_for_one_night_silences_nothing(tmp_path: Path) -
     assert f'camray_audit_dark_rate{{out="{names[1]}"}}' in told.read_text()
     write_metrics(open_folder(str(tmp_path), "OUT"), runs[:1], str(told))
     assert "camray_last_success_timestamp_seconds{" not in told.read_text()
+
+
+# ── a real Prometheus ────────────────────────────────────────────────────────────────────────────
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(None in map(shutil.which, PROGRAMS), reason="needs " + " and ".join(PROGRAMS))
+def test_every_panel_shows_a_real_night_and_its_alerts_fire(tmp_path: Path) -> None:
+    """A night on Ray with one broken image of 61; its metrics port, and its file through node_exporter."""
+    archive = archive_in(tmp_path)
+    (archive / "broken.jpg").write_bytes(b"")
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    ray, node, port = (free_port() for _ in range(3))
+    targets = [{"job_name": str(n), "static_configs": [{"targets": [f"127.0.0.1:{n}"]}]} for n in (ray, node)]
+    every_second = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    settings = {
+        "global": every_second,
+        "rule_files": [str(DEPLOY / "alerts.yaml")],
+        "scrape_configs": targets,
+    }
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(settings))
+    given = [str(ray), str(archive), str(tmp_path / "out"), str(MODEL), "60"]
+    file = ["--metrics-file", str(metrics / "camray.prom")]
+    textfiles = f"--collector.textfile.directory={metrics}"
+    address = "--web.listen-address=127.0.0.1:"
+    commands = [
+        [sys.executable, "-c", RUN, *given, *file],
+        [PROGRAMS[1], "--collector.disable-defaults", "--collector.textfile", textfiles, f"{address}{node}"],
+        [PROGRAMS[0], f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/tsdb",
+         f"{address}{port}"],
+    ]  # fmt: skip
+    board = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+    panels = {target["expr"] for panel in board["panels"] for target in panel["targets"]}
+    alerts = {
+        f'ALERTS{{alertname="{name}",alertstate="firing"}}' for name in ("CamrayRunFailed", "CamrayFailures")
+    }
+    variable = (
+        board["templating"]["list"][1]["query"]["query"].removeprefix("label_values(").rpartition(",")[0]
+    )
+    waiting, end = panels | alerts | {variable}, time.monotonic() + 180
+    environment = os.environ | {"RAY_metrics_report_interval_ms": "2000"}
+    with ExitStack() as started:
+        for command in commands:
+            run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+            started.callback(run.wait)
+            started.callback(run.kill)
+        while waiting and time.monotonic() < end:
+            time.sleep(1)
+            waiting -= {expression for expression in waiting if data_of(port, expression)}
+    assert waiting == set()
+
+
+def data_of(port: int, expression: str) -> list[object]:
+    """What Prometheus answers now, with every explainer chosen; nothing before it is up."""
+    asked = urllib.parse.urlencode({"query": expression.replace("$explainer", ".*")})
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?{asked}", timeout=10) as answer:
+            found: list[object] = json.load(answer)["data"]["result"]
+    except urllib.error.HTTPError as error:
+        raise AssertionError(error.read().decode()) from None
+    except OSError:
+        return []
+    return found
 
 
 # ── timers ───────────────────────────────────────────────────────────────────────────────────────

@@ -11,3 +11,4 @@ EXPORTS = {  # a format of the queue for other tools -> the function that writes
     "fiftyone": "camray.audit.export:fiftyone",
     "duckdb": "camray.audit.export:duckdb_views",
 }
+LOCAL_FILES = "/data/local-files/?d="  # of Label Studio, before a path in its folder of local files

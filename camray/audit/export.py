@@ -21,7 +21,7 @@ from xml.sax.saxutils import quoteattr
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from camray.audit import EXPORTS
+from camray.audit import EXPORTS, LOCAL_FILES
 from camray.audit.night import latest_nights
 from camray.audit.report_rows import audit_rows, written_rows
 from camray.errors import ExitCode, UsageError, in_one_line, printable
@@ -31,7 +31,6 @@ from camray.storage import Folder, open_folder
 
 Row = dict[str, Any]  # of the queue, as `report_rows.as_shown` gives it
 Files = Iterator[tuple[str, bytes]]  # path in the new folder, content
-LOCAL_FILES = "/data/local-files/?d="  # of Label Studio, before a path in its folder of local files
 _LABELS = """<View>
 <Image name="image" value="$image"/>
 <Text name="why" value="$why"/>

@@ -76,11 +76,15 @@ def _add(parser: Any, option: Setting, text: str, is_shown: bool) -> None:
     """Add one option; its value is stored under the setting's dotted name."""
     first, _, metavar = option.option.partition(" ")
     dest = option.name or first.removeprefix("--").replace("-", "_")
+    how: dict[str, Any] = {"default": argparse.SUPPRESS}  # of a setting only what is typed is taken
+    if option is not SETTINGS.get(option.name):
+        empty = {bool: False, tuple[str, ...]: []}.get(option.kind)
+        how["default"] = empty if option.default is None else option.default
     if not option.flag:
-        count = "*" if first == "ARCHIVE" else "?" if option.default == "" else None
-        parser.add_argument(dest, metavar=first, help=text, nargs=count)
+        count = "*" if first == "ARCHIVE" else None if option.default is None else "?"
+        parser.add_argument(dest, metavar=first, help=text, nargs=count, **how)
         return
-    how: dict[str, Any] = {"metavar": metavar} if metavar else {}
+    how |= {"metavar": metavar} if metavar else {}
     if get_origin(option.kind) is Literal and len(get_args(option.kind)) <= 4:  # colour maps are too many
         how["choices"] = get_args(option.kind)
     is_list = "," in metavar and option.kind == tuple[str, ...]
@@ -95,7 +99,7 @@ class Once(argparse.Action):
 
     def __call__(self, _parser: Any, names: argparse.Namespace, value: Any, option: Any = None) -> None:
         """Take one use of the option."""
-        if option and hasattr(names, self.dest):
+        if option and getattr(names, self.dest, self.default) is not self.default:
             raise argparse.ArgumentError(self, f"is given twice: {getattr(names, self.dest)!r} and {value!r}")
         setattr(names, self.dest, value)
 

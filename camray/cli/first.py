@@ -22,15 +22,15 @@ _ASKED = {  # option, its setting, and how it is asked for
 
 
 @verb(
-    Setting("the file to write", "FILE", name="file", default=""),
+    Setting("the file to write", "FILE", name="file", default="camray.toml"),
     *(Setting(SETTINGS[name].text, option) for option, (name, _) in _ASKED.items()),
     given="[FILE]",
 )  # fmt: skip
 def init(args: argparse.Namespace) -> ExitCode:
     """Write a commented file of settings to begin with: camray.toml."""
-    path = Path(getattr(args, "file", "camray.toml"))
-    options = {option.split()[0][2:]: name for option, (name, _) in _ASKED.items()}
-    given = {name: getattr(args, option) for option, name in options.items() if hasattr(args, option)}
+    path = Path(args.file)
+    typed = {name: getattr(args, option.split()[0][2:]) for option, (name, _) in _ASKED.items()}
+    given = {name: value for name, value in typed.items() if value is not None}
     if sys.stdin.isatty() and not given:
         answers = {name: input(f"{question}: ").strip() for name, question in _ASKED.values()}
         given = {name: answer for name, answer in answers.items() if answer}
@@ -72,13 +72,13 @@ def commented(given: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@verb(Setting("folder for what the demonstration makes", "OUT", name="out", default=""), given="[OUT]")
+@verb(Setting("a folder for what it makes", "OUT", name="out", default="camray-demo"), given="[OUT]")
 def demo(args: argparse.Namespace) -> ExitCode:
     """Audit a bundled archive with a bundled model that cheats."""
     from camray.audit import job
     from camray.flow.progress import Reporter
 
-    bundled, out = Path(__file__).resolve().parents[1] / "demo", getattr(args, "out", "camray-demo")
+    bundled, out = Path(__file__).resolve().parents[1] / "demo", args.out
     archive, model = bundled / "archive", bundled / "model"
     if not (archive / "hans64-00000.tar").is_file():
         raise UsageError(

@@ -13,6 +13,7 @@ from camray.errors import ExitCode, UsageError, printable
 from camray.options import SETTINGS, load
 
 _GIVEN = "ARCHIVE... OUT --model NAME"
+_PLANNED = Literal["explain", "audit"]
 _job = partial(verb, given=_GIVEN, is_job=True)
 
 
@@ -32,12 +33,12 @@ def typed_config(args: argparse.Namespace) -> Config:
     for name in given if args.command == "plan" else ():
         if command not in SETTINGS[name].verbs.split():
             raise UsageError(SETTINGS[name].flag, f"is no option of `camray {command}`", "add --for audit")
-    return load(getattr(args, "config", None), given, command)
+    return load(getattr(args, "config", None), given, command)  # `layers` reads no file of settings
 
 
 def planned(args: argparse.Namespace) -> str:
     """Name the command whose settings are meant: of `plan` the one that it plans."""
-    return str(getattr(args, "for", "explain") if args.command == "plan" else args.command)
+    return str(getattr(args, "planned", args.command))
 
 
 def _whole(args: argparse.Namespace) -> Config:
@@ -51,7 +52,7 @@ def _whole(args: argparse.Namespace) -> Config:
 
 
 @verb(
-    Setting("the command that is planned", "--for", kind=Literal["explain", "audit"], default="explain"),
+    Setting("the command that is planned", "--for", name="planned", kind=_PLANNED, default="explain"),
     Setting("explain N images here: speed, hours, bytes", "--pilot N", low=1, kind=int),
     given=_GIVEN,
 )
@@ -68,7 +69,7 @@ def plan(args: argparse.Namespace) -> ExitCode:
     facts: dict[str, Any] = {"command": command, **describe_plan(ready)}
     if config.audit.looks:
         facts["looks"] = describe_looks(known_members(ready.plan.tasks), config.audit.looks)
-    if hasattr(args, "pilot") and ready.plan.tasks:
+    if args.pilot and ready.plan.tasks:
         from camray.job.pilot import pilot
 
         tried = pilot(ready, args.pilot)
@@ -102,7 +103,7 @@ def audit(args: argparse.Namespace) -> ExitCode:
     from camray.audit import job
     from camray.flow.progress import Reporter
 
-    return job.audit(_whole(args), Reporter(args.json), getattr(args, "reviewed", [])).code
+    return job.audit(_whole(args), Reporter(args.json), args.reviewed).code
 
 
 @_job(Setting("try two images, tell the cost, write nothing", "--dry-run", kind=bool))
@@ -112,7 +113,7 @@ def compare(args: argparse.Namespace) -> ExitCode:
     from camray.flow.progress import Reporter
 
     config, reporter = _whole(args), Reporter(args.json)
-    if hasattr(args, "dry_run"):
+    if args.dry_run:
         job.dry_run(config, reporter)
         return ExitCode.DONE
     return job.compare(config, reporter).code
@@ -131,11 +132,9 @@ def layers(args: argparse.Namespace) -> ExitCode:
     from camray.models.layers import draw_maps, print_layers
 
     config = typed_config(args)
-    if hasattr(args, "maps"):
-        return draw_maps(
-            config, args.maps, getattr(args, "image", None), getattr(args, "save", "feature-maps")
-        )
-    return print_layers(config, show_all=hasattr(args, "all"), as_json=args.json)
+    if args.maps:
+        return draw_maps(config, args.maps, args.image, args.save)
+    return print_layers(config, show_all=args.all, as_json=args.json)
 
 
 @verb(Setting("also try this place, as a run would", "OUT", name="out", default=""), given="[OUT]")
@@ -143,4 +142,4 @@ def doctor(args: argparse.Namespace) -> ExitCode:
     """Check that this machine, and the place of OUT, can do the work."""
     from camray.job.doctor import print_doctor
 
-    return print_doctor(getattr(args, "out", None), args.json)
+    return print_doctor(args.out or None, args.json)

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout, sys.stderr = _patient(sys.stdout), _patient(sys.stderr)
     typed = sys.argv[1:] if argv is None else argv
     args = build_parser(show_all="--help-all" in typed).parse_args(typed)
-    shows, code = hasattr(args, "print_config"), ExitCode.DONE
+    shows, code = getattr(args, "print_config", False), ExitCode.DONE
     try:
         if shows:
             print(to_toml(typed_config(args)), end="")
@@ -135,8 +135,8 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
     for verb in verbs():
         sub = commands.add_parser(
             verb.name, help=verb.text, description=verb.text, epilog=_SHORT_EXITS,
-            usage=f"camray {verb.name} {verb.given} [options]", argument_default=argparse.SUPPRESS,
+            usage=f"camray {verb.name} {verb.given} [options]",
         )  # fmt: skip
-        sub.set_defaults(verb=verb, debug=False, json=False)
+        sub.set_defaults(verb=verb)
         sub.add_verb(verb, show_all)
     return parser

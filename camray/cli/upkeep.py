@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from camray.audit import EXPORTS
+from camray.audit import EXPORTS, LOCAL_FILES
 from camray.cli.arguments import verb
 from camray.config import Setting
 from camray.errors import ExitCode, UsageError
@@ -27,8 +27,8 @@ def status(args: argparse.Namespace) -> ExitCode:
     from camray.upkeep.prune import print_disk
     from camray.upkeep.status import print_status
 
-    code = print_status(args.out, args.json, metrics := getattr(args, "metrics_file", None))
-    if not (args.json or metrics):
+    code = print_status(args.out, args.json, args.metrics_file)
+    if not (args.json or args.metrics_file):
         print_disk(args.out)
     return code
 
@@ -42,7 +42,7 @@ def verify(args: argparse.Namespace) -> ExitCode:
     """Check that every committed member is accounted for and every file readable."""
     from camray.upkeep.verify import print_verify
 
-    return print_verify(args.out, args.json, getattr(args, "since", None), hasattr(args, "chain"))
+    return print_verify(args.out, args.json, args.since, args.chain)
 
 
 @verb(_OUT, Setting("the run whose verdict is taken as it is", "RUN", name="run"), given="OUT RUN")
@@ -57,22 +57,22 @@ def accept(args: argparse.Namespace) -> ExitCode:
     _OUT,
     Setting(f"write the queue for another tool: {', '.join(EXPORTS)}", "--export FORMAT"),
     Setting("where --export writes; a new folder", "--to FOLDER"),
-    Setting("label-studio: what stands before a picture's path", "--prefix URL"),
+    Setting("label-studio: what stands before a picture's path", "--prefix URL", default=LOCAL_FILES),
     Setting("rows to keep; default: the night's and 1,000 of the queue", "--limit N", low=0, kind=int),
 )
 def report(args: argparse.Namespace) -> ExitCode:
     """Write the pages of the latest audit: OUT/report/index.html."""
     from camray.audit.report import LARGEST, print_report
 
-    if not hasattr(args, "export"):
-        return print_report(args.out, getattr(args, "limit", None), args.json)
-    from camray.audit.export import LOCAL_FILES, check_kind, print_export
+    if args.export is None:
+        return print_report(args.out, args.limit, args.json)
+    from camray.audit.export import check_kind, print_export
 
-    kind, to = check_kind(args.export), getattr(args, "to", "")
-    if not to:
+    kind = check_kind(args.export)
+    if not args.to:
         raise UsageError("--to", "is missing", "--to FOLDER says where the export goes")
-    prefix = getattr(args, "prefix", LOCAL_FILES)
-    return print_export(args.out, kind, to, getattr(args, "limit", LARGEST), prefix, args.json)
+    limit = LARGEST if args.limit is None else args.limit
+    return print_export(args.out, kind, args.to, limit, args.prefix, args.json)
 
 
 @verb(
@@ -84,7 +84,7 @@ def serve(args: argparse.Namespace) -> ExitCode:
     """Show all records in a browser; --review saves decisions as they are made."""
     from camray.serve.server import serve as serve_out
 
-    return serve_out(args.out, getattr(args, "port", 0), hasattr(args, "review"), args.json)
+    return serve_out(args.out, args.port, args.review, args.json)
 
 
 @verb(
@@ -99,9 +99,8 @@ def prune(args: argparse.Namespace) -> ExitCode:
     """Remove overlays of old runs and files that no commit names; --yes does it."""
     from camray.upkeep.prune import print_prune
 
-    last, within = getattr(args, "keep_last", None), getattr(args, "keep_within", None)
-    pinned, do_it, compact = getattr(args, "pin", []), hasattr(args, "yes"), hasattr(args, "compact")
-    return print_prune(args.out, last, within, pinned, do_it, args.json, compact)
+    kept = args.keep_last, args.keep_within, args.pin
+    return print_prune(args.out, *kept, args.yes, args.json, args.compact)
 
 
 @verb(
@@ -115,9 +114,9 @@ def forget(args: argparse.Namespace) -> ExitCode:
     """Take an image out of OUT: rows, overlays, decisions, old versions; --yes does it."""
     from camray.upkeep.forget import print_forget
 
-    if not hasattr(args, "member"):
+    if args.member is None:
         raise UsageError("--member", "is missing", "camray forget OUT --member NAME")
-    return print_forget(args.out, args.member, getattr(args, "shard", None), hasattr(args, "yes"), args.json)
+    return print_forget(args.out, args.member, args.shard, args.yes, args.json)
 
 
 @verb(
@@ -132,7 +131,8 @@ def forget(args: argparse.Namespace) -> ExitCode:
 def draw(args: argparse.Namespace) -> ExitCode:
     """Draw pictures of any records anew, without a model."""
     typed = {name: s.flag.removeprefix("--").replace("-", "_") for name, s in _STYLE.items()}
-    given = {f"overlay.{name}": getattr(args, dest) for name, dest in typed.items() if hasattr(args, dest)}
+    said = {f"overlay.{name}": getattr(args, dest) for name, dest in typed.items()}
+    given = {name: value for name, value in said.items() if value is not None and value is not False}
     overlay = load(None, given).overlay
     style = {name: getattr(overlay, name) for name in typed if f"overlay.{name}" in given}
     try:
@@ -141,9 +141,8 @@ def draw(args: argparse.Namespace) -> ExitCode:
         raise UsageError(
             "camray draw", f"{error.name} is not installed", "pip install 'camray[serve]'"
         ) from None
-    where, explainer, to, sheet = (getattr(args, n, "") for n in ("where", "explainer", "to", "sheet"))
-    limit = getattr(args, "limit", 1_000)
-    return print_draw(args.out, where, explainer, limit, to, sheet, style, args.json)
+    where, explainer, to, sheet = (getattr(args, n) or "" for n in ("where", "explainer", "to", "sheet"))
+    return print_draw(args.out, where, explainer, args.limit, to, sheet, style, args.json)
 
 
 @verb(
@@ -156,5 +155,4 @@ def diff(args: argparse.Namespace) -> ExitCode:
     """Compare the answers of an old and a new model, image by image."""
     from camray.serve.diff import print_diff
 
-    to, gate = getattr(args, "to", ""), getattr(args, "fail_on", "")
-    return print_diff(args.out, getattr(args, "explainers", ()), to, gate, args.json)
+    return print_diff(args.out, args.explainers, args.to or "", args.fail_on or "", args.json)
