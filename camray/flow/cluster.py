@@ -69,6 +69,11 @@ def _unsaid(*_: Any, **__: Any) -> None:
     """Print nothing: Ray's own words are in its logs."""
 
 
+def logs_of_ray() -> str:
+    """Name the folder on this machine in which Ray keeps its own words; they stay when it has ended."""
+    return str(_ray_worker._global_node.get_logs_dir_path())
+
+
 def open_to_others() -> str:
     """Say who may run code in this Ray because it asks for no token; nothing where it does."""
     asked: Any = ray.remote(num_cpus=0)(is_token_auth_enabled).remote()

@@ -96,6 +96,7 @@ class Engine:
     once: Callable[..., Any]  # once(work, pool, *arguments): where an actor of the pool could run
     metrics: Callable[[str, RunProgress], AbstractContextManager[Any]]  # of the owner of the rows
     warning: str = ""  # who else may run code there
+    logs: str = ""  # the folder in which it keeps its own words
 
 
 def receipts_of(block: pa.Table) -> list[Chunk]:

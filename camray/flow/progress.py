@@ -55,7 +55,7 @@ class RunProgress:
         self.reused = 0
         self._notes: dict[str, dict[str, int]] = {}  # of the readers, by shard
         self.actors = 1  # 0: one process does everything in turn, and nothing waits
-        self._chunks = 0  # explained by this run
+        self._chunks = self._explained = 0  # chunks, and their images, that this run explained
         self._working_since: float | None = None  # when the model got its first chunk
         self._started = self._last = time.monotonic()
         self._bar: Progress | None = None
@@ -79,11 +79,13 @@ class RunProgress:
         ends = ((chunk.shard_id, chunk.note) for chunk in chunks if isinstance(chunk.note, ShardEnd))
         self._notes |= {shard: end.notes for shard, end in ends if end.notes}
         for receipt in (chunk.note for chunk in chunks if isinstance(chunk.note, Receipt)):
-            self.images += Accounting(receipt.ok, receipt.skipped, receipt.failed)
+            done = Accounting(receipt.ok, receipt.skipped, receipt.failed)
+            self.images += done
             self.stage_seconds.update(receipt.seconds)
-            self._chunks += "explain" in receipt.seconds
-            if self._working_since is None and "explain" in receipt.seconds:
-                self._working_since = time.monotonic() - receipt.seconds["explain"]
+            if "explain" in receipt.seconds:
+                self._chunks += 1
+                self._explained += done.members
+                self._working_since = self._working_since or time.monotonic() - receipt.seconds["explain"]
             self.reused += receipt.reused
             self.changed_answers += receipt.changed_answers
         self._committed += committed
@@ -141,11 +143,22 @@ class RunProgress:
         what, helps = _ADVICE[name]
         return f"{what} is the limit, the model waits {share:.0%} of the time: {helps}"
 
+    def _left_s(self) -> float:
+        """Estimate the seconds left from what the model did, by shards where nobody counted images.
+
+        0 where it cannot be told yet. What an earlier run had finished says nothing of the speed.
+        """
+        if self._working_since is None:
+            return 0.0
+        spent_s = time.monotonic() - self._working_since
+        if self._members:
+            return (self._members - self.images.members) * spent_s / max(1, self._explained)
+        return self.shards_left * spent_s / self._committed if self._committed else 0.0
+
     def _sentence(self) -> str:
         total = f"/{self._members:,}" if self._members else ""
-        known = self._members and self.images.members  # before the first image nobody can tell
-        left = (self._members or 0) - self.images.members
-        eta = f", {spoken_duration(left / self.images_per_s)} left" if known and left > 0 else ""
+        left_s = self._left_s()
+        eta = f", {'' if total else 'about '}{spoken_duration(left_s)} left" if left_s else ""
         return (
             f"{self.images.members:,}{total} images, {self._committed:,}/{self._shards:,} shards, "
             f"{self.images_per_s:.1f} images/s, {self.images.n_failed:,} failed{eta}"

@@ -20,7 +20,7 @@ from ray.data.block import BlockMetadata
 
 from camray.config import Config
 from camray.flow.actor import Network, Weights
-from camray.flow.cluster import connect, open_to_others
+from camray.flow.cluster import connect, logs_of_ray, open_to_others
 from camray.flow.flow import Engine, Flow, Pool, receipts_of, size_pool
 from camray.flow.guard import Attempts, Guard
 from camray.flow.metrics import run_metrics
@@ -42,7 +42,7 @@ def on_ray(config: Config, out: Folder) -> Engine:
     """
     pool = size_pool(config, *connect(out))
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    return Engine("ray", pool, run_waves, share, on_a_worker, run_metrics, open_to_others())
+    return Engine("ray", pool, run_waves, share, on_a_worker, run_metrics, open_to_others(), logs_of_ray())
 
 
 class ShardSource(Datasource):

@@ -35,6 +35,7 @@ from camray.records import Accounting, Receipt
 from camray.storage import Folder
 
 COMPLETE = (ExitCode.DONE, ExitCode.FAILURES_OVER_BUDGET)  # every shard is committed
+BROKEN = (ExitCode.CRASH, ExitCode.INCOMPLETE)
 HERE_IMAGES = 128
 """So few are done sooner by this process than by Ray, which takes seconds to start and loads torch anew."""
 HERE_BYTES = 16 * 2**20  # where nobody has counted the images
@@ -286,6 +287,8 @@ def execute(inputs: Inputs, work: Work, run_id: str, reporter: Reporter, engine:
         duration = time.monotonic() - started
         ended = report.ended(code, total, duration, dict(progress.stage_seconds), progress.bottleneck())
         _write_last(replace(ended, notes=(*ended.notes, *progress.notes())), out, reporter)
+        if engine.logs and (code in BROKEN or "worker_crashed" in total.failed):
+            reporter.say(f"Ray's own words are in {engine.logs}")
     _summarise(total, code, duration, progress, reporter)
     if ended.over_budget and total.n_failed:
         reporter.say(over_budget(total, max_failed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -202,5 +203,7 @@ def test_a_ray_that_loses_its_head_or_raylet(victim: str, tmp_path: Path) -> Non
         assert len(errors) == 1, said
         assert errors[0].endswith("; what is committed stays, the same command resumes")
         assert said.splitlines()[-1].startswith("camray: exit 4")
+        (logs,) = re.findall(r"^Ray's own words are in (.+)$", said, re.M)
+        assert (Path(logs) / "raylet.out").is_file()
         assert subprocess.run([*command[:-4], "--engine", "here"], check=False, cwd=ROOT).returncode == 3
         check(reader.look(), oracle)
