@@ -61,7 +61,7 @@ class RunProgress:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if reporter.console.is_terminal and not reporter.as_json:
-            columns = (BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn())
+            columns = (BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn())
             self._bar = Progress(*columns, console=reporter.console, transient=True)
 
     def __enter__(self) -> Self:
@@ -160,8 +160,8 @@ class RunProgress:
         left_s = self._left_s()
         eta = f", {'' if total else 'about '}{spoken_duration(left_s)} left" if left_s else ""
         return (
-            f"{self.images.members:,}{total} images, {self._committed:,}/{self._shards:,} shards, "
-            f"{self.images_per_s:.1f} images/s, {self.images.n_failed:,} failed{eta}"
+            f"{self.images.members:,}{total} images, {self.images.n_failed:,} failed{eta}, "
+            f"{self.images_per_s:.1f} images/s, {self._committed:,}/{self._shards:,} shards"  # cut off first
         )
 
     def _data(self) -> dict[str, Any]:

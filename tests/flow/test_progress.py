@@ -67,11 +67,11 @@ def test_no_estimate_before_the_first_image(clock: Clock, capsys: pytest.Capture
     following = RunProgress(Reporter(), shards=1, members=20)
     clock.now += 40
     following.take([], 0)
-    assert capsys.readouterr().err == "0/20 images, 0/1 shards, 0.0 images/s, 0 failed\n"
+    assert capsys.readouterr().err == "0/20 images, 0 failed, 0.0 images/s, 0/1 shards\n"
     clock.now += 40
     following.take([receipt(0, explain=1.0)], 0)
     assert capsys.readouterr().err.startswith(
-        "10/20 images, 0/1 shards, 0.1 images/s, 0 failed, 1 s left"  # the start does not count
+        "10/20 images, 0 failed, 1 s left, 0.1 images/s, 0/1 shards"  # the start does not count
     )
 
 
@@ -81,7 +81,7 @@ def test_the_estimate_is_of_what_this_run_explained(clock: Clock, capsys: pytest
     following.take([receipt(0)], 0)
     clock.now += 40
     following.take([receipt(1, explain=40.0)], 0)
-    assert capsys.readouterr().err.startswith("20/40 images, 0/1 shards, 0.5 images/s, 0 failed, 1 min 20 s")
+    assert capsys.readouterr().err.startswith("20/40 images, 0 failed, 1 min 20 s left, 0.5 images/s")
 
 
 def test_uncounted_images_are_estimated_by_shards(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_uncounted_images_are_estimated_by_shards(clock: Clock, capsys: pytest.C
     assert "left" not in capsys.readouterr().err
     clock.now += 40
     following.take([receipt(1, explain=20.0)], 1)  # one of four after 60 s of work
-    assert "1/4 shards, 0.2 images/s, 0 failed, about 3 min 00 s left" in capsys.readouterr().err
+    assert "20 images, 0 failed, about 3 min 00 s left, 0.2 images/s, 1/4 shards" in capsys.readouterr().err
 
 
 def test_notes_of_readers_are_counted_once_a_shard() -> None:
