@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -31,7 +32,7 @@ from camray.ledger.runs import installed_versions
 from camray.ledger.side import DamagedError, read_side, tell
 from camray.serve.pictures import Picture, Pictures
 from camray.serve.reviews import Reviews, in_words, is_conflict
-from camray.serve.rows import COLUMNS, STATES, Row, Rows, View
+from camray.serve.rows import COLUMNS, STATES, Row, Rows, View, whole
 from camray.storage import Folder
 
 PER_PAGE = 48
@@ -56,14 +57,15 @@ Query = Sequence[tuple[str, str]]
 
 
 class Pages:
-    """The pages of one OUT. `reviews` is None where nothing may be decided."""
+    """The pages of one OUT, of the rows as they were read. `nights`: the summaries of its audits."""
 
-    def __init__(self, out: Folder, rows: Rows, may_review: bool) -> None:
-        self.out, self.rows, self.pictures = out, rows, Pictures(out)
-        self.reviews = Reviews(out) if may_review else None
-        self._known = self.reviews or Reviews(out)
-        self.rows.decide(self._known.standing)
-        self._nights = read_summaries(out)
+    def __init__(
+        self, out: Folder, rows: Rows, nights: Sequence[Night], reviews: Reviews, may_review: bool
+    ) -> None:
+        self.out, self.rows, self.pictures, self.may_review = out, rows, Pictures(out), may_review
+        self._reviews, self._nights = reviews, nights
+        self._read_at = f"{datetime.now(UTC):%-d %B %Y, %H:%M} UTC"
+        self.rows.decide(reviews.standing)
         self._pruned = pruned_runs(out)
         self._lock, self._drawn = threading.Lock(), OrderedDict[Any, Picture | None]()
         self._cards: dict[str, list[dict[str, Any]]] = {}
@@ -90,8 +92,8 @@ class Pages:
 
     def _render(self, template: str, page: str, **said: Any) -> str:
         return self._env.get_template(template).render(
-            page=page, version=installed_versions().get("camray", ""), may_review=self.reviews is not None,
-            out=self.out.uri, **said,
+            page=page, version=installed_versions().get("camray", ""), may_review=self.may_review,
+            out=self.out.uri, read_at=self._read_at, **said,
         )  # fmt: skip
 
     def problem(self, text: str) -> str:
@@ -99,8 +101,8 @@ class Pages:
         return self._render("problem.html.j2", "", text=text)
 
     def _refresh(self) -> None:
-        if self._known.refresh():
-            self.rows.decide(self._known.standing)
+        if self._reviews.refresh():
+            self.rows.decide(self._reviews.standing)
 
     # ── the grid ─────────────────────────────────────────────────────────────────────────────────
 
@@ -111,15 +113,21 @@ class Pages:
         view = View.of(query)
         ids = self.rows.order(view)
         pages = max(1, -(-len(ids) // PER_PAGE))
-        number = min(max(_whole(request.query_params.get("page", "1")), 1), pages)
+        number = min(max(whole(request.query_params.get("page", "1")), 1), pages)
         chosen = ids[(number - 1) * PER_PAGE : number * PER_PAGE]
         plain = [(name, value) for name, value in query if name != "page"]
         done = self.rows.size(replace(view, state="reviewed")) if not view.state else None
         return self._render(
             "images.html.j2", "images", query=plain, said=dict(plain), total=len(ids), all=self.rows.total,
             cards=self._cards_of(chosen.tolist()), number=number, pages=pages, facets=self._facets(view),
-            chips=_chips(plain), columns=COLUMNS, sorts=_SORTS, states=STATES, done=done, most=PER_PAGE,
+            chips=[(name, self._named(name, v), rest) for name, v, rest in _chips(plain)], columns=COLUMNS,
+            sorts=_SORTS, states=STATES, done=done, most=PER_PAGE,
         )  # fmt: skip
+
+    def _named(self, name: str, value: str) -> str:
+        """Give a filter's value in words: of `like` the image's name."""
+        found = self.rows.rows([whole(value)], ("member",)) if name == "like" else []
+        return str(found[0]["member"]) if found else value
 
     def with_column(self, request: Request) -> str:
         """Give the query with the form's line for any column taken into it."""
@@ -167,9 +175,9 @@ class Pages:
 
     def _said(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Give what people said of an image; or of its cause, where nobody spoke of the image."""
-        own = self._known.of({**row, "cause": None}) if row["verdict"] else {}
+        own = self._reviews.of({**row, "cause": None}) if row["verdict"] else {}
         of_cause = (
-            self._known.of({PARTITION: row[PARTITION], "cause": row["cause_id"]}) if row["cause_id"] else {}
+            self._reviews.of({PARTITION: row[PARTITION], "cause": row["cause_id"]}) if row["cause_id"] else {}
         )
         said = own or of_cause
         words = [f"{text} (the whole cause)" if not own else text for text in in_words(said)]
@@ -185,7 +193,7 @@ class Pages:
         query = [(name, value) for name, value in _asked(request) if name not in ("page", "at")]
         ids = self.rows.order(View.of([pair for pair in query if pair[0] not in _STYLE]))
         place = np.flatnonzero(ids == row["id"])
-        at = int(place[0]) if len(place) else min(_whole(request.query_params.get("at", "0")), len(ids))
+        at = int(place[0]) if len(place) else min(whole(request.query_params.get("at", "0")), len(ids))
         after = at + 1 if len(place) else at
         names = self.pictures.explainer(row[PARTITION]).class_names
         shown = as_shown(record, row, names) if row["verdict"] else {"why": [], "top": _top(record)}
@@ -277,7 +285,7 @@ class Pages:
         view = View((("explainer", "=", explainer),))
         shown = dict(self.rows.counts(view, ("cause_id",), 10**6)["cause_id"])
         said = {
-            c["card"].id: self._known.of({PARTITION: explainer, "cause": c["card"].id})
+            c["card"].id: self._reviews.of({PARTITION: explainer, "cause": c["card"].id})
             for c in self._cards[explainer]
         }
         return [
@@ -338,22 +346,25 @@ class Pages:
             UsageError, LookupError, TypeError: it is none.
             OSError: it could not be saved.
         """
-        assert self.reviews is not None
         decision, reviewer = str(said["decision"]), str(said["reviewer"])
         if "cause" in said:
             what = {PARTITION: str(said[PARTITION]), "cause": str(said["cause"])}
             known = {card["card"].id for card in self._causes(what[PARTITION])}
             if what["cause"] not in known:
                 raise UsageError("cause", "there is no such cause", "load the page again")
-            self.reviews.decide(what, decision, reviewer)
-            self.rows.decide(self.reviews.standing)
-            of = self.reviews.of(what)
+            self._reviews.decide(what, decision, reviewer)
+            self.rows.decide(self._reviews.standing)
+            of = self._reviews.of(what)
             return {"said": in_words(of), "conflict": is_conflict(of)}
-        (row,) = self.rows.rows([int(said["id"])])
+        row = next(iter(self.rows.rows([int(said["id"])])), None)
+        if row is None or said.get("verdict", row["verdict"]) != (row["verdict"] or ""):
+            raise UsageError(
+                "decision", "a night came in since, and tells otherwise of this", "load the page"
+            )
         if not row["verdict"]:
             raise UsageError("decision", "this row has no verdict to decide on", "camray audit first")
-        self.reviews.decide({**row, "cause": None}, decision, reviewer)
-        self.rows.decide(self.reviews.standing, row)
+        self._reviews.decide({**row, "cause": None}, decision, reviewer)
+        self.rows.decide(self._reviews.standing, row)
         told = self._said(row)
         return {"said": told["words"], "conflict": told["conflict"], "decision": told["decision"]}
 
@@ -375,10 +386,6 @@ def _style(query: Mapping[str, str]) -> dict[str, Any]:
 
 def _asked(request: Request) -> list[tuple[str, str]]:
     return [(name, value) for name, value in request.query_params.multi_items() if value]
-
-
-def _whole(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else 0
 
 
 def _chips(query: Query) -> list[tuple[str, str, Query]]:

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from camray.errors import UsageError, printable
 from camray.serve.answers import Pages
+from camray.serve.current import Current
 from camray.serve.exports import KINDS, exported
 
 HOSTS = ("127.0.0.1", "localhost")
@@ -92,13 +93,14 @@ class Door:
         return None
 
 
-def application(pages: Pages, say: Callable[[str], None]) -> ASGIApp:
+def application(current: Current, say: Callable[[str], None]) -> ASGIApp:
     """Give the server of an OUT; `say` is told each new token."""
 
-    def page(answer: Callable[[Request], str]) -> Callable[[Request], Response]:
+    def page(answer: Callable[[Pages, Request], str]) -> Callable[[Request], Response]:
         def respond(request: Request) -> Response:
+            pages = current()
             try:
-                return Response(answer(request).encode("utf-8", "replace"), media_type="text/html")
+                return Response(answer(pages, request).encode("utf-8", "replace"), media_type="text/html")
             except UsageError as error:
                 return Response(
                     pages.problem(str(error)).encode("utf-8", "replace"), 400, media_type="text/html"
@@ -108,11 +110,11 @@ def application(pages: Pages, say: Callable[[str], None]) -> ASGIApp:
 
     def images(request: Request) -> Response:
         if request.query_params.get("column") is not None:  # the line of the form for any column
-            return RedirectResponse(f"/images?{pages.with_column(request)}", 303)
-        return page(pages.images)(request)
+            return RedirectResponse(f"/images?{current().with_column(request)}", 303)
+        return page(Pages.images)(request)
 
     def picture(request: Request) -> Response:
-        found = pages.picture(request)
+        found = current().picture(request)
         if found is None:
             return PlainTextResponse("no picture", 404)
         return Response(
@@ -123,7 +125,7 @@ def application(pages: Pages, say: Callable[[str], None]) -> ASGIApp:
         if (kind := request.path_params["kind"]) not in KINDS:
             return PlainTextResponse(f"one of {', '.join(KINDS)}", 404)
         try:
-            name, content, parts = exported(kind, pages, request.query_params.multi_items())
+            name, content, parts = exported(kind, current(), request.query_params.multi_items())
         except UsageError as error:
             return PlainTextResponse(str(error), 400)
         return StreamingResponse(
@@ -133,14 +135,14 @@ def application(pages: Pages, say: Callable[[str], None]) -> ASGIApp:
     async def decide(request: Request) -> Response:
         from starlette.concurrency import run_in_threadpool
 
-        if pages.reviews is None:
+        if not current().may_review:
             return JSONResponse({"error": "this server only reads: camray serve OUT --review"}, 403)
         body = await request.body()
         try:
             if len(body) > LARGEST_BODY:
                 raise ValueError("too long")
             said = json.loads(body)
-            return JSONResponse(await run_in_threadpool(pages.decide, said))
+            return JSONResponse(await run_in_threadpool(current.decide, said))
         except (UsageError, ValueError, LookupError, TypeError, AttributeError) as error:
             return JSONResponse({"error": printable(str(error))}, 400)
         except OSError as error:
@@ -153,17 +155,17 @@ def application(pages: Pages, say: Callable[[str], None]) -> ASGIApp:
         return Response(files(package).joinpath("pages", name).read_bytes(), media_type=kind)
 
     def start(_: Request) -> Response:
-        return RedirectResponse(f"/images?{pages.first_view}", 303)
+        return RedirectResponse(f"/images?{current().first_view}", 303)
 
     routes = [
         Route("/", start),
         Route("/images", images),
-        Route("/image/{id:int}", page(pages.image)),
+        Route("/image/{id:int}", page(Pages.image)),
         Route("/picture/{id:int}", picture),
-        Route("/classes", page(pages.classes)),
-        Route("/class/{id:int}", page(pages.class_page)),
-        Route("/causes", page(pages.causes)),
-        Route("/compare", page(pages.compare)),
+        Route("/classes", page(Pages.classes)),
+        Route("/class/{id:int}", page(Pages.class_page)),
+        Route("/causes", page(Pages.causes)),
+        Route("/compare", page(Pages.compare)),
         Route("/export/{kind}", export),
         Route("/decide", decide, methods=["POST"]),
         Route("/static/{name}", static),

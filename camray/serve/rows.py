@@ -8,7 +8,9 @@ No text of a person becomes SQL: columns and comparisons are chosen among those 
 
 from __future__ import annotations
 
+import math
 import threading
+import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +39,12 @@ VIEWS = 8  # orders of rows that are kept, of 8 bytes a row
 _PLAIN = (pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.bool_())
 _RECORD = [f.name for f in RECORD_SCHEMA if f.type in _PLAIN and f.name != "key"]
 _JUDGED = [name for name in AUDIT_SCHEMA.names if name not in {PARTITION, "night", *_RECORD}]
+_ID = (
+    "(md5_number_lower(concat_ws('|', r.explainer, r.run_id, coalesce(r.index, -1), "
+    "coalesce(r.target_class, -1), coalesce(r.detection, -1), r.shard)) >> 1)::bigint"
+)
+"""Names a row by what it is, not by where it stands: a new night moves none under a reviewer."""
+_COLOURS = [f"image_{name}" for name in ("mean", "std", "red", "red_std", "blue", "blue_std", "saturation")]
 COLUMNS = (PARTITION, *_RECORD, "attributes", *_JUDGED, "is_new")
 """What can be filtered and sorted by."""
 SEARCHED = ("member", "label", "predicted_label", "content_sha256", "cause", "cause_id", "attributes")
@@ -62,25 +70,29 @@ class View:
     state: str = ""
     sort: str = "audit_score"
     is_descending: bool = True
+    like: int = 0
 
     @staticmethod
     def of(query: Sequence[tuple[str, str]]) -> View:
-        """Read `column=value`, `confidence=<0.5`, `member=~cat`, `q=`, `state=`, `sort=-column`.
+        """Read `column=value`, `confidence=<0.5`, `member=~cat`, `q=`, `state=`, `sort=-column`, `like=id`.
+
+        Without `sort` the rows that look most like that of `like` come first, else the most suspicious.
 
         Raises:
             UsageError: no such column, or a value that it cannot have.
         """
         said = dict(query)
         filters = [_filter_of(name, value) for name, value in query if value and name in COLUMNS]
-        if unknown := sorted({name for name, _ in query} - {*COLUMNS, "q", "state", "sort", "page", "at"}):
+        if unknown := sorted({name for name, _ in query} - {*COLUMNS, *_WORDS}):
             raise UsageError(
                 "filter", printable(f"{unknown[0]!r} is no column"), f"one of {', '.join(COLUMNS)}"
             )
-        sort = said.get("sort", "") or "-audit_score"
+        like = whole(said.get("like", ""))
+        sort = said.get("sort", "") or ("" if like else "-audit_score")
         column, state = sort.removeprefix("-"), said.get("state", "")
-        if column not in COLUMNS or (state and state not in STATES):
+        if column not in (*COLUMNS, *([""] if like else [])) or (state and state not in STATES):
             raise UsageError("sort", printable(f"{sort!r} {state!r} is no column"), "leave it out")
-        return View(tuple(filters), said.get("q", "")[:1000], state, column, sort.startswith("-"))
+        return View(tuple(filters), said.get("q", "")[:1000], state, column, sort.startswith("-"), like)
 
     def where(self) -> tuple[str, dict[str, Any]]:
         """Give the condition as SQL, and its values by their names in it."""
@@ -92,7 +104,16 @@ class View:
             parts.append("(" + " or ".join(f"contains(lower({name}), $q)" for name in SEARCHED) + ")")
             values["q"] = self.search.lower()
         parts += [STATES[self.state]] if self.state else []
+        parts += ["look is not null"] if self.like else []
         return " and ".join(parts), values
+
+
+_WORDS = ("q", "state", "sort", "page", "at", "like")
+
+
+def whole(text: str) -> int:
+    """Read a whole number of an address; 0 where it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 def _filter_of(column: str, text: str) -> tuple[str, str, Any]:
@@ -159,7 +180,7 @@ def _target(explainer: str, row: Row) -> tuple[Any, ...]:
 
 
 class Rows:
-    """The rows of an OUT as they were when it was opened."""
+    """The rows of an OUT as they are when it is opened."""
 
     def __init__(self, out: Folder, table: Table, new_runs: Mapping[str, Sequence[str]]) -> None:
         """`new_runs`: by explainer the runs whose rows its latest audit called new."""
@@ -174,6 +195,8 @@ class Rows:
             "autoinstall_known_extensions": "false",
         }
         self._db = duckdb.connect(":memory:", config=limits)
+        self.close = weakref.finalize(self, _let_go, self._db, self._spill)
+        """Let go of memory and temporary files; else that is done when nobody asks any more."""
         self._db.execute("attach ':memory:' as kept (compress)")
         self._db.execute("use kept")
         self._fill(out, new_runs)
@@ -190,10 +213,11 @@ class Rows:
             "create table audited as select distinct on (explainer, shard, index) * from audit_in"
         )
         self._db.execute(
-            f"create table rows as select r.id, {chosen}, "
+            f"create table rows as select {_ID} as id, r.place, {chosen}, "
             "array_to_string(list_transform(map_entries(r.attributes), lambda e: e.key || '=' || e.value), "
-            f"' ') as attributes, {judged}, r.run_id in (select run_id from runs_in) as is_new "
-            "from (select row_number() over () - 1 as id, * from records_in) r left join audited a "
+            f"' ') as attributes, {judged}, r.run_id in (select run_id from runs_in) as is_new, "
+            "try_cast('0x' || r.image_hash as ubigint) as look "
+            "from (select row_number() over () - 1 as place, * from records_in) r left join audited a "
             "on r.explainer = a.explainer and r.shard = a.shard and r.index = a.index"
         )
         self._db.execute("drop table audited")
@@ -234,20 +258,15 @@ class Rows:
             cursor.execute("use kept")
             cursor.execute("set enable_external_access = false")
             try:
-                asked = f"select id, audit_score from rows where explainer = $1 and ({condition}\n)"
+                asked = f"select id, place, audit_score from rows where explainer = $1 and ({condition}\n)"
                 found = cursor.execute(
-                    f"select id from ({asked}) order by audit_score desc nulls last, id limit $2",
+                    f"select id from ({asked}) order by audit_score desc nulls last, place limit $2",
                     [explainer, limit],
                 ).fetchall()
             except (duckdb.Error, ValueError) as error:
                 why = printable(str(error).partition("\n")[0], 200)
                 raise UsageError("--where", why, f"a condition on {', '.join(COLUMNS[:6])} ...") from None
         return [row[0] for row in found]
-
-    def close(self) -> None:
-        """Let go of the memory and the temporary files."""
-        self._db.close()
-        self._spill.cleanup()
 
     def _ask(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
         with self._db.cursor() as cursor:
@@ -262,10 +281,13 @@ class Rows:
                 self._orders.move_to_end(key)
                 return self._orders[key]
         where, values = view.where()
-        sort = f'"{view.sort}" {"desc" if view.is_descending else "asc"} nulls last, id'
+        sort = (
+            f'"{view.sort}" {"desc" if view.is_descending else "asc"}' if view.sort else self._nearness(view)
+        )
         with self._db.cursor() as cursor:
             cursor.execute("use kept")
-            asked = cursor.execute(f"select id from rows where {where} order by {sort}", values)
+            sql = f"select id from rows where {where} order by {sort} nulls last, place"
+            asked = cursor.execute(sql, values)
             found: NDArray[np.int64] = asked.fetchnumpy()["id"].astype(np.int64)
         with self._lock:
             self._orders[key] = found
@@ -273,11 +295,31 @@ class Rows:
                 self._orders.popitem(last=False)
         return found
 
+    def _nearness(self, view: View) -> str:
+        """Give the order of likeness as SQL: bits of the hash that differ, and colours by their deviations.
+
+        Raises:
+            UsageError: there is no such image.
+        """
+        chosen = ", ".join(f"{name}, (select stddev_pop({name}) from rows)" for name in _COLOURS)
+        found = self._ask(f"select look, {chosen} from rows where id = $1", [view.like])
+        if not found or found[0][0] is None:
+            raise UsageError("like", "there is no such image", "choose one of the list")
+        look, *colours = found[0]
+        pairs = zip(_COLOURS, colours[::2], colours[1::2], strict=True)
+        apart = [
+            f"abs({name} - {value!r}) / {by!r}"
+            for name, value, by in pairs
+            if value is not None and by and math.isfinite(value / by)
+        ]
+        return f"bit_count(xor(look, {look}::ubigint)) + 2 * ({' + '.join(apart) or 0})"
+
     def rows(self, ids: Sequence[int], columns: Sequence[str] = COLUMNS) -> list[Row]:
         """Give rows by id, in the order asked for."""
         chosen = ", ".join(f'"{name}"' for name in columns if name in COLUMNS)
         found = self._ask(
-            f"select id, {chosen} from rows where id in (select unnest($1::bigint[]))", [[*map(int, ids)]]
+            f"select id, {chosen} from rows where id in (select unnest($1::bigint[]))",
+            [[i for i in map(int, ids) if i < 2**63]],
         )
         known = {row[0]: dict(zip(("id", *columns), row, strict=True)) for row in found}
         return [known[int(i)] for i in ids if int(i) in known]
@@ -384,6 +426,11 @@ class Rows:
                 cursor.execute(sql)
                 cursor.unregister(name)
             self._decisions += 1
+
+
+def _let_go(db: duckdb.DuckDBPyConnection, spill: TemporaryDirectory[str]) -> None:
+    db.close()
+    spill.cleanup()
 
 
 _DECIDED = (

@@ -26,22 +26,20 @@ def serve(place: str, port: int, may_review: bool, as_json: bool) -> ExitCode:
         import duckdb  # noqa: F401
         import uvicorn
 
-        from camray.serve.answers import Pages, read_summaries
+        from camray.serve.answers import read_summaries
         from camray.serve.app import application
-        from camray.serve.rows import Rows
+        from camray.serve.current import Current
     except ModuleNotFoundError as error:
         raise UsageError(
             "camray serve", f"{error.name} is not installed", "pip install 'camray[serve]'"
         ) from None
 
     started = time.monotonic()
-    out, table = open_out(place)
-    nights = read_summaries(out)
-    if may_review and not nights:
+    out, _ = open_out(place)
+    if may_review and not read_summaries(out):
         raise UsageError("--review", "there are no verdicts to decide on", "camray audit ARCHIVE OUT first")
     listening = _listen(port)
-    rows = Rows(out, table, {night.explainer: night.covers for night in nights})
-    pages = Pages(out, rows, may_review)
+    current = Current(out, may_review)
     address = f"http://{LOOPBACK}:{listening.getsockname()[1]}/"
 
     def say(token: str) -> None:
@@ -51,15 +49,15 @@ def serve(place: str, port: int, may_review: bool, as_json: bool) -> ExitCode:
     if not as_json:
         took = time.monotonic() - started
         how = "decisions are saved to OUT/qa-inbox" if may_review else "read-only; --review to decide"
-        print(f"camray serve: {rows.total:,} records read in {took:.1f} s; {how}", file=sys.stderr)
+        print(f"camray serve: {current().rows.total:,} records read in {took:.1f} s; {how}", file=sys.stderr)
         print("each address opens one browser; the next one is printed then. Ctrl-C ends it", file=sys.stderr)
     settings = uvicorn.Config(
-        application(pages, say), log_level="warning", server_header=False, lifespan="off"
+        application(current, say), log_level="warning", server_header=False, lifespan="off"
     )
     try:
         uvicorn.Server(settings).run(sockets=[listening])
     finally:
-        rows.close()
+        current.close()
     return ExitCode.DONE
 
 

@@ -18,9 +18,10 @@ pytest.importorskip("duckdb")
 from starlette.testclient import TestClient
 
 from camray.ledger.out import open_out
-from camray.serve.answers import Pages, read_summaries
+from camray.serve.answers import Pages
 from camray.serve.app import application
-from camray.serve.rows import Rows
+from camray.serve.current import Current
+from camray.serve.rows import Rows, View
 
 ROWS = 300
 HERE = "http://127.0.0.1"
@@ -31,10 +32,19 @@ class Served:
     """A server in this process: `client` has the cookie, `tokens` are those it told."""
 
     out: Path
-    pages: Pages
+    current: Current
     app: Any
     tokens: list[str] = field(default_factory=list)
     client: TestClient = field(init=False)
+
+    @property
+    def pages(self) -> Pages:
+        return self.current()
+
+    @property
+    def ids(self) -> list[int]:
+        """The rows by index: `ids[3]` is that of the member 3."""
+        return by_index(self.pages.rows)
 
     def visitor(self) -> TestClient:
         """A browser of its own, let in."""
@@ -44,6 +54,11 @@ class Served:
 
     def decide(self, **said: Any) -> Any:
         return self.client.post("/decide", json=said).json()
+
+
+def by_index(rows: Rows) -> list[int]:
+    """The ids of the rows by their index."""
+    return [int(i) for i in rows.order(View(sort="index", is_descending=False))]
 
 
 @pytest.fixture(scope="session")
@@ -56,21 +71,19 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def serving() -> Iterator[Callable[..., Served]]:
     """Opens an OUT as `camray serve` does."""
-    opened: list[Rows] = []
+    opened: list[Current] = []
 
     def serve(out: Path, may_review: bool = True) -> Served:
-        folder, table = open_out(str(out))
-        rows = Rows(folder, table, {night.explainer: night.covers for night in read_summaries(folder)})
-        opened.append(rows)
+        current = Current(open_out(str(out))[0], may_review)
+        opened.append(current)
         tokens: list[str] = []
-        pages = Pages(folder, rows, may_review)
-        served = Served(out, pages, application(pages, tokens.append), tokens)
+        served = Served(out, current, application(current, tokens.append), tokens)
         served.client = served.visitor()
         return served
 
     yield serve
-    for rows in opened:
-        rows.close()
+    for current in opened:
+        current.close()
 
 
 @pytest.fixture

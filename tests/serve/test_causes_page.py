@@ -69,7 +69,7 @@ def test_a_whole_cause_is_decided_and_one_image_otherwise(
     view = "/images?cause_id==0-frame"
     assert f"{known} of {known} reviewed" in served.client.get(view).text
     assert f"{known} of 500 reviewed" in served.client.get("/images").text
-    first = int(re.findall(r'<li data-id="(\d+)">', served.client.get(view).text)[0])
+    first = int(re.findall(r'<li data-id="(\d+)"', served.client.get(view).text)[0])
     assert "ada: accepted (the whole cause)" in served.client.get(f"/image/{first}").text
     assert served.decide(id=first, decision="problem", reviewer="ada")["said"] == ["ada: problem"]
     out = open_folder(str(served.out), "OUT")

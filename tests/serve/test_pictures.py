@@ -47,15 +47,15 @@ def test_what_is_drawn_now_is_what_was_drawn_then(
     )
     (out / "runs" / RUN / "run.json").write_text(run)
     first = serving(out)
-    rows = first.pages.rows.rows(range(8))
+    rows = first.pages.rows.rows(first.ids[:8])
     drawn = {row["overlay_path"]: first.client.get(f"/picture/{row['id']}?of=drawn").content for row in rows}
     for path, jpeg in drawn.items():
         assert np.abs(pixels((out / path).read_bytes()) - pixels(jpeg)).max() <= 2
     shutil.rmtree(out / "overlays")
     again = serving(out)
     assert [again.client.get(f"/picture/{row['id']}").content for row in rows] == [*drawn.values()]
-    assert "drawn now from the record" in again.client.get("/image/0").text
-    other = again.client.get("/picture/0?of=drawn&colormap=viridis&alpha=1").content
+    assert "drawn now from the record" in again.client.get(f"/image/{again.ids[0]}").text
+    other = again.client.get(f"/picture/{again.ids[0]}?of=drawn&colormap=viridis&alpha=1").content
     assert np.abs(pixels(other) - pixels(drawn[rows[0]["overlay_path"]])).mean() > 10
 
 
@@ -69,7 +69,7 @@ def test_an_image_that_is_gone_or_another_one_shows_the_heat_alone(
     (out / "runs" / RUN / "run.json").write_text(run)
     Image.new("RGB", (64, 64)).save(archive / "loose-6.png")  # another image by now
     served = serving(out)
-    ids = {row["member"]: row["id"] for row in served.pages.rows.rows(range(8))}
+    ids = {row["member"]: row["id"] for row in served.pages.rows.rows(served.ids[:8])}
     assert "the heat alone" in served.client.get(f"/image/{ids['loose-6.png']}").text
     assert (
         "drawn now" in served.client.get(f"/image/{ids['loose-7.png']}").text

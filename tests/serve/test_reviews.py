@@ -22,9 +22,10 @@ from camray.audit.reviewed import decisions, take_in
 from camray.ledger.out import open_out
 from camray.serve.rows import Rows, View
 from camray.storage import open_folder
-from tests.serve.conftest import Served
+from tests.serve.conftest import Served, by_index
 
-ADA = {"id": 3, "decision": "accepted", "reviewer": "ada"}
+ROW = 3  # stands for the id of the row with this index
+ADA = {"id": ROW, "decision": "accepted", "reviewer": "ada"}
 
 
 def inbox(out: Path, but: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -34,8 +35,8 @@ def inbox(out: Path, but: Collection[str] = ()) -> list[dict[str, Any]]:
 
 
 def test_a_decision_is_in_the_inbox_when_it_is_acknowledged(served: Served) -> None:
-    row, other = served.pages.rows.rows([3, 4])
-    said = served.decide(id=3, decision="problem", reviewer="Ada <b>")
+    row, other = served.pages.rows.rows(served.ids[3:5])
+    said = served.decide(id=served.ids[3], decision="problem", reviewer="Ada <b>")
     assert said == {"said": ["Ada <b>: problem"], "conflict": False, "decision": "problem"}
     (kept,) = inbox(served.out)
     names = ("explainer", "shard", "member", "index", "content_sha256", "verdict")
@@ -44,7 +45,7 @@ def test_a_decision_is_in_the_inbox_when_it_is_acknowledged(served: Served) -> N
     out = open_folder(str(served.out), "OUT")
     assert take_in(out) == 1
     assert take_in(out) == 0  # the same file again
-    served.decide(id=4, decision="accepted", reviewer="Ada <b>")  # written into the same file
+    served.decide(id=served.ids[4], decision="accepted", reviewer="Ada <b>")  # written into the same file
     assert take_in(out) == 1
     found = decisions(out, row["explainer"]).images
     assert found[row["shard"], row["index"], row["content_sha256"], row["verdict"]] == "problem"
@@ -54,31 +55,31 @@ def test_a_decision_is_in_the_inbox_when_it_is_acknowledged(served: Served) -> N
 
 
 def test_two_reviewers_are_both_kept_and_the_conflict_is_shown(served: Served) -> None:
-    served.decide(id=3, decision="problem", reviewer="ada")
-    said = served.decide(id=3, decision="accepted", reviewer="bob")
+    served.decide(id=served.ids[3], decision="problem", reviewer="ada")
+    said = served.decide(id=served.ids[3], decision="accepted", reviewer="bob")
     assert said["conflict"]
     assert said["said"] == ["ada: problem", "bob: accepted"]
-    page = served.client.get("/image/3").text
+    page = served.client.get(f"/image/{served.ids[3]}").text
     assert "Conflict:" in page
     assert "ada: problem; bob: accepted" in page
-    assert '<li data-id="3">' in served.client.get("/images?state=conflict").text
-    assert not served.decide(id=3, decision="problem", reviewer="bob")["conflict"]
+    assert f'<li data-id="{served.ids[3]}"' in served.client.get("/images?state=conflict").text
+    assert not served.decide(id=served.ids[3], decision="problem", reviewer="bob")["conflict"]
     assert "No record is so" in served.client.get("/images?state=conflict").text
     assert [r["reviewer"] for r in inbox(served.out)] == ["ada", "bob", "bob"]
 
 
 def test_undo_takes_back_ones_own_word_alone(served: Served) -> None:
-    (row,) = served.pages.rows.rows([3])
+    (row,) = served.pages.rows.rows(served.ids[3:4])
     out, key = (
         open_folder(str(served.out), "OUT"),
         (row["shard"], row["index"], row["content_sha256"], row["verdict"]),
     )
-    served.decide(id=3, decision="accepted", reviewer="ada")
-    served.decide(id=3, decision="problem", reviewer="bob")
-    assert served.decide(id=3, decision="open", reviewer="bob")["said"] == ["ada: accepted"]
+    served.decide(id=served.ids[3], decision="accepted", reviewer="ada")
+    served.decide(id=served.ids[3], decision="problem", reviewer="bob")
+    assert served.decide(id=served.ids[3], decision="open", reviewer="bob")["said"] == ["ada: accepted"]
     take_in(out)
     assert decisions(out, row["explainer"]).images == {key: "accepted"}
-    assert served.decide(id=3, decision="open", reviewer="ada")["said"] == []
+    assert served.decide(id=served.ids[3], decision="open", reviewer="ada")["said"] == []
     take_in(out)
     assert decisions(out, row["explainer"]).images == {}
 
@@ -99,13 +100,13 @@ def _view(column: str, value: str) -> Any:
 
 def test_another_server_on_the_same_out_is_heard(served: Served, serving: Callable[..., Served]) -> None:
     other = serving(served.out)
-    served.decide(id=3, decision="problem", reviewer="ada")
-    assert "ada: problem" in other.client.get("/image/3").text
-    assert other.decide(id=3, decision="accepted", reviewer="bob")["conflict"]
-    assert "bob: accepted" in served.client.get("/image/3").text
+    served.decide(id=served.ids[3], decision="problem", reviewer="ada")
+    assert "ada: problem" in other.client.get(f"/image/{served.ids[3]}").text
+    assert other.decide(id=served.ids[3], decision="accepted", reviewer="bob")["conflict"]
+    assert "bob: accepted" in served.client.get(f"/image/{served.ids[3]}").text
     assert len(inbox(served.out)) == 2
     again = serving(served.out)  # and one that starts later
-    assert "ada: problem; bob: accepted" in again.client.get("/image/3").text
+    assert "ada: problem; bob: accepted" in again.client.get(f"/image/{served.ids[3]}").text
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_another_server_on_the_same_out_is_heard(served: Served, serving: Callab
         {},
         [],
         "x",
-        {"id": 3},
+        {"id": ROW},
         ADA | {"id": 10**9},
         ADA | {"id": "x"},
         ADA | {"decision": "maybe"},
@@ -124,6 +125,8 @@ def test_another_server_on_the_same_out_is_heard(served: Served, serving: Callab
     ],
 )
 def test_what_is_no_decision_is_refused(served: Served, said: Any) -> None:
+    if isinstance(said, dict) and said.get("id") == ROW:
+        said = said | {"id": served.ids[ROW]}
     answer = served.client.post("/decide", json=said)
     assert answer.status_code == 400
     assert not list(served.out.glob("qa-inbox/*"))
@@ -132,9 +135,9 @@ def test_what_is_no_decision_is_refused(served: Served, said: Any) -> None:
 def test_a_server_that_only_reads_writes_nothing(audited: Path, serving: Callable[..., Served]) -> None:
     before = sorted((str(p), p.stat().st_mtime_ns) for p in audited.rglob("*"))
     reading = serving(audited, may_review=False)
-    said = {"id": 3, "decision": "accepted", "reviewer": "ada"}
+    said = ADA | {"id": reading.ids[ROW]}
     assert reading.client.post("/decide", json=said).status_code == 403
-    for page in ("/images", "/image/0", "/causes", "/class/1", "/export/csv"):
+    for page in ("/images", f"/image/{reading.ids[0]}", "/causes", "/class/1", "/export/csv"):
         assert reading.client.get(page).status_code == 200
     assert sorted((str(p), p.stat().st_mtime_ns) for p in audited.rglob("*")) == before
 
@@ -169,7 +172,9 @@ class Remote:
             self.process.stdout.close()
 
 
-def killed_amid(out: Path, seed: int) -> tuple[list[tuple[int, str]], list[dict[str, Any]], int]:
+def killed_amid(
+    out: Path, seed: int, ids: list[int]
+) -> tuple[list[tuple[int, str]], list[dict[str, Any]], int]:
     """Decide until a kill at a random moment: what was acknowledged, and what lies there afterwards.
 
     Also how many were at least acknowledged: the kill comes some milliseconds after so many.
@@ -178,7 +183,7 @@ def killed_amid(out: Path, seed: int) -> tuple[list[tuple[int, str]], list[dict[
     before = {path.name for path in (out / "qa-inbox").glob("*.json")}
     first, acknowledged = draw.randrange(12), list[tuple[int, str]]()
     kill = threading.Timer(draw.uniform(0.0, 0.05), server.kill)
-    for number in draw.sample(range(250), 250):
+    for number in draw.sample(ids, len(ids)):
         if len(acknowledged) == first:
             kill.start()
         decision = draw.choice(("accepted", "problem"))
@@ -192,13 +197,14 @@ def killed_amid(out: Path, seed: int) -> tuple[list[tuple[int, str]], list[dict[
 @pytest.mark.slow
 def test_twenty_kills_lose_nothing_that_was_acknowledged(audited: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(audited, tmp_path / "out"))
+    rows = Rows(*open_out(str(out)), {})
+    ids = by_index(rows)[:250]
+    known = {row["id"]: row["index"] for row in rows.rows(ids, ("index",))}
+    rows.close()
     told = least = 0
     for seed in range(20):
-        acknowledged, kept, first = killed_amid(out, seed)
+        acknowledged, kept, first = killed_amid(out, seed, ids)
         index = {r["index"]: r["decision"] for r in kept}
-        rows = Rows(*open_out(str(out)), {})
-        known = {row["id"]: row["index"] for row in rows.rows(range(250), ("index",))}
-        rows.close()
         assert all(index.get(known[number]) == decision for number, decision in acknowledged)
         assert len(kept) - len(acknowledged) in (0, 1)  # saved, and killed before it could be said
         told, least = told + len(acknowledged), least + first

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from deltalake import DeltaTable
 
@@ -69,6 +70,30 @@ def test_the_order_is_by_the_column_with_nothing_last(rows: Rows, audited: Path)
         known = sorted((r[column] for r in truth(audited) if r[column] is not None), key=lambda v: sign * v)
         assert found[: len(known)] == known
         assert set(found[len(known) :]) <= {None}
+
+
+def test_similar_images_come_by_hash_and_colours_the_image_itself_first(rows: Rows, audited: Path) -> None:
+    known = [r for r in truth(audited) if r["image_hash"]]
+    colours = [f"image_{name}" for name in ("mean", "std")]  # those that the table has
+    spread = {name: np.std([r[name] for r in known if r[name] is not None]) for name in colours}
+    one = known[17]
+
+    def apart(row: Row) -> float:
+        bits = (int(row["image_hash"], 16) ^ int(one["image_hash"], 16)).bit_count()
+        return bits + 2 * float(sum(abs(row[name] - one[name]) / spread[name] for name in colours))
+
+    with_colours = [r for r in known if r["image_mean"] is not None]
+    wanted = [r["member"] for r in sorted(with_colours, key=apart)]
+    (number,) = rows.order(View.of([("member", f"={one['member']}")])).tolist()
+    found = rows.rows(rows.order(View.of([("like", str(number))])).tolist(), ("member",))
+    assert [r["member"] for r in found][: len(wanted)] == wanted
+    assert wanted[0] == one["member"]
+    narrower = rows.order(View.of([("like", str(number)), ("verdict", "wrong")])).tolist()
+    shown = [r["member"] for r in rows.rows(narrower, ("member",))]
+    assert shown[:5] == [r["member"] for r in sorted(with_colours, key=apart) if r["verdict"] == "wrong"][:5]
+    for nothing in ("12", "x"):
+        with pytest.raises(UsageError):
+            rows.order(View.of([("like", nothing), ("sort", "" if nothing == "12" else "like")]))
 
 
 @pytest.mark.parametrize(

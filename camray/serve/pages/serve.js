@@ -55,7 +55,7 @@ function walk(by) {
 }
 
 async function decideCard(card, decision) {
-  const said = await save({ id: Number(card.dataset.id), decision });
+  const said = await save({ id: card.dataset.id, verdict: card.dataset.verdict, decision });
   if (!said) return;
   const mark = card.querySelector(".decision");
   mark.textContent = said.conflict ? "conflict" : said.decision;
@@ -71,7 +71,7 @@ async function decideCause(cause, decision) {
 }
 
 async function decideOne(decision) {
-  const said = await save({ id: Number(detail.dataset.id), decision });
+  const said = await save({ id: detail.dataset.id, verdict: detail.dataset.verdict, decision });
   if (!said) return;
   byId("said").textContent = (said.conflict ? "Conflict: " : "") + said.said.join("; ");
   byId("said").className = said.conflict ? "conflict" : "quiet";
