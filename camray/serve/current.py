@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import duckdb
-from deltalake.exceptions import DeltaError
 
 from camray.errors import CamrayError, printable, said_by
 from camray.ledger import log
 from camray.ledger.out import AUDIT, RUNS, TABLE, open_out
+from camray.ledger.table import STORE_ERRORS
 from camray.serve.answers import Pages, read_summaries
 from camray.serve.reviews import Reviews
 from camray.serve.rows import Rows
@@ -66,7 +66,7 @@ class Current:
                 with self._deciding:
                     pages.rows.decide(self._reviews.standing)
                     self._pages, self._seen = pages, seen
-        except (CamrayError, DeltaError, duckdb.Error, OSError) as error:
+        except (CamrayError, duckdb.Error, *STORE_ERRORS) as error:
             why = printable(said_by(error), 200)
             print(f"camray serve: the rows stay as they were read: {why}", file=sys.stderr)
         finally:
