@@ -109,7 +109,7 @@ def application(current: Current, say: Callable[[str], None]) -> ASGIApp:
         return respond
 
     def images(request: Request) -> Response:
-        if request.query_params.get("column") is not None:  # the line of the form for any column
+        if {"column", "sign", "value"} & {*request.query_params}:  # the line of the form for any column
             return RedirectResponse(f"/images?{current().with_column(request)}", 303)
         return page(Pages.images)(request)
 

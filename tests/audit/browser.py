@@ -8,11 +8,17 @@ import os
 import shutil
 import subprocess
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 DEADLINE_S = 120  # only to end a hang
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+_AXE = find_spec("axe_playwright_python")  # bundles axe-core
+AXE = Path(_AXE.origin).with_name("axe.min.js").read_text() if _AXE and _AXE.origin else ""
+_FOUND = """axe.run(document).then((found) => found.violations.flatMap((v) =>
+  v.nodes.map((n) => `${v.id}: ${n.html.slice(0, 120)}`)))"""
 
 
 class Browser:
@@ -106,6 +112,12 @@ class Browser:
         while not self.run(code):
             assert time.monotonic() < end, f"never true: {code}"
             time.sleep(0.05)
+
+    def axe(self) -> list[str]:
+        """Give what axe-core has to say against the page as it is now."""
+        self.run(f"{AXE};0")
+        found: list[str] = self.run(_FOUND)
+        return found
 
     def press(self, key: str) -> None:
         """Press and release a key."""

@@ -140,6 +140,15 @@ def test_pages_hold_each_record_once_and_neighbours_lead_on(served: Served) -> N
         assert at.startswith(f"/image/{following}?")
 
 
+def test_what_a_browser_sends_of_the_form_is_the_view(served: Served) -> None:
+    """Fields that are empty are not sent; the comparison of *Any column* never is."""
+    wrong = served.client.get("/images?verdict=%3Dwrong").text
+    for rest in ("sign=%3D", "column=&sign=%3D&value=", "sign=%3E&value=3"):
+        assert served.client.get(f"/images?verdict=%3Dwrong&{rest}").text == wrong
+    sure = served.client.get("/images?verdict=%3Dwrong&column=confidence&sign=%3E&value=0.5")
+    assert sure.url.query == b"verdict=%3Dwrong&confidence=%3E0.5"
+
+
 def test_the_view_as_csv_holds_its_rows_and_no_formula(served: Served, audited: Path) -> None:
     answer = served.client.get("/export/csv?correct=false")
     rows = list(csv.DictReader(io.StringIO(answer.text)))
