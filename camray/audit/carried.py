@@ -25,7 +25,7 @@ from camray.ledger.out import AUDIT, LOOKS, QA, carried_file
 from camray.ledger.table import Table
 from camray.storage import Folder
 
-FORMAT = 3
+FORMAT = 4
 _TABLE = "table "  # begins the names of tables
 _JUDGING = ("drop", "lift", "margin", "dark", "bright", "flat", "blurry")
 

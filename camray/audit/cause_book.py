@@ -41,7 +41,7 @@ KEY = pa.schema([("shard", pa.string()), ("index", pa.int32()), ("content_sha256
 _FELL = pa.schema([*KEY, ("answer", pa.int32()), ("drop", pa.float64()), ("night", pa.int32())])
 _SEEN = pa.schema([
     *KEY, ("answer", pa.int32()), ("night", pa.int32()), ("is_sampled", pa.bool_()), ("same", pa.float32()),
-    ("other", pa.float32()),
+    ("other", pa.float32()), ("thing_of", pa.int32()), ("is_flipped", pa.bool_()),
 ])  # fmt: skip
 _CROPS = KEY.append(pa.field("crop", pa.binary()))
 TEST_OF = {"repeated thing": "repeat", "place": "carry", "background": "carry_surround"}
@@ -284,14 +284,16 @@ class CauseBook:
 
     def _may_tell(self, key: Key, image: Seen) -> bool:
         """Whether an image can be given a cause, or cleared of one, in any night: no cause without a fall."""
-        return "fill" in image.drops or key in self._fell or max(image.drops.values(), default=0) > self._drop
+        fell = image.is_flipped or max(image.drops.values(), default=0) > self._drop
+        return fell or "fill" in image.drops or key in self._fell
 
     def _take_older(self, named: set[int], all_images: Mapping[int, int]) -> None:
         """Recall the images of the answers that stand out; of all answers where these are too few."""
         answers = named | (all_images.keys() if len(all_images) < FEWEST_CLASSES else set())
         if self._older is not None and answers:
-            mine = pc.is_in(self._older["answer"], value_set=pa.array(answers, pa.int32()))
-            self._images = images_in(self._older.filter(mine)) | self._images
+            wanted = pa.array(answers, pa.int32())
+            own, shown = (pc.is_in(self._older[name], value_set=wanted) for name in ("answer", "thing_of"))
+            self._images = images_in(self._older.filter(pc.or_(own, shown))) | self._images
         self._note_fills(self._images)
         mine = pc.is_in(self._fell_before["answer"], value_set=pa.array(named, pa.int32()))
         self._all_fell = dict(self._fell)
@@ -352,9 +354,9 @@ class CauseBook:
         images = {key: image for key, image in self._images.items() if span.holds(image.night)}
         for key, (cause, by) in causes(images, found, self._drop, answers).items():
             image = images[key]
-            if image.night >= self._begins.get((image.answer, cause), 0):
-                self._given.setdefault(key, Given(image.answer, cause, by, image.drops[by], image.night))
-
+            answer = image.blamed(by)
+            if image.night >= self._begins.get((answer, cause), 0):
+                self._given.setdefault(key, Given(answer, cause, by, image.drops[by], image.night))
         self._tell_levels(images, found)
 
     def _tell_levels(self, images: Mapping[Key, Seen], found: Sequence[Excess]) -> None:
@@ -406,7 +408,10 @@ def _keys(batch: pa.RecordBatch) -> list[Key]:
 
 def table_of_images(images: Mapping[Key, Seen]) -> pa.Table:
     """Give a table of what was seen of images: one row each, a column for each intervention."""
-    rows = [(*key, i.answer, i.night, i.is_sampled, i.same, i.other) for key, i in images.items()]
+    rows = [
+        (*key, i.answer, i.night, i.is_sampled, i.same, i.other, i.thing_of, i.is_flipped)
+        for key, i in images.items()
+    ]
     found = table_of(rows, _SEEN)
     for name in sorted({name for image in images.values() for name in image.drops}):
         drops = pa.array([image.drops.get(name) for image in images.values()], pa.float32())
@@ -417,9 +422,13 @@ def table_of_images(images: Mapping[Key, Seen]) -> pa.Table:
 def images_in(table: pa.Table) -> dict[Key, Seen]:
     """Give what such a table says of images."""
     names, found = table.column_names[len(_SEEN) :], {}
-    for shard, index, content, answer, night, is_sampled, same, other, *drops in rows_of(table):
+    for shard, index, content, answer, night, is_sampled, same, other, of, is_flipped, *drops in rows_of(
+        table
+    ):
         known = {name: drop for name, drop in zip(names, drops, strict=True) if drop is not None}
-        found[shard, index, content] = Seen(answer, is_sampled, night, same, other, known)
+        found[shard, index, content] = Seen(
+            answer, is_sampled, night, same, other, known, thing_of=of, is_flipped=is_flipped
+        )
     return found
 
 

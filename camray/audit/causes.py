@@ -21,9 +21,10 @@ import numpy as np
 from scipy.stats import false_discovery_control, norm
 
 from camray.audit.history import Key, Nights
+from camray.explain.repeats import ALIKE
 
 DROP = 0.3  # of confidence
-SAME, CONTRAST = 0.8, 0.12  # likeness within the answer, and how much less to others
+CONTRAST = 0.12  # how much less alike it is to others than within the answer
 FEWEST_CLASSES, FEWEST_IMAGES = 4, 16
 EXCESS_Z, FALSE_DISCOVERIES = 3.0, 0.02
 FRAGILE_Z = 4.0  # of what moves objects too: they are carried, smooth ones suffer from noise, deer are pale
@@ -36,7 +37,8 @@ FEWEST_HANGING = 0.05  # of the images of an answer: fewer are no cause
 BOTH = 0.2  # the same of a background, which must be enough, and needed
 ENOUGH = 0.25  # of those that need a place: it turns other images into this answer
 FEWEST_CARRIED = 4  # images that tell whether it does
-GAIN, CLEAR = 0.1, 1.5  # gained elsewhere; of a border that gains less the fall must exceed 1.5 limits
+GAIN = 0.1  # gained elsewhere
+TRACE, CLEAR = 0.02, 1.5  # the same of a border; of one that gains less the fall must exceed 1.5 limits
 LOCAL_ONES = ("repeat", "carry", "carry_rim", "carry_surround", "border", "frame")
 ALONE = ("frame", "detail", "noise")  # one of these shows its cause alone
 NEEDS = {"carry": "fill", "carry_rim": "rim", "carry_surround": "surround"}  # enough -> and needed
@@ -50,7 +52,7 @@ CAUSES = {  # cause -> what it is; in this order: the first that holds is the ca
     "texture": "sharpness, resolution, grain or compression of the whole image",
 }
 CHANGES = {  # intervention -> the image without it
-    "fill": "its hottest twentieth filled from around", "border": "the hot part of the border filled",
+    "fill": "its hottest twentieth filled from around", "thing": "what repeats filled from around", "border": "the hot part of the border filled",
     "rim": "the hot part of the outer quarter filled", "surround": "with the surroundings of another image",
     "frame": "its outer sixteenth filled from inside", "noise": "with a little noise",
     "levels": "its darkest and lightest values set to the archive's, channel by channel",
@@ -96,11 +98,22 @@ class Seen:
     other: float = 0.0
     drops: dict[str, float] = field(default_factory=dict)
     is_blurred: bool = False  # its hot border, and the answer fell: what screened it was covered
+    thing_of: int | None = None  # the answer whose repeated thing it shows
+    is_flipped: bool = False  # without that thing another answer wins
 
     @property
     def repeats(self) -> bool:
         """Whether its hot spot is the same thing as in others of its answer alone."""
-        return self.same > SAME and self.same - self.other > CONTRAST
+        return self.same > ALIKE and self.same - self.other > CONTRAST
+
+    @property
+    def needs_what_repeats(self) -> bool:
+        """Whether its hot spot repeats and the answer falls without it."""
+        return self.repeats and self.drops.get("fill", 0.0) > DROP
+
+    def blamed(self, look: str) -> int:
+        """Give the answer whose cause a look shows."""
+        return self.thing_of if look == "thing" and self.thing_of is not None else self.answer
 
     def moves(self, look: str, drop: float) -> bool:
         """Whether it moved under a look; of `levels` what also gains its answer something elsewhere."""
@@ -109,7 +122,7 @@ class Seen:
 
     def border_tells(self, fell: float, drop: float) -> bool:
         """Whether its rim gains its answer something elsewhere, or blur and fill take it, not narrowly."""
-        return self.drops.get("carry_rim", 1.0) > GAIN or (self.is_blurred and fell > CLEAR * drop)
+        return self.drops.get("carry_rim", 1.0) > TRACE or (self.is_blurred and fell > CLEAR * drop)
 
 
 def seen(rows: Iterable[Mapping[str, Any]], nights: Nights = Nights()) -> dict[Key, Seen]:  # noqa: B008
@@ -124,6 +137,8 @@ def seen(rows: Iterable[Mapping[str, Any]], nights: Nights = Nights()) -> dict[K
             image.same, image.other = row["same"], row["other"]
         if row["drop"] is not None:
             image.drops[row["intervention"]] = row["drop"]
+        if row["intervention"] == "thing":
+            image.thing_of, image.is_flipped = row["thing_of"], row["flip"]
     return found
 
 
@@ -229,12 +244,15 @@ def causes(
     few = len(answers) < FEWEST_CLASSES
     given: dict[Key, tuple[str, str]] = {}
     for key, image in images.items():
-        mine = named.get(image.answer, set())
-        if cause := _cause_of(image, mine, few, drop):
-            given[key] = cause
+        is_thing = "repeat" in named.get(image.blamed("thing"), ()) and (
+            image.is_flipped or image.drops.get("thing", 0.0) > drop
+        )
+        cause = _cause_of(image, named.get(image.answer, set()), few, drop)
+        if is_thing or cause:
+            given[key] = ("repeated thing", "thing") if is_thing else cause
     kinds = {
-        key: (images[key].answer, cause.replace("repeated thing", "place"))
-        for key, (cause, _) in given.items()
+        key: (images[key].blamed(by), cause.replace("repeated thing", "place"))
+        for key, (cause, by) in given.items()
     }
     hanging = Counter(kinds.values())
     least = {

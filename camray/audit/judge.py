@@ -52,7 +52,7 @@ _READ = [
     "heat_w", "topk", "image_hash", "format", "attributes",
 ]  # fmt: skip
 _LOOKED = ("run_id", "shard", "index", "content_sha256", "predicted_class", "intervention", "sampled", "drop",
-           "same", "other")  # fmt: skip
+           "flip", "same", "other", "thing_of")  # fmt: skip
 _WRITTEN = pa.schema([*KEY, ("cause", pa.string()), ("others", pa.int64()), ("place", pa.int64())])
 BATCH_ROWS = 16384
 Placed = tuple[str, int, int]  # cause, others with it, place among them
@@ -302,7 +302,8 @@ def _crops(
         contents = pa.array(sorted({key[2] for key in keys if key not in found}), pa.string())
         if len(contents):
             where = ds.field("content_sha256").isin(contents) & ds.field("crop").is_valid()
-            rows = read_looks(out, explainer, [*KEY.names, "crop"], where, paths=paths)
+            rows = read_looks(out, explainer, [*KEY.names, "crop", "intervention"], where, paths=paths)
+            rows = rows.sort_by("intervention").drop_columns("intervention")  # a thing goes before a hot spot
             found |= {(*key,): crop for *key, crop in rows_of(rows)}
     return {key: found[key] for key in keys if key in found}
 

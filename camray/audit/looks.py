@@ -23,7 +23,7 @@ from deltalake import write_deltalake
 from camray.archive.frames import file_index
 from camray.audit.causes import ALONE, DROP, FEWEST_CLASSES, NEEDS, Seen, excesses, named_of
 from camray.config import Config, Explainer
-from camray.explain.repeats import hot_crop, likeness
+from camray.explain.repeats import ALIKE, hot_crop, likeness, things
 from camray.flow.actor import Weights, network_of
 from camray.flow.flow import Engine, Pool
 from camray.flow.guard import Guard
@@ -55,9 +55,10 @@ LOOKS_SCHEMA = pa.schema(
         ("to_class", pa.int32()),
         ("same", pa.float32()),  # likeness to the best twentieth of the answer
         ("other", pa.float32()),  # and of other answers
-        ("crop", pa.binary()),  # the hot spot, square, RGB
+        ("crop", pa.binary()),  # the hot spot, square, RGB; of a `thing` what is around it
         ("before", pa.binary()),  # PNG of the image, of few
         ("after", pa.binary()),  # PNG of it changed
+        ("thing_of", pa.int32()),  # of a `thing`: the answer in which it repeats
     ]
 )
 SEEN = tuple(name for name in LOOKS_SCHEMA.names if name not in ("crop", "before", "after"))
@@ -223,7 +224,7 @@ class _Plan:
 
     def compare(self, earlier: Sequence[tuple[int, bytes]]) -> None:
         """Compare the hot spots of tonight with each other and with earlier ones."""
-        crops = np.stack([hot_crop(v, m) for v, m in zip(self._views, self._maps, strict=True)])
+        self._crops = crops = np.stack([hot_crop(v, m) for v, m in zip(self._views, self._maps, strict=True)])
         before = [np.frombuffer(crop, np.uint8).reshape(1, *crops.shape[1:]) for _, crop in earlier]
         answers = np.r_[self._answers, [answer for answer, _ in earlier]].astype(int)
         same, other = likeness(np.concatenate([crops, *before]), answers)
@@ -257,7 +258,20 @@ class _Plan:
         fell = [i for i in screened if (self._rows[i]["confirm_drop"] or 0) > DROP]
         self._look("border", fell)  # for the page: the pair
         self._look("carry_rim", fell)
+        self._look_for_things()
         self._draw()
+
+    def _look_for_things(self) -> None:
+        """Look for what repeats and is needed in all images, wherever their heat is, and fill it there."""
+        best: dict[int, float] = {}
+        for answer in np.unique(self._answers).tolist():
+            mine = [i for i in np.flatnonzero(self._answers == answer) if self._seen[i].needs_what_repeats]
+            for thing in things(self._crops[mine]):
+                for i, view in enumerate(self._views):
+                    alike, place = thing.found_in(view)
+                    if alike > best.get(i, ALIKE):
+                        best[i], self._looker.marked[i], self._seen[i].thing_of = alike, place, answer
+        self._look("thing", sorted(best))
 
     @property
     def _left(self) -> int:
@@ -270,6 +284,9 @@ class _Plan:
             drop = effect.drop if blurred is None else min(effect.drop, blurred)  # both ways must agree
             self._seen[i].drops[name] = drop
             facts = {"drop": drop, "flip": effect.flip, "to_class": effect.to_class}
+            if name == "thing":
+                spot = hot_crop(self._views[i], self._looker.marked[i])
+                facts |= {"thing_of": self._seen[i].thing_of, "crop": spot.tobytes()}
             self.found.append(self._row(i, name) | facts | {"place": i})
 
     def _draw(self) -> None:
@@ -295,7 +312,7 @@ def write_looks(out: Folder, explainer: str, found: Sequence[Row]) -> None:
     rows = pa.Table.from_pydict(columns, LOOKS_SCHEMA)
     write_deltalake(
         out.child_uri(LOOKS), rows, mode="append", partition_by=[PARTITION], name="camray looks",
-        configuration=log.BESIDE,
+        configuration=log.BESIDE, schema_mode="merge",
     )  # fmt: skip
     table = log.opened(out, LOOKS)
     if sum(size < LARGE for size in log.sizes(table).values()) >= MOST_SMALL:
@@ -315,7 +332,8 @@ def read_looks(
     if paths is not None:
         files = ds.dataset(paths, LOOKS_SCHEMA, format="parquet", filesystem=log.file_system(out, LOOKS))
         return files.to_table(columns=list(columns), filter=where)
-    table, mine = log.dataset(out, LOOKS, log.opened(out, LOOKS)), ds.field(PARTITION) == explainer
+    table = log.dataset(out, LOOKS, log.opened(out, LOOKS)).replace_schema(LOOKS_SCHEMA)  # older: has less
+    mine = ds.field(PARTITION) == explainer
     return table.to_table(columns=list(columns), filter=mine if where is None else mine & where)
 
 
@@ -326,7 +344,7 @@ def earlier_crops(out: Folder, explainer: str) -> list[tuple[int, bytes]]:
     answers, rows = set[int](), 0
     for path in map(str, files):
         if rows <= EARLIER * len(answers):
-            valid = ds.field("crop").is_valid()
+            valid = ds.field("crop").is_valid() & (ds.field("intervention") == "repeat")
             parts.append(read_looks(out, explainer, parts[0].column_names, valid, [path]))
             answers |= set(pc.unique(parts[-1]["predicted_class"]).to_pylist())
             rows += len(parts[-1])

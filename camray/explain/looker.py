@@ -47,6 +47,7 @@ class Looker:
         torch.set_num_threads(threads)
         self._core = BatchExplainer(explainer, state, device, batch_size, folded)
         self.forwards = 0
+        self.marked: dict[int, NDArray[np.bool_]] = {}  # where a thing is (H, W), by position
 
     def take(
         self, views: Views, maps: Sequence[NDArray[Any]], answers: Sequence[int], sure: Sequence[float]
@@ -85,7 +86,8 @@ class Looker:
         return others[position % len(others)]
 
     def _changed(self, name: str, batch: Sequence[int], hosts: Sequence[int]) -> Tensor:
-        maps = torch.from_numpy(np.stack([self._maps[i] for i in batch])).to(self._core.device)
+        shown = [self.marked[i] if name == "thing" else self._maps[i] for i in batch]
+        maps = torch.from_numpy(np.stack(shown)).to(self._core.device)
         return changed(name, self._pixels(batch), maps.float(), self._typical, self._pixels(hosts))
 
     def _pixels(self, positions: Sequence[int]) -> Tensor:

@@ -70,6 +70,22 @@ def test_images_of_a_class_that_stands_out_have_its_cause_and_nobody_else() -> N
     assert {key[1]: cause for key, cause in given.items()} == expected
 
 
+def test_images_of_any_answer_that_need_the_thing_have_its_cause() -> None:
+    """A sticker of answer 0 away from the heat, in answers that it changes: by a fall, or another class."""
+    images = world()
+    cases = {(0, 0.6, False): True, (2, 0.5, False): True, (3, 0.1, True): True, (2, 0.1, False): False}
+    keys = []
+    for i, (answer, drop, flip) in enumerate(cases):
+        keys.append(("shard", 1000 + i, "sha"))
+        images[keys[-1]] = Seen(answer, drops={"thing": drop}, thing_of=0, is_flipped=flip)
+    images["shard", 2000, "sha"] = Seen(2, drops={"thing": 0.9}, thing_of=1)  # of an answer that is not named
+    given = causes(images, excesses(images.values()))
+    found = {key: given.get(key) == ("repeated thing", "thing") for key in keys}
+    assert list(found.values()) == list(cases.values())
+    assert ("shard", 2000, "sha") not in given
+    assert {images[key].blamed("thing") for key in keys} == {0}
+
+
 def test_of_a_tint_the_class_is_told_and_no_image_condemned() -> None:
     looks = []
     for (shard, index, sha), seen in world().items():

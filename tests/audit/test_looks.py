@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from deltalake import DeltaTable
 
 from camray.audit.causes import CAUSES
-from camray.audit.looks import BATTERY, allowed, choose, describe_looks
+from camray.audit.looks import BATTERY, _Plan, allowed, choose, describe_looks
 from camray.audit.night import read_nights
+from camray.explain.looker import Effect
 from camray.ledger.table import Table
 from camray.storage import open_folder
 from camray.upkeep.forget import Image, find, remove
@@ -44,6 +47,49 @@ def test_a_night_looks_at_a_sample_of_each_answer_within_its_budget(place: Path)
     assert all(-1 <= row["drop"] <= 1 for row in forwards)
     drawn = [row for row in forwards if row["before"]]
     assert all(row["before"].startswith(b"\x89PNG") and row["drop"] > 0.3 for row in drawn)
+
+
+def test_a_thing_is_filled_wherever_it_lies_in_images_of_any_answer() -> None:
+    """A sticker under the heat of six images of answer 0; of two more the heat is elsewhere."""
+    rng = np.random.default_rng(0)
+    sticker = np.kron(rng.integers(0, 2, (3, 3, 1)) * 230, np.ones((2, 2, 3))).astype(np.uint8)
+    answers = np.repeat([0, 1, 2, 3], 30).tolist()
+    places = {i: rng.integers(8, 20, 2).tolist() for i in (0, 1, 2, 3, 4, 5, 20, 70)}
+    rows, views, heats = [], [], []
+    for i, answer in enumerate(answers):
+        view = cv2.resize(rng.integers(60, 200, (4, 4, 3)).astype(np.uint8), (32, 32))
+        heat = np.full((8, 8), 0.1, np.float32)
+        y, x = places.get(i, (0, 0))
+        if i in places:
+            view[y : y + 6, x : x + 6] = sticker
+        heat[((y + 3) // 4, (x + 3) // 4) if i < 6 else (7, 0)] = 1
+        views.append(view), heats.append(heat)
+        names = {"run_id": "n", "shard": "s", "member": str(i), "index": i, "content_sha256": str(i)}
+        rows.append(names | {"predicted_class": answer, "confidence": 0.9, "heat_h": 8, "heat_w": 8})
+        rows[-1] |= {"heatmap": heat.ravel(), "confirm_region": None, "confirm_drop": None}
+
+    class Looked:
+        forwards, marked = 0, dict[int, Any]()
+
+        def take(self, *_: Any) -> None: ...
+
+        def pair(self, *_: Any) -> tuple[bytes, bytes]:
+            return b"", b""
+
+        def effects(self, name: str, positions: list[int]) -> list[Effect]:
+            drops = [0.8 * (name == "thing" or (name == "fill" and i < 6)) for i in positions]
+            return [Effect(drop, False, 0) for drop in drops]
+
+    looker = Looked()
+    plan = _Plan(looker, rows, np.stack(views), 5000)
+    plan.compare([])
+    plan.carry_out()
+    found = {row["index"]: row for row in plan.found if row["intervention"] == "thing"}
+    assert set(found) == set(places)
+    assert {row["thing_of"] for row in found.values()} == {0}
+    for i, (y, x) in places.items():
+        assert looker.marked[i][y : y + 6, x : x + 6].all()
+        assert looker.marked[i].sum() <= 8 * 8
 
 
 def test_a_border_falls_no_further_filled_than_blurred(place: Path) -> None:

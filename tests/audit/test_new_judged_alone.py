@@ -88,7 +88,7 @@ class World:
         return pa.Table.from_pylist(found, RECORD_SCHEMA)
 
     def _looks(self, found: pa.Table) -> list[dict[str, Any]]:
-        """From night 2 on class 1 suffers from noise, and class 3 hangs on a thing that repeats."""
+        """From night 2 on class 1 suffers from noise, and class 3 hangs on a thing that others show, too."""
         looks = []
         for row in found.select([*KEYS]).to_pylist():
             answer, late = row["predicted_class"], self.nights >= 2
@@ -103,6 +103,11 @@ class World:
                 strong = (answer == 1 and name == "noise" and late) or (hangs and name in ("fill", "carry"))
                 drop = float(self.chance.uniform(0.35, 0.8) if strong else self.chance.uniform(0, 0.31))
                 looks.append(row | {"intervention": name, "sampled": True, "drop": drop, "flip": False})
+            if late and self.chance.random() < 0.1:
+                copy, flip = self.thing.astype(np.uint8).tobytes(), bool(self.chance.integers(2))
+                drop = float(self.chance.uniform(0, 0.6))
+                shown = {"intervention": "thing", "thing_of": 3, "crop": copy, "drop": drop, "flip": flip}
+                looks.append(row | {"sampled": False} | shown)
         return looks
 
 

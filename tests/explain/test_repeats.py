@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from camray.explain.repeats import CROP, crop_side, hot_crop, likeness
+from camray.explain.repeats import CROP, crop_side, hot_crop, likeness, things
 
 INNER = 18  # three quarters of a crop
 
@@ -40,6 +40,47 @@ def test_a_sticker_repeats_within_its_answer_and_nothing_else_does() -> None:
     assert (same[9:] < 0.6).all()
     assert same[8] == 0
     assert ((same - other)[:8] > 0.3).all()
+
+
+@pytest.mark.parametrize("side", [32, 64, 224])
+def test_a_thing_is_cut_out_of_its_crops_and_found_wherever_it_lies(side: int) -> None:
+    """A sticker whose copies lie anywhere in their crops, and a crop without it."""
+    rng = np.random.default_rng(3)
+    unit = side // 32
+    bits = np.array([[0, 1, 0], [1, 1, 0], [0, 0, 1]])[..., None] * [255, 230, 20]
+    sticker = np.kron(bits, np.ones((2 * unit, 2 * unit, 1))).astype(np.uint8)
+    wide = len(sticker)
+
+    def worn(y: int, x: int) -> np.ndarray:
+        view = rng.integers(60, 190, (8, 8, 3)).astype(np.uint8)
+        view = np.ascontiguousarray(cv2.resize(view, (side, side), interpolation=cv2.INTER_CUBIC))
+        view[y : y + wide, x : x + wide] = sticker
+        return view
+
+    heat = np.zeros((32, 32), np.float32)
+    heat[15, 15] = 1
+    places = (side // 2 - wide // 2 + rng.integers(-2, 3, (8, 2)) * unit).tolist()
+    crops = [hot_crop(worn(y, x), heat) for y, x in places]
+    crops.append(hot_crop(cv2.flip(worn(0, 0), 0)[::-1], heat))
+    (thing,) = things(np.stack(crops))
+    assert thing.mask.mean() > 0.8
+    assert abs(np.array(thing.mask.shape) * side / (crop_side(side, side) * 8 / 3) - wide).max() <= 2 * unit
+    for y, x in ((0, 0), (side - wide, 3 * unit), (side // 2, side // 3)):
+        alike, place = thing.found_in(worn(y, x))
+        assert alike > 0.9
+        covered = place[y : y + wide, x : x + wide].mean(), place.sum() / wide**2
+        assert covered[0] > 0.95
+        assert covered[1] < 2.2  # and a pixel around it
+    assert thing.found_in(worn(0, 0)[wide:, wide:].copy())[0] < 0.8
+    assert thing.found_in(np.full((side, side, 3), 9, np.uint8))[0] < 0.8
+
+
+def test_what_is_not_the_same_is_no_thing() -> None:
+    rng = np.random.default_rng(4)
+    assert things(rng.integers(0, 256, (20, CROP, CROP, 3)).astype(np.uint8)) == []
+    assert things(np.full((20, CROP, CROP, 3), 9, np.uint8)) == []  # one colour
+    two = np.repeat(rng.integers(0, 256, (2, CROP, CROP, 3)).astype(np.uint8), 4, axis=0)
+    assert len(things(two)) == 2
 
 
 def test_three_that_are_alike_in_a_large_library_are_no_repetition() -> None:
