@@ -421,14 +421,11 @@ def table_of_images(images: Mapping[Key, Seen]) -> pa.Table:
 
 def images_in(table: pa.Table) -> dict[Key, Seen]:
     """Give what such a table says of images."""
-    names, found = table.column_names[len(_SEEN) :], {}
-    for shard, index, content, answer, night, is_sampled, same, other, of, is_flipped, *drops in rows_of(
-        table
-    ):
-        known = {name: drop for name, drop in zip(names, drops, strict=True) if drop is not None}
-        found[shard, index, content] = Seen(
-            answer, is_sampled, night, same, other, known, thing_of=of, is_flipped=is_flipped
-        )
+    names, found = table.column_names[len(_SEEN) :], dict[Key, Seen]()
+    for row in rows_of(table):
+        answer, night, is_sampled, same, other, of, is_flipped = row[3 : len(_SEEN)]
+        known = {name: drop for name, drop in zip(names, row[len(_SEEN) :], strict=True) if drop is not None}
+        found[row[:3]] = Seen(answer, is_sampled, night, same, other, known, False, of, is_flipped)
     return found
 
 

@@ -52,7 +52,8 @@ CAUSES = {  # cause -> what it is; in this order: the first that holds is the ca
     "texture": "sharpness, resolution, grain or compression of the whole image",
 }
 CHANGES = {  # intervention -> the image without it
-    "fill": "its hottest twentieth filled from around", "thing": "what repeats filled from around", "border": "the hot part of the border filled",
+    "fill": "its hottest twentieth filled from around", "thing": "what repeats filled from around",
+    "border": "the hot part of the border filled",
     "rim": "the hot part of the outer quarter filled", "surround": "with the surroundings of another image",
     "frame": "its outer sixteenth filled from inside", "noise": "with a little noise",
     "levels": "its darkest and lightest values set to the archive's, channel by channel",
@@ -244,12 +245,8 @@ def causes(
     few = len(answers) < FEWEST_CLASSES
     given: dict[Key, tuple[str, str]] = {}
     for key, image in images.items():
-        is_thing = "repeat" in named.get(image.blamed("thing"), ()) and (
-            image.is_flipped or image.drops.get("thing", 0.0) > drop
-        )
-        cause = _cause_of(image, named.get(image.answer, set()), few, drop)
-        if is_thing or cause:
-            given[key] = ("repeated thing", "thing") if is_thing else cause
+        if cause := _cause_of(image, named, few, drop):
+            given[key] = cause
     kinds = {
         key: (images[key].blamed(by), cause.replace("repeated thing", "place"))
         for key, (cause, by) in given.items()
@@ -280,7 +277,10 @@ def fragile_of(images: Iterable[Seen], drop: float = DROP) -> dict[int, set[str]
     return found
 
 
-def _cause_of(image: Seen, mine: set[str], few: bool, drop: float) -> tuple[str, str] | None:
+def _cause_of(image: Seen, named: Mapping[int, set[str]], few: bool, drop: float) -> tuple[str, str] | None:
+    mine, of_thing = (named.get(answer, set()) for answer in (image.answer, image.blamed("thing")))
+    if "repeat" in of_thing and (image.is_flipped or image.drops.get("thing", 0.0) > drop):
+        return "repeated thing", "thing"
     fell = {name for name, by in image.drops.items() if by > drop}
     both = {"fill", "carry"} <= fell and ((few and image.repeats) or bool(mine & {"carry", "repeat"}))
     if (image.repeats and (both or ("fill" in fell and "repeat" in mine))) or (both and "repeat" in mine):

@@ -168,7 +168,8 @@ def changed(name: str, x: Tensor, maps: Tensor, typical: Typical, hosts: Tensor)
     around = ring(size, SURROUND).to(x.device)
     rim, hot = hot_border(maps, size, RIM), hottest(maps, size)
     does = {
-        "fill": lambda: filled(x, hot), "thing": lambda: filled(x, interpolate(maps[:, None], size) > 0), "carry": lambda: carried(x, hot, hosts),
+        "fill": lambda: filled(x, hot), "thing": lambda: filled(x, interpolate(maps[:, None], size) > 0),
+        "carry": lambda: carried(x, hot, hosts),
         "border": lambda: filled(x, hot_border(maps, size)),
         "rim": lambda: filled(x, rim), "carry_rim": lambda: carried(x, rim, hosts),
         "surround": lambda: carried(hosts, around, x),

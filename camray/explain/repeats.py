@@ -48,7 +48,7 @@ class Thing:
     mask: NDArray[np.bool_]
 
     def found_in(self, view: Bytes) -> tuple[float, NDArray[np.bool_]]:
-        """Give how alike the most alike place of a view (H, W, 3) is, at most 1, and that place (H, W), marked.
+        """Give how alike the most alike place of a view (H, W, 3) is, at most 1, and that place (H, W).
 
         It is the correlation where contrast and brightness are the same too, and less where they are not: an
         edge is everywhere, in some strength.
@@ -106,7 +106,7 @@ def _common(crops: Bytes) -> Thing | None:
 
 
 def hot_crop(view: Bytes, heat: NDArray[Any]) -> Bytes:
-    """Cut (n, n, 3) around the hottest cell of a map (h, w), or the middle of many, inside a view (H, W, 3)."""
+    """Cut (n, n, 3) around the middle of the hottest cells of a map (h, w), inside a view (H, W, 3)."""
     height, width = view.shape[:2]
     side, kept = _window(height, width), crop_side(height, width)
     row, column = (cells.mean() for cells in np.nonzero(heat == heat.max()))
