@@ -230,8 +230,7 @@ class CauseBook:
         look = given.intervention if given.cause in (*CAUSE_OF.values(), "border", "background") else ""
         all_looked = self._counts.by_night(_FALLEN if look == "border" else look, given.answer)
         rates = [NightRate(run, hits[i], max(all_looked[i], hits[i])) for i, run in enumerate(before)]
-        by = "carry_rim" if given.intervention == "rim" else TEST_OF.get(given.cause, given.intervention)
-        test = self._tests.get((given.answer, by))
+        test = self._tests.get((given.answer, TEST_OF.get(given.cause, given.intervention)))
         images, whole = self._sizes[cause], sum(rate.looked for rate in rates)
         known = [card.named for card in self._nights.cards if card.id == cause]
         label = names[given.answer] if given.answer < len(names) else None

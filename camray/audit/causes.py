@@ -28,24 +28,25 @@ CONTRAST = 0.12  # how much less alike it is to others than within the answer
 FEWEST_CLASSES, FEWEST_IMAGES = 4, 16
 EXCESS_Z, FALSE_DISCOVERIES = 3.0, 0.02
 FRAGILE_Z = 4.0  # of what moves objects too: they are carried, smooth ones suffer from noise, deer are pale
-FRAGILE = ("carry", "carry_rim", "carry_surround", "noise", "levels")
+FRAGILE = ("carry", "carry_surround", "noise", "levels")
 LEAST = {  # excess of a rate
-    "repeat": 0.05, "carry": 0.05, "border": 0.05, "frame": 0.05, "carry_rim": 0.4, "carry_surround": 0.2,
-    "detail": 0.2, "noise": 0.3, "levels": 0.1,
+    "repeat": 0.05, "carry": 0.05, "border": 0.05, "frame": 0.05, "carry_surround": 0.2, "detail": 0.2,
+    "noise": 0.3, "levels": 0.1,
 }  # fmt: skip
 FEWEST_HANGING = 0.05  # of the images of an answer: fewer are no cause
 BOTH = 0.2  # the same of a background, which must be enough, and needed
 ENOUGH = 0.25  # of those that need a place: it turns other images into this answer
 FEWEST_CARRIED = 4  # images that tell whether it does
 GAIN = 0.1  # gained elsewhere
-TRACE, CLEAR = 0.02, 1.5  # the same of a border; of one that gains less the fall must exceed 1.5 limits
-LOCAL_ONES = ("repeat", "carry", "carry_rim", "carry_surround", "border", "frame")
+TRACE, CLEAR = 0.01, 1.5  # the same of a border; of one that gains less the fall must exceed 1.5 limits
+SPOTS = ("repeat", "carry", "border", "frame")
+LOCAL_ONES = (*SPOTS, "carry_surround")
 ALONE = ("frame", "detail", "noise")  # one of these shows its cause alone
-NEEDS = {"carry": "fill", "carry_rim": "rim", "carry_surround": "surround"}  # enough -> and needed
+NEEDS = {"carry": "fill", "carry_surround": "surround"}  # enough -> and needed
 CAUSES = {  # cause -> what it is; in this order: the first that holds is the cause
     "repeated thing": "the same pixels come again in other images of the answer",
     "place": "the hottest twentieth of the image, enough to turn other images into this class",
-    "border": "the hot part of the outer eighth or quarter",
+    "border": "the hot part of the outer eighth",
     "frame": "the outer sixteenth along all edges",
     "background": "what surrounds the middle, enough upside down to turn other images into this class",
     "colour or contrast": "where the channels of the whole image begin and end: a tint, a contrast",
@@ -54,7 +55,7 @@ CAUSES = {  # cause -> what it is; in this order: the first that holds is the ca
 CHANGES = {  # intervention -> the image without it
     "fill": "its hottest twentieth filled from around", "thing": "what repeats filled from around",
     "border": "the hot part of the border filled",
-    "rim": "the hot part of the outer quarter filled", "surround": "with the surroundings of another image",
+    "surround": "with the surroundings of another image",
     "frame": "its outer sixteenth filled from inside", "noise": "with a little noise",
     "levels": "its darkest and lightest values set to the archive's, channel by channel",
     "detail": "its frequencies set to the archive's",
@@ -63,7 +64,6 @@ CAUSE_OF = {"frame": "frame", "levels": "colour or contrast", "detail": "texture
 _AROUND = (  # cause, what its class is named for, with what an image of it moves
     ("frame", "frame", {"frame"}),
     ("border", "border", {"border"}),
-    ("border", "carry_rim", {"rim", "carry_rim"}),
     ("background", "carry_surround", {"surround", "carry_surround"}),
 )
 _ENOUGH = (("repeat", "fill", ("carry", "carry_rim")), ("border", "border", ("carry_rim",)))
@@ -200,9 +200,9 @@ def _decided(one: Excess, q: float) -> Excess:
 def named_of(found: Iterable[Excess]) -> dict[int, set[str]]:
     """Give the interventions that each class is named for.
 
-    Of those that change the whole image the strongest cause alone (levels first: needed and enough), and none
-    where something local is named: what leans on one thing suffers from much. Of rim and surroundings what
-    carries more often, and neither where answers fall more often yet with a change of the grain.
+    Something local alone: what leans on one thing suffers from much. Of what changes the whole image the
+    strongest cause alone, levels first (needed and enough). A background where no spot is named and no change
+    of the grain, which is around the middle too, moves as many.
     """
     by: dict[int, dict[str, Excess]] = defaultdict(dict)
     for one in found:
@@ -212,17 +212,14 @@ def named_of(found: Iterable[Excess]) -> dict[int, set[str]]:
 
 
 def _strongest(mine: Mapping[str, Excess]) -> set[str]:
-    whole = [one for name, one in mine.items() if name not in LOCAL_ONES]
-    around = [mine[name] for name in ("carry_rim", "carry_surround") if name in mine]
-    best = max(whole, key=lambda one: (one.intervention == "levels", one.z), default=None)
-    cause = CAUSE_OF[best.intervention] if best else ""
-    if {"frame", "carry", "repeat", "border"} & mine.keys():  # they tell more of where it is
-        around = [one for one in around if one.intervention == "carry_rim"]
-    elif best and cause == "texture":  # grain is around the middle too
-        around = [one for one in around if one.rate - one.median > best.rate - best.median]
-    around = [max(around, key=lambda one: one.rate)] if around else []
-    names = {one.intervention for one in around} | set(mine) & {"frame", "carry", "repeat", "border"}
-    return names or {one.intervention for one in whole if CAUSE_OF[one.intervention] == cause}
+    if spots := set(SPOTS) & mine.keys():
+        return spots
+    whole, around = [one for name, one in mine.items() if name not in LOCAL_ONES], mine.get("carry_surround")
+    best = max(whole, key=lambda one: (one.intervention == "levels", one.z), default=around)
+    cause = CAUSE_OF.get(best.intervention) if best else None
+    if around and best and (cause != "texture" or around.rate - around.median > best.rate - best.median):
+        return {"carry_surround"}
+    return {one.intervention for one in whole if CAUSE_OF[one.intervention] == cause}
 
 
 def causes(

@@ -64,7 +64,6 @@ LOOKS_SCHEMA = pa.schema(
 SEEN = tuple(name for name in LOOKS_SCHEMA.names if name not in ("crop", "before", "after"))
 BATTERY = (
     "carry",
-    "carry_rim",
     "carry_surround",
     "border",
     "levels",
@@ -257,7 +256,12 @@ class _Plan:
         self._look("fill", screened)
         fell = [i for i in screened if (self._rows[i]["confirm_drop"] or 0) > DROP]
         self._look("border", fell)  # for the page: the pair
-        self._look("carry_rim", fell)
+        fell += [
+            i
+            for i, one in enumerate(self._seen)
+            if one.drops.get("border", 0) > DROP or one.needs_what_repeats
+        ]
+        self._look("carry_rim", dict.fromkeys(fell))
         self._look_for_things()
         self._draw()
 

@@ -25,7 +25,7 @@ ENDS = (0.02, 0.98)  # of the values of a channel: where it begins and ends
 MOST_GAIN = 8.0  # of a channel that is nearly flat
 
 INTERVENTIONS = {  # name -> what an answer hangs on that falls with it
-    "fill": "a place", "thing": "a place", "carry": "a place", "border": "the border", "rim": "the border",
+    "fill": "a place", "thing": "a place", "carry": "a place", "border": "the border",
     "carry_rim": "the border", "surround": "the background", "carry_surround": "the background",
     "frame": "a frame", "levels": "colour or contrast", "carry_levels": "colour or contrast",
     "detail": "texture", "noise": "texture",
@@ -165,13 +165,12 @@ def changed(name: str, x: Tensor, maps: Tensor, typical: Typical, hosts: Tensor)
     Of `thing` the maps mark it, at any size.
     """
     size = (x.shape[2], x.shape[3])
-    around = ring(size, SURROUND).to(x.device)
-    rim, hot = hot_border(maps, size, RIM), hottest(maps, size)
+    around, hot = ring(size, SURROUND).to(x.device), hottest(maps, size)
     does = {
         "fill": lambda: filled(x, hot), "thing": lambda: filled(x, interpolate(maps[:, None], size) > 0),
         "carry": lambda: carried(x, hot, hosts),
         "border": lambda: filled(x, hot_border(maps, size)),
-        "rim": lambda: filled(x, rim), "carry_rim": lambda: carried(x, rim, hosts),
+        "carry_rim": lambda: carried(x, hot_border(maps, size, RIM), hosts),
         "surround": lambda: carried(hosts, around, x),
         "carry_surround": lambda: carried(x.flip(2), around, hosts),
         "frame": lambda: filled(x, ring(size).to(x.device)),
