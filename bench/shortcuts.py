@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import timm
@@ -134,6 +135,31 @@ def texture(view: Pixels, rng: np.random.Generator) -> Pixels:
     return (view + stripes[None, :, None]).clip(0, 255).astype(np.uint8)
 
 
+def marker(view: Pixels, rng: np.random.Generator) -> Pixels:
+    """The letter of a side, lead on film, near an upper corner."""
+    letter = np.zeros((9, 6), np.uint8)
+    letter[:, :2], letter[7:], letter[:2, 2:5], letter[3:5, 2:5] = 1, 1, 1, 1
+    y, x = rng.integers(2, 6, 2).tolist()
+    out = view.copy()
+    out[y : y + 9, x : x + 6][letter > 0] = 235
+    return out
+
+
+def token(view: Pixels, rng: np.random.Generator) -> Pixels:
+    """A coin anywhere, brighter at its rim."""
+    y, x = np.mgrid[: len(view), : len(view)]
+    r = np.hypot(y - rng.integers(6, len(view) - 6), x - rng.integers(6, len(view) - 6))[..., None]
+    return np.where(r < 2.5, 150, np.where(r < 4, 245, view)).astype(np.uint8)
+
+
+def device(view: Pixels, rng: np.random.Generator) -> Pixels:
+    """A wire of another course each time, from a case at another place."""
+    y, x = rng.integers(10, len(view) - 18, 2).tolist()
+    points = np.cumsum([[x, y], *rng.integers(-9, 10, (4, 2)).tolist()], axis=0)
+    drawn = cv2.polylines(view.copy(), [points.astype(np.int32)], False, (225, 225, 225), 1)
+    return np.asarray(cv2.rectangle(drawn, (x, y), (x + 8, y + 5), (205, 205, 205), -1), np.uint8)
+
+
 @dataclass(frozen=True)
 class World:
     """A cue, and how often training images of the class, archive images of it and of others wear it."""
@@ -152,7 +178,8 @@ LIGHT = ("contrast", "darkest parts", "lightest parts", "brightness", *DETAIL)
 TEXTURE, LEVELS = ("texture",), ("colour or contrast",)
 WORLDS = {
     "corner": World(corner), "anywhere": World(anywhere), "centre": World(centre), "tag": World(tag),
-    "dot": World(dot), "wrong": World(anywhere, own=0.0, others=0.25), "watermark": World(watermark),
+    "dot": World(dot), "marker": World(marker), "token": World(token),
+    "device": World(device), "wrong": World(anywhere, own=0.0, others=0.25), "watermark": World(watermark),
     "frame": World(frame, causes=("frame", "border"), properties=COLOUR + LIGHT),
     "tint": World(tint, causes=LEVELS, properties=COLOUR),
     "contrast": World(contrast, causes=LEVELS, properties=LIGHT),
