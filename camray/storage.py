@@ -14,6 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,12 +130,14 @@ class Folder:
         for info in sorted(infos, key=lambda i: i.path):
             yield Entry(info.path.removeprefix(base).removeprefix("/"), info.size, str(info.mtime_ns))
 
-    def folders(self, relative: str = "") -> list[str]:
-        """List the names of the folders directly under a path, sorted."""
+    def names(self, relative: str = "") -> list[str]:
+        """List the names of what is directly under a path, sorted, without a look at any of it."""
+        if self.is_local:
+            with suppress(FileNotFoundError):
+                return sorted(os.listdir(self.at(relative)))
+            return []
         selector = pafs.FileSelector(self.at(relative), allow_not_found=True)
-        listed = self.patiently(lambda: self.fs.get_file_info(selector))
-        found = [i for i in listed if i.type == pafs.FileType.Directory]
-        return sorted(i.base_name for i in found)
+        return sorted(i.base_name for i in self.patiently(lambda: self.fs.get_file_info(selector)))
 
     def open(self, relative: str = "") -> NativeFile:
         """Open a file for random access."""

@@ -30,12 +30,12 @@ def test_write_read_list_delete(folder: Folder, tmp_path: Path) -> None:
         ("a.bin", 0), ("b/2.bin", 3), ("b/c/1.bin", 5),
     ]  # fmt: skip
     assert [e.path for e in folder.entries("b", recursive=False)] == ["2.bin"]
-    assert folder.folders() == ["b"]
+    assert folder.names() == ["a.bin", "b"]
     assert folder.exists("b/c")
     folder.delete("b/2.bin")
     assert not folder.exists("b/2.bin")
     assert list(folder.entries("not/there")) == []
-    assert folder.folders("not/there") == []
+    assert folder.names("not/there") == []
     assert hidden(tmp_path) == []
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from camray.config import AuditConfig
 from camray.ledger import log
 from camray.ledger.committed import checksum
-from camray.ledger.out import AUDIT, LOOKS, QA, carried_file
+from camray.ledger.out import AUDIT, QA, carried_file
 from camray.ledger.table import Table
 from camray.storage import Folder
 
@@ -54,8 +54,9 @@ def read_carried(out: Folder, explainer: str, settings: AuditConfig) -> Carried 
             for name in [name for name in arrays if name.startswith(_TABLE)]
         }
         versions = facts.pop("versions")
-        holds = facts.pop("holds") == _holds(settings) and versions[AUDIT] == log.versions(out).get(AUDIT)
-        return Carried(versions, arrays, facts, tables) if holds else None
+        carried = Carried(versions, arrays, facts, tables)
+        holds = facts.pop("holds") == _holds(settings) and new_files(out, AUDIT, carried) == []
+        return carried if holds else None
     except (OSError, ValueError, LookupError, TypeError):  # missing, or of another camray: it is made anew
         return None
 
@@ -89,19 +90,19 @@ def _holds(settings: AuditConfig) -> dict[str, Any]:
     return {"format": FORMAT, **{name: said[name] for name in _JUDGING}}
 
 
-def new_files(out: Folder, table: str, carried: Carried, last: int | None) -> list[str] | None:
-    """Give the files that a table gained since; None where it lost one, or its log no longer tells."""
-    since = carried.versions.get(table, -1)
-    changes = log.changes(out, table, since, -1 if last is None else last)
-    return None if changes is None or changes.removed else list(changes.added)
+def new_files(out: Folder, table: str, carried: Carried, last: int | None = None) -> list[str] | None:
+    """Give the files that a table gained since; None where it lost one, or its log no longer tells.
+
+    A compaction is no change: the rows are the same. `last`: the version up to which is asked; None: that of
+    now. None also where prune took away a new file that a compaction had put elsewhere.
+    """
+    last = log.versions(out).get(table, -1) if last is None else last
+    changes = log.changes(out, table, carried.versions.get(table, -1), last)
+    if changes is None or changes.removed or not all(out.exists(f"{table}/{p}") for p in changes.added):
+        return None
+    return changes.added
 
 
 def has_new_decisions(out: Folder, carried: Carried) -> bool:
     """Tell whether people decided anything since."""
     return carried.versions.get(QA, -1) != log.versions(out).get(QA, -1)
-
-
-def new_looks(out: Folder, carried: Carried) -> list[str] | None:
-    """Give the files of looks that are new; None as in `new_files`, or where prune took one away since."""
-    found = new_files(out, LOOKS, carried, log.versions(out).get(LOOKS))
-    return None if found is None or not all(out.exists(f"{LOOKS}/{path}") for path in found) else found

@@ -153,7 +153,7 @@ class CauseBook:
         if list(self._nights.names[: len(before["nights"])]) != before["nights"]:
             return False
         self._older = tables["images"]
-        self._counts, self._fell_before = LookCounts(tables["counts"]), tables["fell"]
+        self._counts, self._fell_before = LookCounts(tables["counts"], tables["pairs"]), tables["fell"]
         self._pixels = {(*key,): crop for *key, crop in rows_of(tables["crops"])}
         return True
 
@@ -183,8 +183,9 @@ class CauseBook:
         }
         images = [table for table in (self._older, table_of_images(tonight)) if table is not None]
         facts = {"nights": list(self._nights.names)}
+        counts, pairs = self._counts.tables()
         tables = {
-            "counts": self._counts.table(), "crops": table_of(crops, _CROPS),
+            "counts": counts, "pairs": pairs, "crops": table_of(crops, _CROPS),
             "images": pa.concat_tables(images, promote_options="default"),
             "fell": pa.concat_tables([self._fell_before, table_of(fell, _FELL)]),
         }  # fmt: skip
@@ -361,7 +362,7 @@ class CauseBook:
     def _tell_levels(self, images: Mapping[Key, Seen], found: Sequence[Excess]) -> None:
         """Count the images of a class that is named for its levels: the class is told, no image is."""
         named, cause = {c for c, mine in named_of(found).items() if "levels" in mine}, CAUSE_OF["levels"]
-        for key, image in images.items():
+        for key, image in images.items() if named else ():
             is_since = image.night >= self._begins.get((image.answer, cause), 0)
             if (
                 image.answer in named
@@ -374,14 +375,17 @@ class CauseBook:
 
     def _give_border(self, span: Span, found: Sequence[Excess]) -> None:
         """Give the border as a cause to images that have no other."""
-        fragile = fragile_of((i for i in self._images.values() if span.holds(i.night)), self._drop)
-        named = {one.class_id for one in found if one.intervention == "border"}
-        named -= {answer for answer, tests in fragile.items() if "border" in tests}
-        for key, fell in self._all_fell.items() if named else ():
+        if not (named := {one.class_id for one in found if one.intervention == "border"}):
+            return
+        mine = (i for i in self._images.values() if i.answer in named and span.holds(i.night))
+        fragile = fragile_of(mine, self._drop)
+        for key, fell in self._all_fell.items():
+            if fell.answer not in named or "border" in fragile.get(fell.answer, ()):
+                continue
             begins = self._begins.get((fell.answer, "border"), 0)
             looked = self._images.get(key)
             tells = looked is None or looked.border_tells(fell.drop, self._drop)
-            if tells and fell.answer in named and span.holds(fell.night) and fell.night >= begins:
+            if tells and span.holds(fell.night) and fell.night >= begins:
                 self._given.setdefault(key, fell)
 
     def _count(self, names: Mapping[Key, str]) -> None:

@@ -24,8 +24,8 @@ from camray.audit.columns import Floats, heat_shares, number
 from camray.ledger import log
 from camray.ledger.table import Table
 
-LARGEST = 500  # maps a class: the distances grow with the square
-NEWEST, MOST_FILES = 12_000, 64  # images, of which maps are grouped; files that they are read from
+LARGEST = 250  # maps a class: the distances grow with the square
+NEWEST, MOST_FILES = 6_000, 16  # images, of which maps are grouped; files that they are read from
 FEWEST = 24  # maps, below which clusters mean nothing
 NEIGHBOURS = 10
 MOST_CLUSTERS = 6
@@ -67,7 +67,7 @@ def spectrum(maps: Floats) -> tuple[Floats, Floats]:
 def clusters_of_classes(
     table: Table, explainer: str, classes: Sequence[int]
 ) -> tuple[dict[int, list[Cluster]], tuple[int, int]]:
-    """Group the first 500 maps of each class among the newest images; give also the grid of the maps."""
+    """Group the first 250 maps of each class among the newest images; give also the grid of the maps."""
     names = ["predicted_class", "heatmap", "heat_h", "heat_w"]
     rows = table.dataset(explainer, newest_files(table, explainer, NEWEST))
     kept: dict[int, list[Floats]] = {c: [] for c in classes}
@@ -83,7 +83,7 @@ def clusters_of_classes(
 
 
 def newest_files(table: Table, explainer: str, rows: int) -> list[str]:
-    """Give the paths of the record files committed last: as many as hold so many rows, at most 64."""
+    """Give the paths of the record files committed last: as many as hold so many rows, at most 16."""
     assert table.delta is not None
     files = log.newest(table.delta, explainer)
     before = pc.cumulative_sum(files["num_records"]).to_numpy() - files["num_records"].to_numpy()

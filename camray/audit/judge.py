@@ -26,7 +26,6 @@ from camray.audit.carried import (
     Carried,
     has_new_decisions,
     new_files,
-    new_looks,
     read_carried,
     write_carried,
 )
@@ -41,7 +40,7 @@ from camray.audit.verdict_table import AUDIT_SCHEMA, put_rows, read_rows, write_
 from camray.config import AuditConfig
 from camray.ledger import log
 from camray.ledger.committed import PARTITION
-from camray.ledger.out import AUDIT
+from camray.ledger.out import AUDIT, LOOKS
 from camray.ledger.table import Table
 from camray.records import Status
 from camray.storage import Folder
@@ -186,7 +185,7 @@ class _Work:
         """
         out, explainer = self.table.out, self.explainer
         paths = new_files(out, self.table.kind.folder, carried, self.table.version)
-        looked = new_looks(out, carried)
+        looked = new_files(out, LOOKS, carried)
         if paths is None or looked is None:
             return None
         mine, looked = (

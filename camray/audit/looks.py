@@ -10,7 +10,7 @@ most `MEMORY` bytes. A night that is killed meanwhile has no looks; the next one
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,8 +76,8 @@ SAMPLE = 64  # images of each answer
 POOL = 500  # images of each answer that are read again
 MEMORY = 2**30  # bytes of views
 SMALL = 6400  # forwards that any night may have, but not more than eight an image
-EARLIER = 500  # hot spots of earlier nights that are read for each answer
-MOST_SMALL, LARGE = 32, 2**24  # files that are put together, bytes
+EARLIER, KEPT = 192, 128  # hot spots of earlier nights that are read for each answer, and kept
+MOST_SMALL, LARGE = 32, 2**21  # files that are put together, bytes: the newest alone are read each night
 PAIRS = 3  # of an answer and intervention, that are drawn
 _RECORD = (
     "run_id", "shard", "member", "index", "content_sha256", "predicted_class", "confidence", "heatmap",
@@ -341,18 +341,28 @@ def read_looks(
     return table.to_table(columns=list(columns), filter=mine if where is None else mine & where)
 
 
+def newest_looks(
+    out: Folder, explainer: str, columns: Sequence[str], where: ds.Expression
+) -> Iterator[pa.Table]:
+    """Read columns of some looks file by file, that of the latest nights first."""
+    files = log.newest(log.opened(out, LOOKS), explainer)["path"] if log.exists(out, LOOKS) else ()
+    for path in map(str, files):
+        yield read_looks(out, explainer, columns, where, [path])
+
+
 def earlier_crops(out: Folder, explainer: str) -> list[tuple[int, bytes]]:
     """Give the hot spots of earlier nights, with their answers, at most 128 of each, of the latest files."""
-    parts = [LOOKS_SCHEMA.empty_table().select(["run_id", "predicted_class", "crop"])]
-    files = log.newest(log.opened(out, LOOKS), explainer)["path"] if log.exists(out, LOOKS) else ()
-    answers, rows = set[int](), 0
-    for path in map(str, files):
-        if rows <= EARLIER * len(answers):
-            valid = ds.field("crop").is_valid() & (ds.field("intervention") == "repeat")
-            parts.append(read_looks(out, explainer, parts[0].column_names, valid, [path]))
-            answers |= set(pc.unique(parts[-1]["predicted_class"]).to_pylist())
-            rows += len(parts[-1])
-    rows = pa.concat_tables(parts).sort_by([("run_id", "descending")])
-    kept: Any = _rank_within(rows.column("predicted_class").to_numpy()) < 128 if len(rows) else []
-    rows = rows.filter(pa.array(kept, pa.bool_()))
-    return list(zip(rows.column("predicted_class").to_pylist(), rows.column("crop").to_pylist(), strict=True))
+    columns = ["run_id", "predicted_class", "crop"]
+    parts, answers, rows = [LOOKS_SCHEMA.empty_table().select(columns)], set[int](), 0
+    things = ds.field("crop").is_valid() & (ds.field("intervention") == "repeat")
+    for part in newest_looks(out, explainer, columns, things):
+        parts.append(part)
+        answers |= set(pc.unique(part["predicted_class"]).to_pylist())
+        rows += len(part)
+        if rows > EARLIER * len(answers):
+            break
+    found = pa.concat_tables(parts).sort_by([("run_id", "descending")])
+    kept: Any = _rank_within(found.column("predicted_class").to_numpy()) < KEPT if rows else []
+    found = found.filter(pa.array(kept, pa.bool_()))
+    answer_of, crops = (found.column(name).to_pylist() for name in columns[1:])
+    return list(zip(answer_of, crops, strict=True))

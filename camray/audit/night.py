@@ -8,6 +8,7 @@ runs/<run>/message.txt    one paragraph for a chat
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from camray.audit.cause_book import Card
 from camray.audit.counts import ClassCounts, ClassRow, NightState
 from camray.audit.drift import Finding, compare_nights, level_of, worst_first
 from camray.audit.gate import DRIFT_LEVELS, Condition, parse_gate
-from camray.audit.history import Nights
+from camray.audit.history import SHOWN_NIGHTS, Nights
 from camray.audit.judge import Past, judge_archive
 from camray.audit.properties import PropertyFinding
 from camray.audit.reviewed import decisions, take_in
@@ -29,19 +30,16 @@ from camray.config import AuditConfig
 from camray.errors import ExitCode, UsageError, printable
 from camray.ledger import log
 from camray.ledger.committed import checksum
-from camray.ledger.out import AUDIT, BRIEF_NIGHTS, RUNS, files_of_runs, open_out, read_explainer, run_file
+from camray.ledger.out import AUDIT, BRIEF_NIGHTS, RUNS, open_out, read_explainer, run_file
 from camray.ledger.runs import is_accepted, is_name
 from camray.ledger.side import DAMAGED, as_object, recovered, write_side
 from camray.storage import Folder
 
 CONFIDENCE_DISTANCE, HEAT_COSINE = 0.01, 0.99  # a GPU in place of a CPU stays within both
 LISTED = 1000  # classes that a summary keeps
-MOST_WHOLE = 8  # summaries that are read, beside nights in brief
-BRIEF_FORMAT = 2
-_BRIEF = (
-    "run_id", "explainer", "written_at", "previous", "covers", "records_version", "audit_version", "rates",
-    "verdicts", "labelled", "archive_labelled",
-)  # fmt: skip
+BRIEF_FORMAT = 3
+_BRIEF = ("explainer", "previous", "covers", "records_version", "audit_version")
+_SHOWN = ("written_at", "rates", "verdicts", "labelled", "archive_labelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +234,9 @@ def _validators() -> dict[str, Callable[[Any], Any]]:
     return {name: TypeAdapter(type_).validate_python for name, type_ in get_type_hints(Night).items()}
 
 
+Told = dict[str, Night | bool]  # of each run
+
+
 def audit_night(
     place: str, explainer: str, run_id: str, settings: AuditConfig, reviewed: Sequence[str] = ()
 ) -> Night:
@@ -248,11 +249,13 @@ def audit_night(
     """
     conditions = parse_gate(settings.fail_on)
     out, table = open_out(place)
-    nights = read_nights(out, remember=True)
+    told = _told(out)
+    _write_briefs(out, {run: said for run, said in told.items() if run != run_id})
+    nights, lost = _in_order(told), {run for run, said in told.items() if said is True}
     before = [night for night in nights if night.explainer == explainer]
     taken = take_in(out, reviewed)
-    covered = {run for n in before for run in n.covers} | _told_and_lost(out)
-    past = Past(frozenset(covered), decisions(out, explainer), _nights(out, before, run_id))
+    covered = {run for n in before for run in n.covers} | lost
+    past = Past(frozenset(covered), decisions(out, explainer), _nights(lost, before, run_id))
     what = read_explainer(out, explainer)
     names = what.class_names
     open_nights = _open_nights(out, before)
@@ -275,7 +278,7 @@ def audit_night(
         previous=before[-1].run_id if before else None,
         covers=sorted(tally.covered),
         records_version=table.delta.version() if table.delta else None,
-        audit_version=log.opened(out, AUDIT).version(),
+        audit_version=log.versions(out)[AUDIT],
         settings=settings,
         images=Images(tally.archive.ok, tally.night.ok, tally.night.rows, tally.night.failed),
         rates=rates,
@@ -302,11 +305,11 @@ def audit_night(
     return night
 
 
-def _nights(out: Folder, before: Sequence[Night], run_id: str) -> Nights:
+def _nights(lost: set[str], before: Sequence[Night], run_id: str) -> Nights:
     """Give the nights so far, tonight last, and what the last one said of causes."""
     runs = {run: place for place, night in enumerate(before) for run in night.covers}
-    for lost in _told_and_lost(out):
-        runs.setdefault(lost, max(sum(night.run_id < lost for night in before) - 1, 0))
+    for run in lost:
+        runs.setdefault(run, max(sum(night.run_id < run for night in before) - 1, 0))
     cards = before[-1].causes if before else ()
     names = [*(night.run_id for night in before), run_id]
     return Nights(names, runs, cards)
@@ -343,61 +346,67 @@ def _standing(
     return {run: texts for run, texts in found.items() if texts}
 
 
-def read_nights(out: Folder, remember: bool = False) -> list[Night]:
+def read_nights(out: Folder) -> list[Night]:
     """Read the nights, in the order of the log's versions; a damaged summary is set aside.
 
     The last one of each explainer is whole; of those that stand in OUT/carried/nights.json there is what the
-    next nights and the history ask for. `remember`: write that file where many are not in it.
+    next nights and the history ask for.
     """
-    briefs = recovered(out, BRIEF_NIGHTS, _briefs_of) or {}
-    found = _nights_by_file(out, briefs)
-    if remember and len(found) - len(briefs) >= MOST_WHOLE:
-        _write_briefs(out, found)
-    nights = sorted(found.values(), key=lambda night: night.order)
-    last = {night.explainer: place for place, night in enumerate(nights)}
-    for place in last.values():
-        path = run_file(nights[place].run_id, "summary.json")
-        if path in briefs:
-            whole = recovered(out, path, partial(night_of, path))
-            if whole is None:  # set aside: without it
-                return read_nights(out)
-            nights[place] = whole
-    return nights
+    return _in_order(_told(out))
 
 
-def _nights_by_file(out: Folder, briefs: Mapping[str, tuple[str, Night]]) -> dict[str, Night]:
-    """Read each summary, keyed by size and time of the file; in brief where it is known so."""
-    found = {}
-    for entry in out.entries(RUNS):
-        path, version = f"{RUNS}/{entry.path}", f"{entry.size_bytes} {entry.version}"
-        if not path.endswith("/summary.json"):
-            continue
-        known, night = briefs.get(path, ("", None))
-        night = night if known == version else recovered(out, path, partial(night_of, path))
-        if night is not None:
-            found[f"{path} {version}"] = night
-    return found
+def _in_order(told: Told) -> list[Night]:
+    nights = [night for night in told.values() if isinstance(night, Night)]
+    return sorted(nights, key=lambda night: night.order)
 
 
-def _write_briefs(out: Folder, nights: Mapping[str, Night]) -> None:
-    texts = {
-        path: {name: getattr(night, name) for name in _BRIEF}
-        | {"images": asdict(night.images), "gate": asdict(night.gate), "drift": night.drift.level}
-        for path, night in nights.items()
-    }
-    write_side(out, BRIEF_NIGHTS, {"format": BRIEF_FORMAT, "nights": texts})
+def _told(out: Folder) -> Told:
+    """Tell of each run its night; False: it has none, True: its summary was damaged, and is set aside."""
+    known = recovered(out, BRIEF_NIGHTS, _briefs_of) or {}
+    told = {run: known[run] if run in known else _summary(out, run) for run in out.names(RUNS)}
+    while brief := [
+        run
+        for run in {night.explainer: night.run_id for night in _in_order(told)}.values()
+        if told[run] is known.get(run)
+    ]:
+        told |= {run: _summary(out, run) for run in brief}
+    return told
 
 
-def _briefs_of(tree: Any) -> dict[str, tuple[str, Night]]:
-    """Read nights in brief: path of the summary -> its size and time, and the night."""
+def _summary(out: Folder, run_id: str) -> Night | bool:
+    path = run_file(run_id, "summary.json")
+    return recovered(out, path, partial(night_of, path)) or out.exists(f"{path}{DAMAGED}")
+
+
+def _write_briefs(out: Folder, told: Told) -> None:
+    """Write what the nights to come ask for; of the last sixty with images also what the history shows."""
+    later: Counter[str] = Counter()  # nights with new images, by explainer
+    runs: dict[str, Any] = {run: said for run, said in told.items() if isinstance(said, bool)}
+    for night in reversed(_in_order(told)):
+        names = (*_BRIEF, *_SHOWN) if later[night.explainer] < SHOWN_NIGHTS else _BRIEF
+        images, gate = (
+            [getattr(part, field.name) for field in fields(part)] for part in (night.images, night.gate)
+        )
+        runs[night.run_id] = [images, gate, night.drift.level, *(getattr(night, name) for name in names)]
+        later[night.explainer] += night.images.rows > 0
+    write_side(out, BRIEF_NIGHTS, {"format": BRIEF_FORMAT, "runs": runs}, indent=None)
+
+
+def _briefs_of(tree: Any) -> Told:
+    """Read what `_write_briefs` wrote."""
     left_out: dict[str, Any] = {field.name: [] for field in fields(Night)} | {
-        "settings": AuditConfig(), "canary": None, "model_update": None, "accepted": 0,
+        "settings": AuditConfig(), "written_at": "", "rates": {}, "verdicts": {}, "labelled": None,
+        "archive_labelled": None, "canary": None, "model_update": None, "accepted": 0,
     }  # fmt: skip
-    found = {}
-    for name, said in tree["nights"].items() if tree.get("format") == BRIEF_FORMAT else ():
-        path, _, version = name.partition(" ")
-        parts = {"images": Images(**said["images"]), "gate": Gate(**said["gate"])}
-        found[path] = version, Night(**left_out | said | parts | {"drift": Drift(said["drift"], ())})
+    found: Told = {}
+    for run, said in tree["runs"].items() if tree.get("format") == BRIEF_FORMAT else ():
+        if isinstance(said, bool):
+            found[run] = said
+        else:
+            images, gate, level, *plain = said
+            known = dict(zip((*_BRIEF, *_SHOWN), plain, strict=False)) | {"run_id": run}
+            parts = {"images": Images(*images), "gate": Gate(*gate), "drift": Drift(level, ())}
+            found[run] = Night(**left_out | known | parts)
     return found
 
 
@@ -407,11 +416,6 @@ def night_of(path: str, tree: Any) -> Night:
     if run_file(night.run_id, "summary.json") != path:
         raise ValueError(f"it is of another run, {night.run_id}")
     return night
-
-
-def _told_and_lost(out: Folder) -> set[str]:
-    """Give the runs whose summary was set aside: their images are not new again."""
-    return {path.split("/")[1] for path in files_of_runs(out, f"summary.json{DAMAGED}")}
 
 
 def latest_nights(out: Folder) -> list[Night]:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import cv2
@@ -26,7 +26,7 @@ from camray.audit.causes import CAUSES, CHANGES
 from camray.audit.charts import RATES, cluster_maps, history, mean_maps, trend
 from camray.audit.clusters import clusters_of_classes
 from camray.audit.history import SHOWN_NIGHTS
-from camray.audit.looks import SEEN, read_looks
+from camray.audit.looks import LOOKS_SCHEMA, SEEN, newest_looks
 from camray.audit.night import Night, latest_nights, read_state
 from camray.audit.report_rows import (
     QUEUE_FLAGS,
@@ -167,14 +167,15 @@ def property_rows(night: Night, judged: pa.Table) -> list[dict[str, Any]]:
 def cause_cards(out: Folder, nights: Sequence[Night]) -> list[dict[str, Any]]:
     """Give each cause with what shows it: a wall of hot spots, the image that falls most with and without.
 
-    They are of the last sixty nights.
+    They are of the last sixty nights, and of the files that hold the last looks.
     """
     night, runs = nights[-1], sorted({run for night in nights[-SHOWN_NIGHTS:] for run in night.covers})
     if not night.causes:
         return []
-    answers = ds.field("predicted_class").isin([card.class_id for card in night.causes[:CARDS]])
     late = ds.field("run_id").isin(pa.array(runs, pa.string()))
-    looks = read_looks(out, night.explainer, [*SEEN, "crop", "before", "after"], answers & late)
+    columns = [*SEEN, "crop", "before", "after"]
+    files = newest_looks(out, night.explainer, columns, late)
+    looks = pa.concat_tables([*takewhile(len, files), LOOKS_SCHEMA.empty_table().select(columns)])
     found = []
     for card in night.causes[:CARDS]:
         mine = looks.filter(pc.equal(looks.column("predicted_class"), card.class_id))

@@ -206,7 +206,7 @@ def check_out(config: Config) -> Folder:
         raise UsageError("OUT", f"{out.uri} is a file", "give a folder")
     ours = any(out.exists(name) for name in (log_folder(TABLE), RUNS, HOLD))
     if kind == pafs.FileType.Directory and not ours:
-        other = next(iter(out.folders()), None) or next((e.path for e in out.entries(recursive=False)), None)
+        other = next(iter(out.names()), None)
         if other is not None:
             raise UsageError(
                 "OUT", f"{out.uri} is not empty and not camray's (it holds {printable(other)!r})",

@@ -27,9 +27,18 @@ from camray.job.verdict import judge, left_of, over_budget, standing_failures, u
 from camray.ledger.commit import CommitDesk
 from camray.ledger.hold import hold, last_hold
 from camray.ledger.intake import remember
+from camray.ledger.out import run_file
 from camray.ledger.pack import unpack
 from camray.ledger.plan import Plan, plan_again
-from camray.ledger.runs import RunReport, crashed_last, first_report, working_reports, write_explainer
+from camray.ledger.runs import (
+    RunReport,
+    crashed_last,
+    first_report,
+    report_of,
+    working_reports,
+    write_explainer,
+)
+from camray.ledger.side import recovered
 from camray.ledger.table import STORE_ERRORS, ShardCommit
 from camray.records import Accounting, Receipt
 from camray.storage import Folder
@@ -390,7 +399,9 @@ def _tell_kept_pictures(ready: Prepared, before: Sequence[Mapping[str, Any]], re
     """Say so where other overlays are asked for than those that committed images have."""
     if not ready.plan.committed or not before:
         return
-    drawn = before[-1]["config"]["overlay"]
+    path = run_file(before[-1]["run_id"], "run.json")
+    last = recovered(ready.out, path, partial(report_of, path)) or {}
+    drawn = last.get("config", {}).get("overlay", {})
     asked = asdict(ready.config.overlay)
     other = sorted(name for name, value in asked.items() if drawn.get(name, value) != value)
     if other:

@@ -111,7 +111,7 @@ def repeating(act: Callable[[], None], every_s: float, name: str) -> Iterator[No
 
 def last_hold(out: Folder) -> int:
     """Give the number of the hold that is there, or was last; 0 where there was none."""
-    found = (_NUMBER.fullmatch(entry.path) for entry in out.entries(HOLD, recursive=False))
+    found = map(_NUMBER.fullmatch, out.names(HOLD))
     return max((int(match[1]) for match in found if match), default=0)
 
 
@@ -151,11 +151,11 @@ def _check_conditional(out: Folder, number: int, owner: dict[str, Any]) -> None:
 
 def _forget(out: Folder, last: int) -> None:
     """Remove the numbers up to `last`."""
-    for entry in list(out.entries(HOLD, recursive=False)):
-        number = entry.path.partition(".")[0]
+    for name in out.names(HOLD):
+        number = name.partition(".")[0]
         if number.isdecimal() and int(number) <= last:
             with suppress(OSError):  # another user's: it may stay
-                out.delete(f"{HOLD}/{entry.path}")
+                out.delete(f"{HOLD}/{name}")
 
 
 def _wait_for_end(out: Folder, number: int) -> None:

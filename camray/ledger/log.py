@@ -79,7 +79,8 @@ def patiently(out: Folder, read: Callable[[], _T]) -> _T:
 
 def exists(out: Folder, folder: str) -> bool:
     """Tell whether there is a table."""
-    return patiently(out, lambda: DeltaTable.is_deltatable(out.child_uri(folder)))
+    names = out.names(log_folder(folder))
+    return any(is_entry(name) or ".checkpoint." in name or name == "_last_checkpoint" for name in names)
 
 
 def opened(out: Folder, folder: str) -> DeltaTable:
@@ -118,9 +119,8 @@ def versions(out: Folder) -> dict[str, int]:
     """Give the version of each table that is there, from the names of its log's entries."""
     found: dict[str, int] = {}
     for folder in TABLES:
-        names = (entry.path for entry in out.entries(log_folder(folder), recursive=False))
-        numbers = [int(name[:20]) for name in names if is_entry(name)]
-        found |= {folder: max(numbers)} if numbers else {}
+        last = next(filter(is_entry, reversed(out.names(log_folder(folder)))), None)
+        found |= {} if last is None else {folder: int(last[:20])}
     return found
 
 
@@ -173,8 +173,8 @@ def files_behind(out: Folder, folder: str, table: DeltaTable, runs: Collection[s
 
 def old_checkpoints(out: Folder, folder: str) -> list[str]:
     """List the checkpoints that a later one replaced. Every entry stays: nothing is lost with them."""
-    paths = [f"{log_folder(folder)}/{e.path}" for e in out.entries(log_folder(folder), recursive=False)]
-    return sorted(path for path in paths if path.endswith(".checkpoint.parquet"))[:-1]
+    place = log_folder(folder)
+    return [f"{place}/{name}" for name in out.names(place) if name.endswith(".checkpoint.parquet")][:-1]
 
 
 def runs(table: DeltaTable) -> list[str]:

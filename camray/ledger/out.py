@@ -11,7 +11,7 @@ OUT/audit/, qa/, qa-inbox/, report/                            verdicts, people'
 OUT/looks/               the Delta table of second looks       audit.looks
 OUT/gallery/             the page of `explain`
 OUT/canary/<explainer>.json                                    the first answers of the canary images
-OUT/carried/<explainer>.sums, nights.json                      what the next audit begins with
+OUT/carried/<explainer>.sums, nights.json, runs.json           what the next night begins with
 OUT/scores/, panels/, costs/, comparisons/                     what `compare` measured
 
 Every path here is relative to OUT.
@@ -40,7 +40,7 @@ EXPLAINERS, PANELS, RUNS, OVERLAYS, REPORT, GALLERY, INBOX, HOLD, RESOLVED = (
     "explainers", "panels", "runs", "overlays", "report", "gallery", "qa-inbox", "hold", "resolved",
 )  # fmt: skip
 CARRIED = "carried"
-BRIEF_NIGHTS = f"{CARRIED}/nights.json"
+BRIEF_NIGHTS, BRIEF_RUNS = f"{CARRIED}/nights.json", f"{CARRIED}/runs.json"
 ANSWER = ("shard", "index", "content_sha256", "predicted_class", "confidence", "heatmap")
 """The columns that are kept of a canary image."""
 PRUNED = f"{OVERLAYS}/pruned.json"

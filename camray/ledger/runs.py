@@ -8,6 +8,7 @@ import platform
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -19,7 +20,7 @@ from camray.errors import ExitCode, redacted
 from camray.ledger import log
 from camray.ledger.chain import heads
 from camray.ledger.hold import last_owner
-from camray.ledger.out import RUNS, explainer_file, explainer_of, files_of_runs, run_file
+from camray.ledger.out import BRIEF_RUNS, RUNS, explainer_file, explainer_of, files_of_runs, run_file
 from camray.ledger.side import DamagedError, as_object, read_side, recovered, tell, write_side
 from camray.records import Accounting
 from camray.storage import Folder
@@ -79,12 +80,17 @@ class RunReport:
         return dataclasses.replace(self, exit=int(code), exit_meaning=code.meaning)
 
     def write(self, out: Folder) -> None:
-        """Write run.json, replacing the run's earlier one."""
+        """Write run.json, replacing the run's earlier one; one that ended is known in brief from then on."""
         text = json.dumps(dataclasses.asdict(self), default=str)
         ended: dict[str, Any] = {"tables": {}, "chain": {}}
         if self.exit is not None:
             ended = {"tables": log.versions(out), "chain": heads(out)}
-        write_side(out, run_file(self.run_id, "run.json"), json.loads(redacted(text)) | ended)
+        report = json.loads(redacted(text)) | ended
+        write_side(out, run_file(self.run_id, "run.json"), report)
+        if self.exit is not None:
+            known = _in_brief(out) | {self.run_id: _brief(report)}
+            ended = {"runs": {run: brief for run, brief in known.items() if brief["exit"] is not None}}
+            write_side(out, BRIEF_RUNS, ended, indent=None)
 
 
 def first_report(
@@ -165,7 +171,7 @@ def is_name(run_id: str) -> bool:
 def crashed_last(out: Folder) -> bool:
     """Tell whether the latest run that held OUT crashed, or went without a word."""
     last = last_owner(out)
-    run_id = str(last.get("run_id", "")) or max(out.folders(RUNS), default="")  # of an earlier camray
+    run_id = str(last.get("run_id", "")) or max(out.names(RUNS), default="")  # of an earlier camray
     if not is_name(run_id):
         return False
     path = run_file(run_id, "run.json")
@@ -174,16 +180,24 @@ def crashed_last(out: Folder) -> bool:
 
 
 def working_reports(out: Folder, owner: str) -> list[dict[str, Any]]:
-    """Read run.json of each run of an explainer but the quiet ones; a damaged one is left out."""
-    found = []
-    for path in files_of_runs(out, "run.json"):
-        try:
-            report = json.loads(out.read(path))
-            if report["explainer"] == owner and report["accounting"].get("members") != 0:
-                found.append(report)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
+    """Tell in brief of each run of an explainer but the quiet ones; a damaged report is left out."""
+    return [r for r in _in_brief(out).values() if r["explainer"] == owner and r["members"] != 0]
+
+
+def _in_brief(out: Folder) -> dict[str, dict[str, Any]]:
+    """Tell in brief of every run, by its name; of those that ended OUT/carried/runs.json does."""
+    known = recovered(out, BRIEF_RUNS, lambda tree: dict(tree["runs"])) or {}
+    found = {}
+    for run in out.names(RUNS):
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            found[run] = known.get(run) or _brief(json.loads(out.read(run_file(run, "run.json"))))
     return found
+
+
+def _brief(report: Mapping[str, Any]) -> dict[str, Any]:
+    later = {"over_budget": report.get("over_budget"), "covers": report.get("covers", [])}
+    said = {name: report[name] for name in ("run_id", "explainer", "exit")}
+    return said | later | {"members": report["accounting"].get("members")}
 
 
 def accept(out: Folder, run_id: str) -> None:

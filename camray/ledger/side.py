@@ -32,15 +32,15 @@ class DamagedError(UsageError):
         super().__init__("OUT", printable(f"{path} is damaged: {why}"), "restore it, or remove it")
 
 
-def write_side(out: Folder, path: str, tree: Mapping[str, Any]) -> None:
+def write_side(out: Folder, path: str, tree: Mapping[str, Any], indent: int | None = 1) -> None:
     """Write a tree of plain values, and its checksum within it."""
-    out.write(path, as_side(tree))
+    out.write(path, as_side(tree, indent))
 
 
-def as_side(tree: Mapping[str, Any]) -> bytes:
-    """Give the bytes of a side file."""
+def as_side(tree: Mapping[str, Any], indent: int | None = 1) -> bytes:
+    """Give the bytes of a side file; None: on one line, ten times as fast."""
     plain = json.loads(json.dumps(tree, default=str))
-    return json.dumps(plain | {CHECKSUM: _checksum(plain)}, indent=1).encode()
+    return json.dumps(plain | {CHECKSUM: _checksum(plain)}, indent=indent).encode()
 
 
 def read_side(out: Folder, path: str, read: Callable[[Any], _T]) -> _T:

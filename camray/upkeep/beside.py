@@ -120,7 +120,7 @@ def _side_files(out: Folder) -> Iterator[str]:
     if out.exists(PRUNED) and (problem := problem_of(out, PRUNED, pruned_of)):
         yield problem
     yield from (f"{OVERLAYS}/{e.path} was set aside" for e in _set_aside(out, OVERLAYS))
-    beats = (entry.path.partition(".") for entry in out.entries(HOLD, recursive=False))
+    beats = (name.partition(".") for name in out.names(HOLD))
     if number := max([last_hold(out), *(int(n) for n, _, end in beats if end == "beat" and n.isdecimal())]):
         files = (hold_file(number), beat_file(number))
         yield from filter(None, (problem_of(out, path, as_object) for path in files))
@@ -205,7 +205,7 @@ def _logs(out: Folder, said: dict[str, int]) -> Iterator[str]:
     """Compare the entries of each log with their numbers, with its checkpoints, and with what was said."""
     for folder in sorted({*log.TABLES, *said} & set(log.TABLES)):
         place = log_folder(folder)
-        there = {entry.path for entry in out.entries(place, recursive=False)}
+        there = set(out.names(place))
         numbers = {int(name[:20]) for name in there if name.endswith(".json") and name[:20].isdecimal()}
         points = {name for name in there if name.endswith(".checkpoint.parquet")}
         last = max([*numbers, *(int(name[:20]) for name in points), said.get(folder, -1)], default=-1)

@@ -76,8 +76,7 @@ def _entries(out: Folder, table: Table, seen: _Log) -> Iterator[str]:
     """Go through the entries, oldest first; each hash must be that of those before it."""
     folder = table.kind.folder
     entries: list[bytes] = []
-    names = (e.path for e in out.entries(log_folder(folder), recursive=False))
-    numbers = sorted(int(name[:20]) for name in names if log.is_entry(name))
+    numbers = [int(name[:20]) for name in out.names(log_folder(folder)) if log.is_entry(name)]
     seen.first, seen.last = numbers[0], numbers[-1]
     for version in numbers:
         where, data = log.entry(folder, version), out.read(log.entry(folder, version))

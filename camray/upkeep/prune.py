@@ -133,11 +133,11 @@ def compact(out: Folder, table: Table, small: dict[str, list[list[RecordFile]]])
     """Put small files together: those of the records, each explainer at once, and those of other tables.
 
     Every row stays as it is. What was there before stays readable until prune takes it away; checkpoints
-    that a later one replaced go now.
+    that a later one replaced go now. Verdicts and looks are put together as they are written.
     """
     for owner, groups in small.items():
         pack(table, owner, groups)
-    for folder in (INTAKE, AUDIT, QA, LOOKS):
+    for folder in (INTAKE, QA):
         if log.exists(out, folder):
             beside = log.opened(out, folder)
             beside.optimize.compact()

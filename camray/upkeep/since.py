@@ -47,7 +47,7 @@ def since(out: Folder, run_id: str) -> Since:
     Raises:
         UsageError: OUT has no such run.
     """
-    names = sorted(out.folders(RUNS))
+    names = out.names(RUNS)
     if not is_name(run_id) or run_id not in names:
         raise UsageError("--since", f"{printable(run_id)} is no run of OUT", "see `camray status OUT`")
     own = _read(out, run_id).get("number") or 0

@@ -161,9 +161,7 @@ def test_what_was_accepted_stays_quiet_until_the_image_changes(tmp_path: Path) -
     assert rows(lambda r: r["reviewed"] is not None) == []
 
 
-def test_earlier_nights_are_known_in_brief_and_a_summary_that_changed_is_read_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_earlier_nights_are_known_in_brief_and_a_damaged_summary_is_set_aside(tmp_path: Path) -> None:
     """Five hundred nights: each night read them all, with the classes and causes of each, twice."""
     from camray.audit import night as nights
 
@@ -172,10 +170,10 @@ def test_earlier_nights_are_known_in_brief_and_a_summary_that_changed_is_read_an
     for number in range(3):
         make_out(out, 20, runs[number], first=number)
     folder = open_out(str(out))[0]
-    whole = nights.read_nights(folder)
-    monkeypatch.setattr(nights, "MOST_WHOLE", 2)
-    nights.read_nights(folder, remember=True)
     brief = nights.read_nights(folder)
+    carried = out / "carried" / "nights.json"
+    carried.unlink()
+    whole = nights.read_nights(folder)
     assert [n.run_id for n in brief] == runs[:3]
     assert brief[-1] == whole[-1]
     for known, full in zip(brief, whole, strict=True):
@@ -185,8 +183,13 @@ def test_earlier_nights_are_known_in_brief_and_a_summary_that_changed_is_read_an
     assert whole[0].archive_classes
     path = out / "runs" / runs[1] / "summary.json"
     path.write_text(path.read_text().replace('"covers"', '"cover"'))
+    carried.write_text("{")  # what is carried is no loss
     assert [n.run_id for n in nights.read_nights(folder)] == [runs[0], runs[2]]
     assert path.with_name("summary.json.damaged").exists()
-    (out / "carried" / "nights.json").write_text("{")  # what is carried is no loss
-    assert [n.run_id for n in nights.read_nights(folder)] == [runs[0], runs[2]]
+    for last in (runs[2], runs[0]):  # the last one is read whole, and is not known from the brief alone
+        path = out / "runs" / last / "summary.json"
+        path.write_text("{")
+        assert runs[1] not in [n.run_id for n in nights.read_nights(folder)]
+        assert path.with_name("summary.json.damaged").exists()
+    assert nights.read_nights(folder) == []
     make_out(out, 20, runs[3], first=3)

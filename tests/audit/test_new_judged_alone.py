@@ -26,6 +26,7 @@ from camray.ledger.sink import write_records
 from camray.ledger.table import ShardCommit, Table
 from camray.records import RECORD_SCHEMA, Shard, account
 from camray.storage import open_folder
+from camray.upkeep.prune import print_prune
 from tests.audit.report_world import explainer, records
 
 KEYS = ("run_id", "shard", "member", "index", "content_sha256", "predicted_class", "confidence")
@@ -202,6 +203,27 @@ def test_a_night_reads_the_looks_that_are_new_and_judges_no_image_again_for_a_ca
     assert {len(paths) for paths in new} == {1}
     assert len(again) == 1
     assert again[0] < 30  # of 360
+
+
+def test_a_night_behind_a_compaction_judges_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world, whole = World(tmp_path, 5), list[bool]()
+    for count in (120, 40, 30):
+        check(world, *world.night(count))
+    for place in world.places.values():
+        print_prune(str(place), None, None, [], True, False, True)
+    assert "3 small record files into 1" in capsys.readouterr().out
+    everything = judge._Work.judge_all
+
+    def counted(work: Any) -> Any:
+        whole.append(work.settings.full)
+        return everything(work)
+
+    monkeypatch.setattr(judge._Work, "judge_all", counted)
+    check(world, *world.night(5))
+    check(world, *world.night(0))
+    assert whole == [True, True]  # of the OUT that is judged so each night
 
 
 def test_the_queue_is_the_head_of_all_rows_however_it_is_read(tmp_path: Path) -> None:
