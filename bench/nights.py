@@ -24,12 +24,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from camray.audit.looks import BATTERY, choose, earlier_crops, read_looks, write_looks  # noqa: E402
+from camray.audit.looks import BATTERY, choose, earlier_crops, write_looks  # noqa: E402
 from camray.audit.night import audit_night  # noqa: E402
 from camray.audit.report import write_report  # noqa: E402
 from camray.config import ArchiveConfig, AuditConfig, Config  # noqa: E402
@@ -161,8 +160,7 @@ def one_night(
         report.ended(ExitCode.DONE, account_of(count), 1.0, {}).write(out)
     with clock.part("looks"):
         if not quick:
-            known = read_looks(out, what.id, ["run_id"]).column("run_id")
-            choose(table, what, frozenset(pc.unique(known).to_pylist()))
+            choose(table, what)
             earlier_crops(out, what.id)
     if looks:
         write_looks(out, what.id, looks)

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import false_discovery_control, norm
+from scipy.special import ndtr
+from scipy.stats import false_discovery_control
 
 from camray.audit.history import Key, Nights
 from camray.explain.repeats import ALIKE
@@ -187,7 +188,7 @@ def decided(found: Sequence[Excess]) -> list[Excess]:
     """Name the classes that stand out, after Benjamini-Hochberg over all that were compared."""
     if not found:
         return []
-    kept = false_discovery_control(norm.sf([one.z for one in found]))
+    kept = false_discovery_control(ndtr([-one.z for one in found]))
     return [_decided(one, float(q)) for one, q in zip(found, kept, strict=True)]
 
 

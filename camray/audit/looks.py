@@ -109,10 +109,7 @@ def look_again(ready: Prepared, engine: Engine, _run_id: str, reporter: Reporter
     # the interventions are of classifiers and of pictures: what resolved the model said so
     if "task" in explainer.model_args or explainer.input.bands:
         return
-    table = Table(ready.out)
-    known = read_looks(ready.out, explainer.id, ["run_id"])
-    old = frozenset(pc.unique(known.column("run_id")).to_pylist())
-    pool, images = choose(table, explainer, old)
+    pool, images = choose(Table(ready.out), explainer)
     shards = {shard.uri: shard for shard in chosen_shards(ready.listing, ready.listing, ready.groupings)}
     indices: dict[str, set[int]] = defaultdict(set)
     for row in pool:
@@ -136,9 +133,14 @@ def look_again(ready: Prepared, engine: Engine, _run_id: str, reporter: Reporter
     reporter.say(f"looked again: {forwards:,} forwards for {images:,} images", forwards=forwards)
 
 
-def choose(table: Table, explainer: Explainer, old: frozenset[str]) -> tuple[list[Row], int]:
-    """Pick at most 500 images of each answer, by checksum, of runs behind those in `old`; and count all."""
-    paths = log.files_behind(table.out, TABLE, table.delta, old) if table.delta is not None and old else None
+def choose(table: Table, explainer: Explainer) -> tuple[list[Row], int]:
+    """Pick at most 500 images of each answer, by checksum, of runs behind those looked at; and count all."""
+    out, runs = table.out, ["run_id"]
+    old, paths = set[str](), None
+    for known in newest_looks(out, explainer.id, runs):  # the last files tell, unless the log does not
+        old |= set(pc.unique(known.column("run_id")).to_pylist())
+        if (paths := log.files_behind(out, TABLE, table.delta, old) if table.delta else None) is not None:
+            break
     records = table.dataset(explainer.id, paths)
     usable = (ds.field(PARTITION) == explainer.id) & (ds.field("heat_status") == "ok")
     usable &= ds.field("target_class") == ds.field("predicted_class")
@@ -342,7 +344,7 @@ def read_looks(
 
 
 def newest_looks(
-    out: Folder, explainer: str, columns: Sequence[str], where: ds.Expression
+    out: Folder, explainer: str, columns: Sequence[str], where: ds.Expression | None = None
 ) -> Iterator[pa.Table]:
     """Read columns of some looks file by file, that of the latest nights first."""
     files = log.newest(log.opened(out, LOOKS), explainer)["path"] if log.exists(out, LOOKS) else ()

@@ -79,8 +79,8 @@ def patiently(out: Folder, read: Callable[[], _T]) -> _T:
 
 def exists(out: Folder, folder: str) -> bool:
     """Tell whether there is a table."""
-    names = out.names(log_folder(folder))
-    return any(is_entry(name) or ".checkpoint." in name or name == "_last_checkpoint" for name in names)
+    place = entry(folder, 0)
+    return out.exists(place) or any(is_entry(n) or "checkpoint" in n for n in out.names(log_folder(folder)))
 
 
 def opened(out: Folder, folder: str) -> DeltaTable:

@@ -209,7 +209,8 @@ def _logs(out: Folder, said: dict[str, int]) -> Iterator[str]:
         numbers = {int(name[:20]) for name in there if name.endswith(".json") and name[:20].isdecimal()}
         points = {name for name in there if name.endswith(".checkpoint.parquet")}
         last = max([*numbers, *(int(name[:20]) for name in points), said.get(folder, -1)], default=-1)
-        first = min(numbers, default=0) if points and not _is_kept(out, folder) else 0
+        first = min(numbers, default=0)
+        first = first if first and points and not _is_kept(out, folder) else 0
         missing = sorted(set(range(first, last + 1)) - numbers)
         yield from (f"{log.entry(folder, version)} is missing" for version in missing[:20])
         if points and "_last_checkpoint" not in there:

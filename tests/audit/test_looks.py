@@ -145,4 +145,4 @@ def test_plan_says_what_looks_may_cost() -> None:
 def test_a_night_whose_every_new_image_failed_looks_at_nothing(tmp_path: Path) -> None:
     out = open_folder(str(tmp_path / "out"), "OUT")
     committed(out, shard())
-    assert choose(Table(out), EXPLAINERS[0], frozenset()) == ([], 0)
+    assert choose(Table(out), EXPLAINERS[0]) == ([], 0)
