@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from camray.audit.alike import KEY, Alike, has_key, images_in, rows_of, table_of, table_of_images
 from camray.audit.causes import (
     CAUSE_OF,
     FALSE_DISCOVERIES,
@@ -37,12 +38,7 @@ from camray.audit.history import KNOWN, SHOWN_NIGHTS, Key, NightRate, Nights, Sp
 from camray.audit.look_counts import LookCounts
 
 _FALLEN = "without the hot border"  # of the second look, which images got by their heat
-KEY = pa.schema([("shard", pa.string()), ("index", pa.int32()), ("content_sha256", pa.string())])
 _FELL = pa.schema([*KEY, ("answer", pa.int32()), ("drop", pa.float64()), ("night", pa.int32())])
-_SEEN = pa.schema([
-    *KEY, ("answer", pa.int32()), ("night", pa.int32()), ("is_sampled", pa.bool_()), ("same", pa.float32()),
-    ("other", pa.float32()), ("thing_of", pa.int32()), ("is_flipped", pa.bool_()),
-])  # fmt: skip
 _CROPS = KEY.append(pa.field("crop", pa.binary()))
 TEST_OF = {"repeated thing": "repeat", "place": "carry", "background": "carry_surround"}
 
@@ -152,7 +148,8 @@ class CauseBook:
         """Begin with what `carried` gave the night before; False where its nights are not those of now."""
         if list(self._nights.names[: len(before["nights"])]) != before["nights"]:
             return False
-        self._older = tables["images"]
+        older = tables["images"]
+        self._older = older.filter(pa.array(~has_key(older, self.looked)))  # looked at again: as it is now
         self._counts, self._fell_before = LookCounts(tables["counts"], tables["pairs"]), tables["fell"]
         self._pixels = {(*key,): crop for *key, crop in rows_of(tables["crops"])}
         return True
@@ -256,7 +253,7 @@ class CauseBook:
         spans = self._nights.spans(latest)
         self._begins = self._nights.begins
         named = self._named_in(spans)
-        self._take_older({one.class_id for found in named for one in found}, self._counts.images(0, latest))
+        self._take({one.class_id for found in named for one in found}, self._counts.images(0, latest))
         for span, found in zip(spans, named, strict=True):
             self._give(span, found)
         for span, found in zip(spans, named, strict=True):
@@ -287,20 +284,22 @@ class CauseBook:
         fell = image.is_flipped or max(image.drops.values(), default=0) > self._drop
         return fell or "fill" in image.drops or key in self._fell
 
-    def _take_older(self, named: set[int], all_images: Mapping[int, int]) -> None:
-        """Recall the images of the answers that stand out; of all answers where these are too few."""
+    def _take(self, named: set[int], all_images: Mapping[int, int]) -> None:
+        """Put the images of the answers that stand out together; of all answers where these are too few."""
         answers = named | (all_images.keys() if len(all_images) < FEWEST_CLASSES else set())
-        if self._older is not None and answers:
-            wanted = pa.array(answers, pa.int32())
-            own, shown = (pc.is_in(self._older[name], value_set=wanted) for name in ("answer", "thing_of"))
-            self._images = images_in(self._older.filter(pc.or_(own, shown))) | self._images
-        self._note_fills(self._images)
         mine = pc.is_in(self._fell_before["answer"], value_set=pa.array(named, pa.int32()))
         self._all_fell = dict(self._fell)
         for *key, answer, drop, night in rows_of(self._fell_before.filter(mine)):
             self._all_fell[*key,] = Given(answer, "border", "border", drop, night)
-        for blurred in self._images.keys() & self._all_fell.keys():
-            self._images[blurred].is_blurred = True
+        self._note_fills(self._images)
+        own = {k: i for k, i in self._images.items() if {i.answer, i.blamed("thing")} & answers}
+        tables = [table_of_images(own)]
+        if self._older is not None:
+            wanted = pa.array(answers, pa.int32())
+            mine, shown = (pc.is_in(self._older[name], value_set=wanted) for name in ("answer", "thing_of"))
+            tables.append(self._older.filter(pc.or_(mine, shown)))
+        table = pa.concat_tables(tables, promote_options="default").combine_chunks()
+        self._alike = Alike(table, self._all_fell.keys(), self._drop)
 
     def _hot_spots(self, keys: Collection[Key]) -> Mapping[Key, bytes]:
         """Give the hot spots of images: those that are known, and what has to be read."""
@@ -351,41 +350,32 @@ class CauseBook:
         answers = self._counts.images(span.first, span.last)
         if not found and (span.first > 0 or span.known is not None or len(answers) >= FEWEST_CLASSES):
             return
-        images = {key: image for key, image in self._images.items() if span.holds(image.night)}
-        for key, (cause, by) in causes(images, found, self._drop, answers).items():
-            image = images[key]
-            answer = image.blamed(by)
-            if image.night >= self._begins.get((answer, cause), 0):
-                self._given.setdefault(key, Given(answer, cause, by, image.drops[by], image.night))
-        self._tell_levels(images, found)
-
-    def _tell_levels(self, images: Mapping[Key, Seen], found: Sequence[Excess]) -> None:
-        """Count the images of a class that is named for its levels: the class is told, no image is."""
-        named, cause = {c for c, mine in named_of(found).items() if "levels" in mine}, CAUSE_OF["levels"]
-        for key, image in images.items() if named else ():
-            is_since = image.night >= self._begins.get((image.answer, cause), 0)
-            if (
-                image.answer in named
-                and is_since
-                and image.moves("levels", self._drop)
-                and key not in self._given
-            ):
-                given = Given(image.answer, cause, "levels", image.drops["levels"], image.night)
-                self._told.setdefault(key, given)
+        images, many = self._alike.within(span)
+        for one, (cause, by) in causes(images, found, self._drop, answers, many).items():
+            answer = images[one].blamed(by)
+            since = self._begins.get((answer, cause), 0)
+            for key, drop, night in self._alike.behind(one, span, since, by, take=True):
+                self._given[key] = Given(answer, cause, by, drop, night)
+        levels = {answer for answer, mine in named_of(found).items() if "levels" in mine}
+        for one, image in images.items() if levels else ():  # the class is told, no image is
+            if image.answer in levels and image.moves("levels", self._drop):
+                cause = CAUSE_OF["levels"]
+                since = self._begins.get((image.answer, cause), 0)
+                for key, drop, night in self._alike.behind(one, span, since, "levels", take=False):
+                    self._told.setdefault(key, Given(image.answer, cause, "levels", drop, night))
 
     def _give_border(self, span: Span, found: Sequence[Excess]) -> None:
         """Give the border as a cause to images that have no other."""
         if not (named := {one.class_id for one in found if one.intervention == "border"}):
             return
-        mine = (i for i in self._images.values() if i.answer in named and span.holds(i.night))
-        fragile = fragile_of(mine, self._drop)
+        images, many = self._alike.within(span)
+        fragile = fragile_of(images.values(), self._drop, many.values())
+        named -= {answer for answer, tests in fragile.items() if "border" in tests}
+        looked = self._alike.blurred
         for key, fell in self._all_fell.items():
-            if fell.answer not in named or "border" in fragile.get(fell.answer, ()):
-                continue
             begins = self._begins.get((fell.answer, "border"), 0)
-            looked = self._images.get(key)
-            tells = looked is None or looked.border_tells(fell.drop, self._drop)
-            if tells and span.holds(fell.night) and fell.night >= begins:
+            tells = key not in looked or looked[key].border_tells(fell.drop, self._drop)
+            if tells and fell.answer in named and span.holds(fell.night) and fell.night >= begins:
                 self._given.setdefault(key, fell)
 
     def _count(self, names: Mapping[Key, str]) -> None:
@@ -407,37 +397,3 @@ class CauseBook:
 def _keys(batch: pa.RecordBatch) -> list[Key]:
     columns = (batch.column(name).to_pylist() for name in KEY.names)
     return list(zip(*columns, strict=True))
-
-
-def table_of_images(images: Mapping[Key, Seen]) -> pa.Table:
-    """Give a table of what was seen of images: one row each, a column for each intervention."""
-    rows = [
-        (*key, i.answer, i.night, i.is_sampled, i.same, i.other, i.thing_of, i.is_flipped)
-        for key, i in images.items()
-    ]
-    found = table_of(rows, _SEEN)
-    for name in sorted({name for image in images.values() for name in image.drops}):
-        drops = pa.array([image.drops.get(name) for image in images.values()], pa.float32())
-        found = found.append_column(name, drops)
-    return found
-
-
-def images_in(table: pa.Table) -> dict[Key, Seen]:
-    """Give what such a table says of images."""
-    names, found = table.column_names[len(_SEEN) :], dict[Key, Seen]()
-    for row in rows_of(table):
-        answer, night, is_sampled, same, other, of, is_flipped = row[3 : len(_SEEN)]
-        known = {name: drop for name, drop in zip(names, row[len(_SEEN) :], strict=True) if drop is not None}
-        found[row[:3]] = Seen(answer, is_sampled, night, same, other, known, False, of, is_flipped)
-    return found
-
-
-def rows_of(table: pa.Table) -> list[tuple[Any, ...]]:
-    """Give the rows of a table as plain values."""
-    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
-
-
-def table_of(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
-    """Give a table of such rows."""
-    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -228,6 +229,7 @@ def causes(
     found: Sequence[Excess],
     drop: float = DROP,
     answers: Mapping[int, int] | None = None,
+    many: Mapping[Key, int] | None = None,
 ) -> dict[Key, tuple[str, str]]:
     """Give each image that hangs on something its cause, and the intervention that shows it.
 
@@ -235,10 +237,12 @@ def causes(
     another image into its class, and is the same thing as in others; an object does the first two.
     A cause needs a twentieth of the images of its answer, a background a fifth. Of levels a class is told,
     and no image: without its tint one falls, and so do those that are like it by nature.
-    `answers`: how many images there are of each answer, where `images` are only those of some.
+    `answers`: how many images there are of each answer, where `images` are only those of some; `many`: for
+    how many each of `images` stands.
     """
     answers = Counter(image.answer for image in images.values()) if answers is None else answers
-    fragile = fragile_of(images.values(), drop)
+    many = dict.fromkeys(images, 1) if many is None else many
+    fragile = fragile_of(images.values(), drop, many.values())
     named = {c: mine - fragile.get(c, set()) for c, mine in named_of(found).items()}
     few = len(answers) < FEWEST_CLASSES
     given: dict[Key, tuple[str, str]] = {}
@@ -249,25 +253,29 @@ def causes(
         key: (images[key].blamed(by), cause.replace("repeated thing", "place"))
         for key, (cause, by) in given.items()
     }
-    hanging = Counter(kinds.values())
+    hanging: Counter[tuple[int, str]] = Counter()
+    for key, kind in kinds.items():
+        hanging[kind] += many[key]
     least = {
         kind: (BOTH if kind[1] == "background" else FEWEST_HANGING) * answers[kind[0]] for kind in hanging
     }
     return {key: found for key, found in given.items() if few or hanging[kinds[key]] >= least[kinds[key]]}
 
 
-def fragile_of(images: Iterable[Seen], drop: float = DROP) -> dict[int, set[str]]:
+def fragile_of(
+    images: Iterable[Seen], drop: float = DROP, many: Iterable[int] = repeat(1)
+) -> dict[int, set[str]]:
     """Give by answer the tests (`repeat`, `border`) of places that it needs and that are not enough for it.
 
     A sticker turns other images into its answer (a fourth of those that need it is asked for); the edge of a
-    disk, which the model hardly knows, does not: its answer is fragile.
+    disk, which the model hardly knows, does not: its answer is fragile. `many`: for how many each stands.
     """
     counts: dict[tuple[int, str], Counter[bool]] = defaultdict(Counter)
-    for image in images:
+    for image, count in zip(images, many, strict=False):
         for test, need, carries in _ENOUGH:
             gains = [image.drops[name] for name in carries if name in image.drops]
             if gains and image.drops.get(need, 0.0) > drop and (test == "border" or image.repeats):
-                counts[image.answer, test][max(gains) > drop] += 1
+                counts[image.answer, test][max(gains) > drop] += count
     found: dict[int, set[str]] = defaultdict(set)
     for (answer, test), told in counts.items():
         if told.total() >= FEWEST_CARRIED and told[True] < ENOUGH * told.total():

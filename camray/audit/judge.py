@@ -21,6 +21,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from camray.audit import verdicts
+from camray.audit.alike import KEY, rows_of, table_of
 from camray.audit.archive_view import ArchiveView
 from camray.audit.carried import (
     Carried,
@@ -29,7 +30,7 @@ from camray.audit.carried import (
     read_carried,
     write_carried,
 )
-from camray.audit.cause_book import KEY, CauseBook, rows_of, table_of
+from camray.audit.cause_book import CauseBook
 from camray.audit.columns import NUMBERS, WORDS, as_arrays
 from camray.audit.history import Key as ImageKey
 from camray.audit.history import Nights
