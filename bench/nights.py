@@ -10,6 +10,7 @@ its memory is.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -22,8 +23,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import jinja2  # noqa: F401 - imports are no part of a night
 import numpy as np
 import pyarrow as pa
+import pydantic  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -142,6 +145,7 @@ def one_night(
 ) -> dict[str, Any]:
     """Do all that a night does beside explaining; give the CPU seconds of each part. `quick`: no pages."""
     clock, out, what = Clock(), open_folder(place, "OUT"), explainer()
+    gc.freeze()  # what imports made is looked through at moments of chance
     before = peak_mib()
     with clock.part("open"):
         table = Table(out)
@@ -162,8 +166,8 @@ def one_night(
         if not quick:
             choose(table, what)
             earlier_crops(out, what.id)
-    if looks:
-        write_looks(out, what.id, looks)
+        if looks:
+            write_looks(out, what.id, looks)
     with clock.part("audit"):
         audit_night(place, what.id, run_id, AuditConfig(full=full))
     if quick:

@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -175,13 +176,14 @@ def compared(name: str, classes: Mapping[int, Mapping[bool, int]]) -> list[Exces
     enough = {c: (classes[c].get(True, 0), n) for c, n in images.items() if n >= FEWEST_IMAGES}
     if len(enough) < FEWEST_CLASSES:
         return []
-    rates = np.array([moved / n for moved, n in enough.values()])
-    median, spread = float(np.median(rates)), 1.4826 * float(np.median(np.abs(rates - np.median(rates))))
+    rates = [moved / n for moved, n in enough.values()]
+    middle = median(rates)
+    spread = 1.4826 * median(abs(rate - middle) for rate in rates)
     found = []
     for c, (moved, n) in enough.items():
-        share = ((median * n if name == "levels" else moved) + 1) / (n + 2)  # needed and enough is rare
+        share = ((middle * n if name == "levels" else moved) + 1) / (n + 2)  # needed and enough is rare
         error = float(np.hypot((share * (1 - share) / n) ** 0.5, spread))
-        found.append(Excess(c, name, n, moved, median, (moved / n - median) / error, 1.0, False))
+        found.append(Excess(c, name, n, moved, middle, (moved / n - middle) / error, 1.0, False))
     return found
 
 
