@@ -121,10 +121,10 @@ class Folder:
         address, query, options = self.uri.partition("?")
         return Folder(address.rpartition("/")[0] + query + options, self.fs, path), name
 
-    def entries(self, relative: str = "", recursive: bool = True) -> Iterator[Entry]:
+    def entries(self, relative: str = "") -> Iterator[Entry]:
         """List files under a path, sorted by path; nothing where the path is not there."""
         base = self.at(relative).rstrip("/")
-        selector = pafs.FileSelector(base, allow_not_found=True, recursive=recursive)
+        selector = pafs.FileSelector(base, allow_not_found=True, recursive=True)
         listed = self.patiently(lambda: self.fs.get_file_info(selector))
         infos = [i for i in listed if i.type == pafs.FileType.File]
         for info in sorted(infos, key=lambda i: i.path):

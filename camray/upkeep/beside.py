@@ -119,15 +119,11 @@ def _side_files(out: Folder) -> Iterator[str]:
                 yield problem
     if out.exists(PRUNED) and (problem := problem_of(out, PRUNED, pruned_of)):
         yield problem
-    yield from (f"{OVERLAYS}/{e.path} was set aside" for e in _set_aside(out, OVERLAYS))
+    yield from (f"{OVERLAYS}/{name} was set aside" for name in out.names(OVERLAYS) if name.endswith(DAMAGED))
     beats = (name.partition(".") for name in out.names(HOLD))
     if number := max([last_hold(out), *(int(n) for n, _, end in beats if end == "beat" and n.isdecimal())]):
         files = (hold_file(number), beat_file(number))
         yield from filter(None, (problem_of(out, path, as_object) for path in files))
-
-
-def _set_aside(out: Folder, folder: str) -> Iterator[Any]:
-    return (e for e in out.entries(folder, recursive=False) if e.path.endswith(DAMAGED))
 
 
 def _id_of(path: str) -> str:
