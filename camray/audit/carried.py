@@ -1,7 +1,7 @@
 """What one audit carries over to the next: sums of the archive, so that a night reads what is new.
 
-OUT/carried/<explainer>.sums holds a checksum, the arrays of the `ArchiveView`, tables (the sample of the
-`Tally`, counts by night of the `CauseBook`, which image has which cause), and counts as JSON. It says of
+OUT/carried/<explainer>.sums holds the arrays of the `ArchiveView`, tables (the sample of the `Tally`, counts
+by night of the `CauseBook`, which image has which cause), counts as JSON, and a checksum. It says of
 which versions of the tables it is, and under which settings: where anything else is there, or it is damaged,
 the archive is judged anew as a whole.
 """
@@ -25,7 +25,8 @@ from camray.ledger.out import AUDIT, QA, carried_file
 from camray.ledger.table import Table
 from camray.storage import Folder
 
-FORMAT = 4
+FORMAT = 5
+DIGITS = 16  # of the checksum, behind the arrays
 _TABLE = "table "  # begins the names of tables
 _JUDGING = ("drop", "lift", "margin", "dark", "bright", "flat", "blurry")
 
@@ -44,9 +45,9 @@ def read_carried(out: Folder, explainer: str, settings: AuditConfig) -> Carried 
     """Read what the night before left; None where there is none that holds for these settings and tables."""
     try:
         data = out.read(carried_file(explainer))
-        if data[:16].decode("ascii", "replace") != checksum(memoryview(data)[16:]):
+        if data[-DIGITS:].decode("ascii", "replace") != checksum(memoryview(data)[:-DIGITS]):
             return None
-        with np.load(io.BytesIO(memoryview(data)[16:]), allow_pickle=False) as file:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         facts = json.loads(arrays.pop("facts").tobytes())
         tables = {
@@ -74,8 +75,8 @@ def write_carried(
     }
     file = io.BytesIO()
     np.savez(file, **arrays, **packed, facts=np.frombuffer(json.dumps(said).encode(), np.uint8))
-    content = file.getbuffer()
-    out.write(carried_file(explainer), b"".join([checksum(content).encode(), content]))
+    file.write(checksum(file.getbuffer()).encode())
+    out.write(carried_file(explainer), file.getvalue())
 
 
 def _stream_of(table: pa.Table) -> pa.Buffer:
