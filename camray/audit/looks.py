@@ -61,7 +61,6 @@ LOOKS_SCHEMA = pa.schema(
         ("thing_of", pa.int32()),  # of a `thing`: the answer in which it repeats
     ]
 )
-SEEN = tuple(name for name in LOOKS_SCHEMA.names if name not in ("crop", "before", "after"))
 BATTERY = (
     "carry",
     "carry_surround",

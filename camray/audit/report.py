@@ -26,7 +26,7 @@ from camray.audit.causes import CAUSES, CHANGES
 from camray.audit.charts import RATES, cluster_maps, history, mean_maps, trend
 from camray.audit.clusters import clusters_of_classes
 from camray.audit.history import SHOWN_NIGHTS
-from camray.audit.looks import LOOKS_SCHEMA, SEEN, newest_looks
+from camray.audit.looks import LOOKS_SCHEMA, newest_looks
 from camray.audit.night import Night, latest_nights, read_state
 from camray.audit.report_rows import (
     QUEUE_FLAGS,
@@ -52,6 +52,9 @@ LARGEST = 100_000  # rows of the night that are kept
 QUEUE = 1000  # of earlier nights: those with the highest audit scores
 CLUSTERED = 24  # classes whose heatmaps are grouped
 CARDS, WALL = 24, 12  # causes that are shown, and hot spots on the wall of each
+_LOOKED = [
+    "predicted_class", "intervention", "confidence", "drop", "same", "other", "crop", "before", "after",
+]  # fmt: skip
 _LOCAL = ("repeated thing", "place", "border")
 FIRST = 6  # pictures on the first page
 
@@ -173,9 +176,8 @@ def cause_cards(out: Folder, nights: Sequence[Night]) -> list[dict[str, Any]]:
     if not night.causes:
         return []
     late = ds.field("run_id").isin(pa.array(runs, pa.string()))
-    columns = [*SEEN, "crop", "before", "after"]
-    files = newest_looks(out, night.explainer, columns, late)
-    looks = pa.concat_tables([*takewhile(len, files), LOOKS_SCHEMA.empty_table().select(columns)])
+    files = newest_looks(out, night.explainer, _LOOKED, late)
+    looks = pa.concat_tables([*takewhile(len, files), LOOKS_SCHEMA.empty_table().select(_LOOKED)])
     found = []
     for card in night.causes[:CARDS]:
         mine = looks.filter(pc.equal(looks.column("predicted_class"), card.class_id))
