@@ -12,7 +12,7 @@ from camray.audit.causes import BOTH, Excess, Seen, causes, fragile_of
 from camray.audit.history import Key, Span
 
 LOOKS = (
-    "fill", "carry", "carry_rim", "rim", "carry_surround", "surround", "border", "frame", "detail", "noise",
+    "fill", "carry", "thing", "carry_rim", "carry_surround", "surround", "border", "frame", "detail", "noise",
     "levels", "carry_levels",
 )  # fmt: skip
 
@@ -26,8 +26,11 @@ def drawn(seed: int) -> tuple[dict[Key, Seen], list[Excess]]:
         drops = {name: float(np.float32(chance.choice([0.05, 0.2, 0.35, 0.6]))) for name in looks}
         same, night = float(np.float32(chance.choice([0.5, 0.95]))), int(chance.integers(0, 9))
         images["s", i, f"{i % 500}"] = Seen(int(chance.integers(5)), False, night, same, 0.25, drops)
-        images["s", i, f"{i % 500}"].is_blurred = bool(chance.random() < 0.2)
-    tests = ["carry", "repeat", "border", "carry_rim", "carry_surround", "frame", "detail", "levels"]
+        one = images["s", i, f"{i % 500}"]
+        one.is_blurred = bool(chance.random() < 0.2)
+        if "thing" in looks:
+            one.thing_of, one.is_flipped = int(chance.integers(5)), bool(chance.random() < 0.2)
+    tests = ["carry", "repeat", "border", "carry_surround", "frame", "detail", "levels"]
     named = [(c, str(name)) for c in range(3) for name in chance.choice(tests, 2, replace=False)]
     return images, [Excess(c, name, 100, 60, BOTH, 9.0, 0.0, True) for c, name in named]
 
