@@ -38,6 +38,7 @@ from camray.storage import Folder
 CONFIDENCE_DISTANCE, HEAT_COSINE = 0.01, 0.99  # a GPU in place of a CPU stays within both
 LISTED = 1000  # classes that a summary keeps
 BRIEF_FORMAT = 3
+LATEST = 8  # runs: one that has no summary yet may still be in its audit
 _BRIEF = ("explainer", "previous", "covers", "records_version", "audit_version")
 _SHOWN = ("written_at", "rates", "verdicts", "labelled", "archive_labelled")
 
@@ -381,7 +382,8 @@ def _summary(out: Folder, run_id: str) -> Night | bool:
 def _write_briefs(out: Folder, told: Told) -> None:
     """Write what the nights to come ask for; of the last sixty with images also what the history shows."""
     later: Counter[str] = Counter()  # nights with new images, by explainer
-    runs: dict[str, Any] = {run: said for run, said in told.items() if isinstance(said, bool)}
+    old = sorted(told)[:-LATEST]
+    runs: dict[str, Any] = {run: told[run] for run in old if isinstance(told[run], bool)}
     for night in reversed(_in_order(told)):
         names = (*_BRIEF, *_SHOWN) if later[night.explainer] < SHOWN_NIGHTS else _BRIEF
         images, gate = (
