@@ -268,7 +268,30 @@ def segformer_things(folder: Path) -> None:
     hugging_face_segmenter("segformer", folder / "segformer-things")
 
 
-MAKERS |= {"vit-things": vit_things, "clip-things": clip_things}
+def open_clip_things(folder: Path) -> None:
+    from tests.models.test_open_clip import save_folder
+
+    (folder / "open-clip-things").mkdir()
+    save_folder(folder / "open-clip-things")
+    (folder / "things.txt").write_text("a photo of a {}\na drawing of a {}\ncat\ndog\n")
+
+
+def yolo_things(folder: Path) -> None:
+    from tests.models.test_yolo import saved
+
+    saved("yolov8n", folder).rename(folder / "yolo-things.pt")
+
+
+def unet_things(folder: Path) -> None:
+    import segmentation_models_pytorch as smp
+    import torch
+
+    torch.manual_seed(0)
+    smp.Unet("resnet18", encoder_weights=None, classes=3).save_pretrained(folder / "unet-things")
+
+
+MAKERS |= {"vit-things": vit_things, "clip-things": clip_things, "open-clip-things": open_clip_things}
+MAKERS |= {"yolo-things.pt": yolo_things, "unet-things": unet_things}
 MAKERS |= {"detr-things": detr_things, "segformer-things": segformer_things}
 
 

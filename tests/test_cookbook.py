@@ -22,6 +22,9 @@ HEAVY = (
     "trust-pickle",
     "detr-things",
     "segformer-things",
+    "open-clip-things",
+    "yolo-things",
+    "unet-things",
 )
 
 

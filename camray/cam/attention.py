@@ -63,7 +63,7 @@ class _Watch(TorchFunctionMode):
             raise ModelError("method", "this model's attention is masked, or has biases of its own", _PLAIN)
         biases = (None,) * 3 if bias is None else bias.chunk(3)
         q, k, v = (
-            F.linear(x, w, b).unflatten(2, (heads, -1)).permute(1, 2, 0, 3)  # (B, heads, N, d)
+            F.linear(x, w, b).reshape(*x.shape[:2], heads, -1).permute(1, 2, 0, 3)  # (B, heads, N, d)
             for x, w, b in zip((query, key, value), weight.chunk(3), biases, strict=True)
         )
         out = self._attend(q, k, v).permute(2, 0, 1, 3).flatten(2)

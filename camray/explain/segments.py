@@ -169,7 +169,7 @@ class SegmentationExplainer(BatchExplainer):
                 scores = split.logits.gather(1, wanted.clamp(min=0)) * (wanted >= 0)
                 (maps,) = gradient_maps(split, scores, [self._method]).values()  # (B, K, h, w)
         finite = split.logits.isfinite().all(1).tolist()
-        own = labelled or [None] * len(x)
+        own: list[NDArray[np.bool_] | None] = [*labelled] or [None] * len(x)
         each = [maps[i, : len(ids[i])].cpu() for i in range(len(x))]
         found = map(Found, ids, each, classes, shares, own)
         return [one if good else None for one, good in zip(found, finite, strict=True)]
@@ -186,7 +186,7 @@ class SegmentationExplainer(BatchExplainer):
             return [failure(Stage.EXPLAIN, ErrorCode.NONFINITE_OUTPUT, reason)]
         told = self.explainer
         kind = TASK if found.labelled is None else "label"
-        common = {"method": told.method, "target_layer": told.target_layer, "target_kind": kind}
+        common: Row = {"method": told.method, "target_layer": told.target_layer, "target_kind": kind}
         if not found.ids:
             return [common]
         size = (told.input.height, told.input.width)

@@ -41,7 +41,7 @@ class Contrast:
 
     whole: str
     tower: str
-    embedding: Literal["image_embeds", "pooler_output"]  # of the tower's output
+    embedding: Literal["image_embeds", "pooler_output", "output"]  # of the tower's output
     activation: Literal["softmax", "sigmoid"]
 
 

@@ -105,7 +105,7 @@ def embed_texts(folder: Path, texts: Sequence[str]) -> TextSide:
     whole, parts, cut = _whole(folder).eval(), [torch.empty(0, 0)] * (not texts), 0
     try:
         with offline(), torch.no_grad():
-            tokenizer = _library().get_tokenizer(f"local-dir:{folder}") if texts else None
+            tokenizer: Any = _library().get_tokenizer(f"local-dir:{folder}") if texts else None
             for start in range(0, len(texts), _TEXTS_AT_ONCE):
                 some = list(texts[start : start + _TEXTS_AT_ONCE])
                 parts.append(whole.encode_text(tokenizer(some)))

@@ -9,7 +9,7 @@ libraries do, so that the pixels are theirs. An image is enlarged alone: 150 cla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,7 @@ class Pixels:
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], given: Any) -> Tensor:
         """Sum the logits of each class over the pixels where it is the highest."""
         size, pixels = args[0].shape[2:], pick_pixels(given, self._output)
-        labelled = self.labelled or [None] * len(pixels)
+        labelled: Sequence[Labelled | None] = self.labelled or [None] * len(pixels)
         found = [_of_one(one, self._form, size, own)
                  for one, own in zip(pixels.split(1), labelled, strict=True)]  # fmt: skip
         self.classes, self.shares = (torch.cat([each[i] for each in found]) for i in (1, 2))
