@@ -26,7 +26,18 @@ from camray.archive.annotations import Annotation, to_note
 from camray.archive.frames import FIRST, version_mark
 from camray.archive.names import extension_of, file_kind, name_kind, stem_of, table_ending
 from camray.archive.patterns import base_folder, expand, is_pattern, matched
-from camray.archive.places import MISSING, UNDATED, base_of, entry_now, find_files, leads_out, locate, look_up
+from camray.archive.places import (
+    MISSING,
+    NOWHERE,
+    UNDATED,
+    UNREADABLE,
+    base_of,
+    entry_now,
+    find_files,
+    leads_out,
+    locate,
+    look_up,
+)
 from camray.archive.readers import METADATA, check_shards, packed_format, readers
 from camray.archive.sniff import is_packed, looks_like
 from camray.archive.tables import is_list, read_list, read_metadata, said_of_files, spellings
@@ -43,8 +54,8 @@ LOST = (
 
 SILENT = "URLs without an answer: taken as they were"
 DATELESS = "URLs without ETag or date: taken as unchanged where the size is (--rehash reads them)"
-UNSURE = (SILENT, DATELESS)
-"""What web servers leave open of files that are listed, counted there too."""
+UNSURE = (SILENT, DATELESS, UNREADABLE, NOWHERE)
+"""What web servers leave open of listed files, and what cannot be seen tonight, counted there too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ OUTPUT_MARK = "records/_delta_log"
 MISSING = "missing"
 """The version of a file that was not there when it was listed."""
 
+UNREADABLE = "folders that cannot be read: what lies in them is left out"
+NOWHERE = "links that lead nowhere now: left out"
 UNDATED = "undated"
 """The version of a file whose server gives none: taken as unchanged while its size is the same."""
 
@@ -119,7 +121,7 @@ class _LocalWalk:
                 with os.scandir(path) as scan:
                     children = sorted(scan, key=lambda child: child.name)
             except OSError:
-                self.left_out["unreadable folder"] += 1
+                self.left_out[UNREADABLE] += 1
                 continue
             for child in children:
                 name = f"{relative}/{child.name}" if relative else child.name
@@ -130,7 +132,7 @@ class _LocalWalk:
         try:
             status = child.stat()
         except OSError:  # a broken or looping link, or gone
-            self.left_out["not a file"] += 1
+            self.left_out[NOWHERE] += 1
             return
         if reason := _junk(child.name, self.include):
             self.left_out[reason] += 1

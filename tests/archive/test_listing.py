@@ -11,10 +11,10 @@ import pytest
 from pyarrow import fs as pafs
 from pyarrow import parquet as pq
 
-from camray.archive.listing import list_archive
+from camray.archive.listing import UNSURE, list_archive
 from camray.archive.members import read_members
 from camray.archive.names import file_kind, name_kind
-from camray.archive.places import find_files
+from camray.archive.places import NOWHERE, UNREADABLE, find_files
 from camray.config import ArchiveConfig
 from camray.errors import PASSING_ERRORS, ShardError, UsageError
 from camray.storage import Folder
@@ -180,7 +180,24 @@ def test_links_pipes_and_sockets_never_hang(tmp_path):
     listing = listed(archive)
     listener.close()
     assert names(listing) == ["a.jpg", "file_link.jpg", "linked/deep/s.jpg", "linked/r.jpg", "z/b.jpg"]
-    assert listing.left_out == {"not a file": 4, "folder seen before": 2}
+    assert listing.left_out == {"not a file": 2, NOWHERE: 2, "folder seen before": 2}
+
+
+def test_what_cannot_be_seen_tonight_is_told(tmp_path, monkeypatch):
+    """A disk that is not mounted, a folder without permission: fewer images, and a line that says so."""
+    put(tmp_path, "a.jpg", "locked/b.jpg")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    listing = listed(tmp_path)
+    assert names(listing) == ["a.jpg"]
+    assert listing.left_out == {UNREADABLE: 1}
+    assert {UNREADABLE, NOWHERE} < {*UNSURE}
 
 
 def test_names_that_are_no_utf8(tmp_path):
