@@ -11,6 +11,7 @@ says of it: a changed label is a changed file.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import os
@@ -178,9 +179,15 @@ def _above(uri: str) -> str:
     return _address(uri).rpartition("/")[0] or uri
 
 
+_NO_FILES = ("idna", "punycode", "unicode-escape", "raw-unicode-escape")  # of host names and of source text
+
+
 def _check_encoding(option: str, name: str | None) -> None:
     try:
-        "x".encode(name or "utf-8")
+        codec = codecs.lookup(name or "utf-8").name
+        "x".encode(codec)
+        if codec in _NO_FILES:
+            raise LookupError
     except (LookupError, ValueError):
         problem = printable(f"{name!r} is no encoding of text")
         raise UsageError(option, problem, "cp850, shift_jis, gbk, cp1252 ...") from None

@@ -30,7 +30,7 @@ from camray.cam.layers import UNREAD
 from camray.cam.registry import Method
 from camray.cam.split import call, model_precision, run_split
 from camray.cam.targets import ranked
-from camray.config import Config, Explainer, InputSpec
+from camray.config import Config, Explainer, InputSpec, MethodConfig
 from camray.errors import ErrorCode, ModelError, Stage, printable
 from camray.explain import confirm
 from camray.explain.columns import (
@@ -100,6 +100,7 @@ def resolve(
         loaded.module, (len(spec.mean), spec.height, spec.width), config.method.layer,
         config.method.pair, config.method.prefix,
     )  # fmt: skip
+    _refuse_useless(config.method, layer)
     method = cam.parse_method(config.method.name)
     # one grey image, so that a method that cannot work here is refused before anything runs
     grey = torch.zeros(1, len(spec.mean), spec.height, spec.width)
@@ -132,6 +133,17 @@ def resolve(
     loaded = replace(loaded, notes=(*loaded.notes, *doubts))
     whole_network = method.entry.biases or method.name == "captum"  # these look at every batch norm
     return explainer, loaded if methods or whole_network else _folded(loaded, layer, method)
+
+
+def _refuse_useless(asked: MethodConfig, layer: cam.TargetLayer) -> None:
+    """Refuse what only detectors and segmenters have, and of a grid of pixels what only tokens have."""
+    useless = ["min_score", "max_detections", "min_share"]
+    useless += ["grid", "prefix"] * (layer.layout != "tokens")
+    for name in useless:
+        if getattr(asked, name) != getattr(MethodConfig(), name):
+            what = "tokens" if name in ("grid", "prefix") else "detections or segments"
+            said = f"{layer.name} of this model has no {what}"
+            raise ModelError(f"--{name.replace('_', '-')}", said, "leave it out")
 
 
 def steadiness(loaded: LoadedModel, alone: bool) -> tuple[str, ...]:

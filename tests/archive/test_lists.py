@@ -372,9 +372,10 @@ def test_other_encodings_are_said_or_refused(photos, ending, encoding):
         )
 
 
-def test_an_encoding_that_is_none_is_refused(photos):
-    with pytest.raises(UsageError, match="--encoding: 'nope' is no encoding of text"):
-        listed(photos, encoding="nope")
+@pytest.mark.parametrize("name", ["nope", "rot13", "idna", "unicode_escape"])
+def test_an_encoding_that_is_none_is_refused(photos, name):
+    with pytest.raises(UsageError, match=f"--encoding: '{name}' is no encoding of text"):
+        listed(photos, encoding=name)
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "txt"])

@@ -279,6 +279,17 @@ def test_the_target_is_what_was_asked_for(clean: BatchExplainer, pixels: np.ndar
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("min_score", 0.3), ("max_detections", 3), ("min_share", 0.3), ("grid", (2, 2)), ("prefix", 1)],
+)
+def test_what_only_other_networks_have_is_refused_for_a_classifier(option: str, value: Any) -> None:
+    """Accepted and of no effect, it would look like a setting of the result."""
+    given = replace(config(), method=MethodConfig(**{option: value}))
+    with pytest.raises(ModelError, match=f"^--{option.replace('_', '-')}: layer4 .*no .*Fix: leave it out"):
+        resolve(given)
+
+
 def test_another_target_is_another_map(clean: BatchExplainer, pixels: np.ndarray[Any, Any]) -> None:
     first, second = (rows_of(retargeted(clean, target=t)(decoded(pixels[:1])))[0] for t in ("0", "1"))
     assert first["heatmap"] != pytest.approx(second["heatmap"], abs=1e-3)
