@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args, get_origin
@@ -49,11 +50,17 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)
         self.register("action", None, Once)
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str, fix: str = "") -> Any:
         """Say it in one line and leave."""
-        said, fix = printable(message.removeprefix("argument ")), f"see `{self.prog} {self.whole}`"
-        print(f"camray: error: {said}. Fix: {fix}", file=sys.stderr)
+        fix += f"see `{self.prog} {self.whole}`"
+        print(f"camray: error: {printable(message.removeprefix('argument '))}. Fix: {fix}", file=sys.stderr)
         raise SystemExit(int(ExitCode.USAGE))
+
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """Refuse arguments that the command does not have; name what the first may have meant."""
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1, 0.75)
+        fix = f"did you mean {near[0]}? " if near else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}", fix)
 
     def add_verb(self, verb: Verb, show_all: bool) -> None:
         """Add a verb's options, under their headings; without `show_all` the help shows the common ones."""

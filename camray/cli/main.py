@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         sys.stdout, sys.stderr = _patient(sys.stdout), _patient(sys.stderr)
     typed = sys.argv[1:] if argv is None else argv
-    args = build_parser(show_all="--help-all" in typed).parse_args(typed)
+    args, unknown = build_parser(show_all="--help-all" in typed).parse_known_args(typed)
+    if unknown:
+        args.parser.refuse(unknown)
     shows, code = getattr(args, "print_config", False), ExitCode.DONE
     try:
         if shows:
@@ -137,6 +139,6 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
             verb.name, help=verb.text, description=verb.text, epilog=_SHORT_EXITS,
             usage=f"camray {verb.name} {verb.given} [options]",
         )  # fmt: skip
-        sub.set_defaults(verb=verb)
+        sub.set_defaults(verb=verb, parser=sub)
         sub.add_verb(verb, show_all)
     return parser

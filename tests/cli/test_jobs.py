@@ -96,7 +96,12 @@ def test_an_option_that_would_do_nothing_is_refused(
     capsys: pytest.CaptureFixture[str], verb: str, options: list[str]
 ) -> None:
     line = refusal(capsys, verb, "a", "o", "--model", "m", *options)
-    assert line == f"unrecognized arguments: {' '.join(options)}. Fix: see `camray --help`"
+    assert line == f"unrecognized arguments: {' '.join(options)}. Fix: see `camray {verb} --help-all`"
+
+
+def test_a_misspelt_option_is_told_what_it_may_have_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "audit", "a", "o", "--modle", "m")
+    assert line.endswith("--modle m. Fix: did you mean --model? see `camray audit --help-all`")
 
 
 def test_plan_refuses_what_the_planned_command_would(capsys: pytest.CaptureFixture[str]) -> None:
