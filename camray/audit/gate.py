@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from camray.errors import UsageError, printable
@@ -42,13 +42,23 @@ def parse_gate(text: str) -> tuple[Condition, ...]:
 
 
 def _condition(text: str) -> Condition:
-    drift, rate = _DRIFT.fullmatch(text), _RATE.fullmatch(text)
+    drift = _DRIFT.fullmatch(text)
     if drift and drift[1] in DRIFT_LEVELS[1:]:
         return Condition("drift", DRIFT_LEVELS.index(drift[1]), text)
-    if rate is None or rate[1] not in RATES:
-        known = f"RATE>SHARE with {', '.join(RATES)}; or drift=moderate, drift=major"
+    return Condition(*rate_above(text, RATES, "drift=moderate, drift=major"), text)
+
+
+def rate_above(text: str, rates: Sequence[str], others: str) -> tuple[str, float]:
+    """Read `wrong_rate>5%` or `wrong_rate>0.05`: one of the rates, and a share 0..1.
+
+    Raises:
+        UsageError: neither; `others` are the conditions that would do as well.
+    """
+    rate = _RATE.fullmatch(text)
+    if rate is None or rate[1] not in rates:
+        known = f"RATE>SHARE with {', '.join(rates)}; or {others}"
         raise UsageError("--fail-on", f"{printable(text)!r} is no condition", f"give {known}")
     limit = float(rate[2]) / (100 if rate[3] else 1)
     if limit > 1:
         raise UsageError("--fail-on", f"{printable(text)!r}: a share above 1", "give 0.005 or 0.5%")
-    return Condition(rate[1], limit, text)
+    return rate[1], limit

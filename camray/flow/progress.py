@@ -57,7 +57,7 @@ class RunProgress:
         self.actors = 1  # 0: one process does everything in turn, and nothing waits
         self._chunks = self._explained = 0  # chunks, and their images, that this run explained
         self._working_since: float | None = None  # when the model got its first chunk
-        self._started = self._last = time.monotonic()
+        self._started = self._last = self._committed_at = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if reporter.console.is_terminal and not reporter.as_json:
@@ -89,6 +89,7 @@ class RunProgress:
             self.reused += receipt.reused
             self.changed_answers += receipt.changed_answers
         self._committed += committed
+        self._committed_at = time.monotonic() if committed else self._committed_at
         if self._bar is not None and self._task is not None:
             done = self.images.members if self._members else self._committed
             self._bar.update(self._task, completed=done, description=self._sentence())
@@ -153,7 +154,8 @@ class RunProgress:
         spent_s = time.monotonic() - self._working_since
         if self._members:
             return (self._members - self.images.members) * spent_s / max(1, self._explained)
-        return self.shards_left * spent_s / self._committed if self._committed else 0.0
+        whole_s = (self._committed_at - self._working_since) * self._shards / max(1, self._committed)
+        return max(0.0, whole_s - spent_s) if self._committed else 0.0
 
     def _sentence(self) -> str:
         total = f"/{self._members:,}" if self._members else ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from PIL import Image
 from pyarrow.dataset import Dataset
 from scipy import stats
 
+from camray.audit.gate import rate_above
 from camray.errors import ExitCode, UsageError, html_list, printable
 from camray.ledger.out import open_out, read_explainer
 from camray.ledger.table import Table
@@ -38,7 +38,6 @@ _KEY = ("shard", "index", "content_sha256")
 _SAID = ("member", "label", "correct", "predicted_class", "predicted_label", "confidence", "heat_in_box")
 _HEAT = ("heatmap", "heat_h", "heat_w")
 _RATES = ("flip_rate", "broken_rate", "moved_rate")
-_LIMIT = re.compile(r"\s*(\w+)\s*>\s*([0-9]*\.?[0-9]+)\s*(%?)\s*")
 
 Pair = dict[str, Any]  # a row of both: member, label, and each other column with `_a` and `_b`
 
@@ -286,15 +285,14 @@ def parse_gate(text: str) -> Callable[[Difference], list[str]]:
     Raises:
         UsageError: a condition that names neither.
     """
-    limits: list[tuple[str, str, float]] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        rate = _LIMIT.fullmatch(part)
-        if part != "worse" and (rate is None or rate[1] not in _RATES):
-            fix = f"worse, or RATE>SHARE with {', '.join(_RATES)}"
-            raise UsageError("--fail-on", f"{printable(part)!r} is no condition", fix)
-        limits.append((part, rate[1], float(rate[2]) / (100 if rate[3] else 1)) if rate else (part, "", 0.0))
-    return lambda found: [part for part, name, limit in limits
-                          if (found.rates[name] > limit if name else found.is_worse)]  # fmt: skip
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    limits = {part: rate_above(part, _RATES, "worse") for part in parts if part != "worse"}
+
+    def fires(found: Difference, part: str) -> bool:
+        name, limit = limits.get(part, ("", 0.0))
+        return found.rates[name] > limit if name else found.is_worse
+
+    return lambda found: [part for part in parts if fires(found, part)]
 
 
 def lines(found: Difference) -> list[str]:

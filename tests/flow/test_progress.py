@@ -92,6 +92,9 @@ def test_uncounted_images_are_estimated_by_shards(clock: Clock, capsys: pytest.C
     clock.now += 40
     following.take([receipt(1, explain=20.0)], 1)  # one of four after 60 s of work
     assert "20 images, 0 failed, about 3 min 00 s left, 0.2 images/s, 1/4 shards" in capsys.readouterr().err
+    clock.now += 60
+    following.take([receipt(2, explain=20.0)], 0)  # it goes down while the second is under way
+    assert "about 2 min 00 s left" in capsys.readouterr().err
 
 
 def test_notes_of_readers_are_counted_once_a_shard() -> None:

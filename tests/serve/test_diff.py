@@ -116,6 +116,8 @@ def test_conditions() -> None:
     assert parse_gate("moved_rate>0.1")(told) == []
     with pytest.raises(UsageError, match="no condition"):
         parse_gate("better")
+    with pytest.raises(UsageError, match="a share above 1"):
+        parse_gate("flip_rate>5")  # meant are five of a hundred: it could never fire
 
 
 def test_two_models_of_the_demonstration(
