@@ -53,12 +53,9 @@ def explain_archive(archive: str, out: str, model: str, **settings: Any) -> Outc
     from camray.audit.gallery import show_gallery
     from camray.flow.progress import Reporter
     from camray.job import run
-    from camray.options import check_use, load
 
-    named = {"archive.path": archive, "out": out, "model.name": model, **settings}
-    check_use(settings, "explain")
     reporter = Reporter()
-    outcome = run.explain(load(None, named), reporter)
+    outcome = run.explain(_config("explain", archive, out, model, settings), reporter)
     show_gallery(outcome, reporter)
     return outcome
 
@@ -76,11 +73,8 @@ def audit_archive(archive: str, out: str, model: str, **settings: Any) -> AuditO
     """
     from camray.audit import job as audit
     from camray.flow.progress import Reporter
-    from camray.options import check_use, load
 
-    named = {"archive.path": archive, "out": out, "model.name": model, **settings}
-    check_use(settings, "audit")
-    return audit.audit(load(None, named, "audit"), Reporter())
+    return audit.audit(_config("audit", archive, out, model, settings), Reporter())
 
 
 @_on_this_machine()
@@ -98,11 +92,16 @@ def compare_methods(
     """
     from camray.compare import job as compare
     from camray.flow.progress import Reporter
+
+    given = {"compare.methods": list(methods), **settings}
+    return compare.compare(_config("compare", archive, out, model, given), Reporter())
+
+
+def _config(verb: str, archive: str, out: str, model: str, settings: dict[str, Any]) -> Config:
     from camray.options import check_use, load
 
-    named = {"archive.path": archive, "out": out, "model.name": model, "compare.methods": list(methods)}
-    check_use(settings, "compare")
-    return compare.compare(load(None, named | settings, "compare"), Reporter())
+    check_use(settings, verb)
+    return load(None, {"archive.path": archive, "out": out, "model.name": model, **settings}, verb)
 
 
 def open_records(out: str, explainer: str = "latest") -> Records:

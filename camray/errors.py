@@ -149,26 +149,23 @@ class IncompleteError(CamrayError):
     exit_code = ExitCode.INCOMPLETE
 
 
-class ShardError(CamrayError):
+class _CodedError(CamrayError):
+    """What becomes a record: `code` and `message` are its columns."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        self.code, self.message = code, message
+        super().__init__(code, message)
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class ShardError(_CodedError):
     """A shard that cannot be read to its end. Becomes a record; members before it are kept."""
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        self.code, self.message = code, message
-        super().__init__(code, message)
 
-    def __str__(self) -> str:
-        return f"{self.code}: {self.message}"
-
-
-class ImageError(CamrayError):
+class ImageError(_CodedError):
     """An image that cannot be explained. Becomes a failed record; its neighbours go on."""
-
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        self.code, self.message = code, message
-        super().__init__(code, message)
-
-    def __str__(self) -> str:
-        return f"{self.code}: {self.message}"
 
 
 _SECRETS = (
