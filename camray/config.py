@@ -238,12 +238,14 @@ class OverlayConfig:
         "input", "draw on what the model saw, or on the whole image", "--overlay-on")
     picture: Literal["blend", "triple"] = setting(
         "blend", "triple: image, map, blend", "--overlay-picture", own={"audit": "triple"})
-    colormap: Literal["turbo", "jet", "viridis", "inferno", "magma", "hot", "bone"] = setting(
-        "turbo", "turbo, jet, viridis, inferno, ...", "--colormap NAME")
+    colormap: Literal["inferno", "turbo", "jet", "viridis", "magma", "hot", "bone"] = setting(
+        "inferno", "inferno, turbo, viridis, jet, ...", "--colormap NAME")
     alpha: float = setting(0.5, "strength of the colours, 0..1", "--overlay-alpha A", 0, 1)
     gamma: float = setting(0.5, "colours grow as heat ** G", "--overlay-gamma G", 0.01, 10)
-    contour: bool = setting(
-        False, "line around what reaches half of the peak: seen when small or grey", "--overlay-contour")
+    contour: float = setting(
+        0.5, "line around what reaches C of the peak, seen when small or grey; 0: none",
+        "--overlay-contour C", 0, 1)
+    legend: bool = setting(False, "under the picture its scale, from 0 to the peak", "--overlay-legend")
     heat_mask: bool = setting(
         False, "beside each picture a PNG of the image's size, white where the heat reaches --heat-boxes",
         "--heat-mask")

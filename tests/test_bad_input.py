@@ -98,7 +98,7 @@ OPTIONS = """
 --overlay-alpha 1.5      | --overlay-alpha: 1.5 is out of range. Fix: give a value between 0 and 1
 --overlay-alpha nan      | --overlay-alpha: nan is out of range
 --overlay-gamma 0        | --overlay-gamma: 0.0 is out of range
---colormap rainbow       | --colormap: 'rainbow' will not do. Fix: give one of turbo, jet
+--colormap rainbow       | --colormap: 'rainbow' will not do. Fix: give one of inferno, turbo
 --overlay-sample -1      | --overlay-sample: -1 is out of range
 --max-failed 5.0         | --max-failed: 5.0 is out of range. Fix: give a value between 0 and 1
 --max-failed 101%        | --max-failed: 1.01 is out of range
@@ -159,7 +159,7 @@ CONFIGS: dict[str, tuple[bytes, str]] = {
         "run.batchsize: no such setting. Fix: did you mean run.batch_size?",
     ),
     "another type": (b"[run]\nbatch_size = 'eight'\n", "'eight' will not do. Fix: give a whole number"),
-    "another table": (b"[overlay]\ncolormap = 3\n", "3 will not do. Fix: give one of turbo"),
+    "another table": (b"[overlay]\ncolormap = 3\n", "3 will not do. Fix: give one of inferno"),
 }
 
 

@@ -14,7 +14,7 @@ from camray.options import SETTINGS, load
 _OUT = Setting("", "OUT", name="out")
 _STYLE = {  # of pictures drawn anew; else they are as their run drew them
     name: replace(SETTINGS[f"overlay.{name}"], name="", default=None, own={})
-    for name in ("on", "picture", "colormap", "alpha", "contour", "caption")
+    for name in ("on", "picture", "colormap", "alpha", "contour", "legend", "caption")
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -28,7 +28,7 @@ Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 ORIGINAL_SIDE = 1024  # an overlay on the original is drawn at most this large
-_CAPTION_CHARACTERS = 300  # more than the widest picture shows
+_CAPTION_CHARACTERS = 300  # of longer texts the rest is left out
 INPUT_SIDE = 224  # an overlay on a smaller input is enlarged by a whole factor to at least this
 
 
@@ -60,6 +60,7 @@ def draw(record: Mapping[str, Any], image: Image, style: OverlayConfig) -> Image
         image = image if box[0] is None else with_box(image, _on_input(box, where, image.shape))
         image = image if mask is None else with_outline(image, mask)
         picture = overlay_on_input(image, heat, style)
+    picture = with_legend(picture, float(heat.max()), style) if style.legend else picture
     return with_caption(picture, caption_of(record)) if style.caption else picture
 
 
@@ -183,20 +184,55 @@ def _edged(image: Image, lines: Sequence[NDArray[Any]]) -> Image:
 
 
 def with_caption(image: Image, text: str) -> Image:
-    """Write one line under the picture, on a white strip, shortened to its width."""
-    text = in_one_line(text[:_CAPTION_CHARACTERS])
+    """Write under the picture, on a white strip, in as many lines as its width asks for."""
+    text = in_one_line(text[:_CAPTION_CHARACTERS]) + "…" * (len(text) > _CAPTION_CHARACTERS)
     size = max(12, image.shape[1] // 20)
     font = ImageFont.load_default(size=size)
-    canvas = PillowImage.new("RGB", (image.shape[1], image.shape[0] + 2 * size), "white")
-    canvas.paste(PillowImage.fromarray(image))
-    draw = ImageDraw.Draw(canvas)
-    width = image.shape[1] - size
-    if draw.textlength(text, font=font) > width:
-        lengths = range(1, len(text))
-        fitting = bisect(lengths, width, key=lambda n: draw.textlength(text[:n] + "…", font=font))
-        text = text[:fitting] + "…"
-    draw.text((size // 2, image.shape[0] + size // 3), text, fill="black", font=font)
+    lines = _lines(text, lambda part: font.getlength(part) <= image.shape[1] - size)
+    canvas, draw = _with_strip(image, round(size * (0.8 + 1.2 * len(lines))))
+    for number, line in enumerate(lines):
+        draw.text((size // 2, image.shape[0] + size * (1 / 3 + 1.2 * number)), line, fill="black", font=font)
     return np.asarray(canvas, np.uint8)
+
+
+def with_legend(image: Image, peak: float, style: OverlayConfig) -> Image:
+    """Draw the scale of the colours under the picture, from 0 to the map's peak, with the line's place."""
+    size, across = max(12, image.shape[1] // 20), image.shape[1]
+    font = ImageFont.load_default(size=size)
+    canvas, draw = _with_strip(image, 2 * size)
+    top, end = image.shape[0] + size // 2, f"{peak:.2g}"
+    left, right = round(2 * size), round(across - 1.5 * size - font.getlength(end))
+    draw.text((size // 2, top - size // 6), "0", fill="black", font=font)
+    draw.text((right + size // 2, top - size // 6), end, fill="black", font=font)
+    bar = cv2.resize(_colour_table(style.colormap), (max(right - left, 1), size))
+    canvas.paste(PillowImage.fromarray(bar), (left, top))
+    if style.contour:
+        mark = left + style.contour * (right - left)
+        draw.rectangle((mark - 2, top - 3, mark + 2, top + size + 2), fill="white", outline="black")
+    return np.asarray(canvas, np.uint8)
+
+
+def _with_strip(image: Image, height: int) -> tuple[PillowImage.Image, ImageDraw.ImageDraw]:
+    """Give a picture with so much white under it, to draw on."""
+    canvas = PillowImage.new("RGB", (image.shape[1], image.shape[0] + height), "white")
+    canvas.paste(PillowImage.fromarray(image))
+    return canvas, ImageDraw.Draw(canvas)
+
+
+def _lines(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Break a text into lines that fit: between words, else within one."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if fits(joined):
+            lines[-1] = joined
+            continue
+        rest = word
+        while rest:
+            count = max(1, bisect(range(1, len(rest) + 1), False, key=lambda n: not fits(rest[:n])))
+            lines.append(rest[:count])
+            rest = rest[count:]
+    return lines[1:] if len(lines) > 1 and not lines[0] else lines
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
@@ -254,15 +290,15 @@ def _drawn(image: Image, unit: Map, style: OverlayConfig) -> Image:
     change = cv2.multiply(cv2.subtract(colours, image, dtype=cv2.CV_32F), weight)
     blend = cv2.add(image, change, dtype=cv2.CV_8U).astype(np.uint8)  # rounded
     if style.contour:
-        blend = _with_contour(blend, unit)
+        blend = _with_contour(blend, unit, style.contour)
     if style.picture == "blend":
         return blend
     return np.concatenate([image, colours, blend], axis=1).astype(np.uint8)
 
 
-def _with_contour(blend: Image, unit: Map) -> Image:
-    """Draw a line around what reaches half of the peak, in white edged with black: seen on every picture."""
-    hot = cv2.copyMakeBorder((unit >= 0.5).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+def _with_contour(blend: Image, unit: Map, level: float) -> Image:
+    """Draw a line around what reaches so much of the peak, white edged with black: seen on every picture."""
+    hot = cv2.copyMakeBorder((unit >= level).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     lines, _ = cv2.findContours(hot, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=(-1, -1))
     thick = max(1, round(min(blend.shape[:2]) / 112))
     drawn = np.ascontiguousarray(blend).copy()

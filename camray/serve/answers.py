@@ -8,11 +8,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 from urllib.parse import urlencode
 
 import numpy as np
@@ -25,6 +26,7 @@ from camray.audit.report import cause_cards
 from camray.audit.report_rows import as_shown
 from camray.audit.templates import templates
 from camray.audit.verdicts import VERDICTS, title
+from camray.config import OverlayConfig
 from camray.errors import UsageError, printable
 from camray.ledger.committed import PARTITION
 from camray.ledger.out import EXPLAINERS, files_of_runs, ids_in, pruned_runs, run_file
@@ -51,7 +53,8 @@ _SORTS = (
     "-heat_ring_mass",
     "image_sharpness",
 )
-COLORMAPS = ("turbo", "jet", "viridis", "inferno", "magma", "hot", "bone")
+_OVERLAY = get_type_hints(OverlayConfig)
+COLORMAPS, ON = get_args(_OVERLAY["colormap"]), get_args(_OVERLAY["on"])
 KEPT_PICTURES = 512
 Query = Sequence[tuple[str, str]]
 
@@ -203,7 +206,8 @@ class Pages:
             plain=[pair for pair in query if pair[0] not in _STYLE], at=at, place=at + 1, total=len(ids),
             previous=int(ids[at - 1]) if at > 0 else None,
             following=int(ids[after]) if after < len(ids) else None,
-            picture=picture, style=_style(request.query_params), colormaps=COLORMAPS,
+            picture=picture, style=_style(request.query_params), colormaps=COLORMAPS, grounds=ON,
+            drawn=self.pictures.style(row["run_id"], _style(request.query_params)),
             facts=[(n, _fact(value)) for n, value in record.items() if n in COLUMNS and value is not None],
         )  # fmt: skip
 
@@ -228,7 +232,7 @@ class Pages:
         if not of and (file := self.pictures.file(found[0]["overlay_path"])):
             return file
         return self._drawn_now(
-            self.rows.records(found)[0], number, dict(style) | ({"alpha": 0.0} if of == "input" else {})
+            self.rows.records(found)[0], number, dict(style) | (_BARE if of == "input" else {})
         )
 
     def _drawn_now(self, record: Row, number: int, style: dict[str, Any]) -> Picture | None:
@@ -369,19 +373,19 @@ class Pages:
         return {"said": told["words"], "conflict": told["conflict"], "decision": told["decision"]}
 
 
-_STYLE = ("colormap", "alpha", "of")
+_STYLE = ("colormap", "on", "alpha", "contour", "legend", "of")
+_BARE = {"alpha": 0.0, "contour": 0.0, "legend": False}  # the image without its map
 
 
 def _style(query: Mapping[str, str]) -> dict[str, Any]:
-    """Read how to draw: a colour map and a strength, where they are asked for."""
-    found: dict[str, Any] = {}
-    if (colormap := query.get("colormap", "")) in COLORMAPS:
-        found["colormap"] = colormap
-    try:
-        alpha = float(query.get("alpha", ""))
-    except ValueError:
-        return found
-    return found | ({"alpha": alpha} if 0 <= alpha <= 1 else {})
+    """Read how to draw, where it is asked for: colours, on what, strength, line, scale."""
+    asked = {name: query.get(name, "") for name in _STYLE}
+    choices = {"colormap": COLORMAPS, "on": ON}
+    found: dict[str, Any] = {name: asked[name] for name, known in choices.items() if asked[name] in known}
+    for name in ("alpha", "contour"):
+        with suppress(ValueError):
+            found |= {name: value} if 0 <= (value := float(asked[name])) <= 1 else {}
+    return found | ({"legend": True} if asked["legend"] else {})
 
 
 def _asked(request: Request) -> list[tuple[str, str]]:

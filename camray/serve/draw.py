@@ -131,7 +131,7 @@ def write_sheet(file: Path, drawn: Iterator[tuple[Row, Picture]]) -> dict[str, i
         return kinds
     whole = Image.new("RGB", (pages[0].width, sum(p.height for p in pages)), "white")
     for number, own in enumerate(pages):
-        whole.paste(own, (0, number * pages[0].height))
+        whole.paste(own, (0, sum(p.height for p in pages[:number])))
     whole.save(file)
     return kinds
 
@@ -147,7 +147,7 @@ def _tile(record: Mapping[str, Any], picture: Picture) -> Image.Image:
 
 
 def _page(tiles: Sequence[Image.Image], is_whole: bool) -> Image.Image:
-    height = tiles[0].height
+    height = max(tile.height for tile in tiles)
     down = DOWN if is_whole else -(-len(tiles) // ACROSS)
     page = Image.new("RGB", (GAP + ACROSS * (SIDE + GAP), GAP + down * (height + GAP)), "white")
     for place, tile in enumerate(tiles):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from camray.config import Explainer
+from camray.config import Explainer, OverlayConfig
 from camray.explain import overlays
 from camray.ledger.out import OVERLAYS
 from camray.serve.redraw import Drawn, Redraw
@@ -61,12 +61,16 @@ class Pictures:
 
     def _encoded(self, drawn: Drawn, style: Mapping[str, Any]) -> Picture:
         """Encode a picture; where there is none, the heat alone."""
-        overlay = replace(self._redraw.config(drawn.row["run_id"]).overlay, **style)
+        overlay = self.style(drawn.row["run_id"], style)
         if drawn.picture is not None:
             return Picture(overlays.encode_jpeg(drawn.picture, overlay.quality), "drawn")
         grey = np.full((SIDE, SIDE, 3), 128, np.uint8)
         alone = overlays.overlay_on_input(grey, overlays.heat_of(drawn.row), overlay)
         return Picture(overlays.encode_jpeg(alone, overlay.quality), "heat", drawn.why)
+
+    def style(self, run_id: str, style: Mapping[str, Any]) -> OverlayConfig:
+        """Give how a run draws, but for what is said otherwise."""
+        return replace(self._redraw.config(run_id).overlay, **style)
 
     def explainer(self, explainer: str) -> Explainer:
         """Give what an explainer id stands for."""

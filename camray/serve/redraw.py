@@ -125,7 +125,7 @@ class Redraw:
         def parts(tree: Any) -> Config:
             said = tree["config"]
             archive = TypeAdapter(ArchiveConfig).validate_python(said["archive"])
-            overlay = TypeAdapter(OverlayConfig).validate_python(said["overlay"])
+            overlay = TypeAdapter(OverlayConfig).validate_python({"contour": 0} | said["overlay"])
             return replace(Config(), archive=archive, overlay=overlay)
 
         try:

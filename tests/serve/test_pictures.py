@@ -30,7 +30,7 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in (6, 7):
         Image.fromarray(samples[i].image).save(folder / "archive" / f"loose-{i}.png")
     night(folder / "archive", folder / "out", RUN, overlay__policy="all", overlay__picture="blend",
-          overlay__colormap="jet")  # fmt: skip
+          overlay__colormap="jet", overlay__contour=0.0)  # fmt: skip
     return folder
 
 
@@ -41,6 +41,7 @@ def pixels(jpeg: bytes) -> np.ndarray:
 def test_what_is_drawn_now_is_what_was_drawn_then(
     pictured: Path, tmp_path: Path, serving: Callable[..., Served]
 ) -> None:
+    """A run.json of before there were contours names none: none is drawn."""
     out = Path(shutil.copytree(pictured / "out", tmp_path / "out"))
     run = (
         f'{{"config": {{"archive": {{"path": "{pictured / "archive"}"}}, "overlay": {{"colormap": "jet"}}}}}}'

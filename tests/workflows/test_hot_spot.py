@@ -89,7 +89,7 @@ def explained(spots: Path, explain: Callable[..., Any], tmp_path: Path) -> Calla
             spots, tmp_path / "out", f"{tmp_path}/spot.py:Spot", model__checkpoint=f"{tmp_path}/spot.pth",
             preprocess__input_size=SIDE, preprocess__resize=SIDE, preprocess__mean=0.0, preprocess__std=1.0,
             method__target="1", overlay__policy="all", overlay__alpha=1.0, overlay__gamma=1.0,
-            overlay__quality=98, **settings,
+            overlay__quality=98, overlay__colormap="turbo", overlay__contour=0.0, **settings,
         )  # fmt: skip
         found = records(tmp_path / "out")
         assert set(found) == {f"{name}.jpg" for name in SHAPES}
