@@ -110,10 +110,10 @@ class Seen:
         """Whether its hot spot is the same thing as in others of its answer alone."""
         return self.same > ALIKE and self.same - self.other > CONTRAST
 
-    @property
-    def needs_what_repeats(self) -> bool:
-        """Whether its hot spot repeats and the answer falls without it."""
-        return self.repeats and self.drops.get("fill", 0.0) > DROP
+    def needs_what_repeats(self, drop: float = DROP) -> bool:
+        """Whether its hot spot, or a thing in it, repeats in its answer, which falls without it."""
+        own = self.thing_of == self.answer and self.drops.get("thing", 0.0) > drop
+        return own or (self.repeats and self.drops.get("fill", 0.0) > drop)
 
     def blamed(self, look: str) -> int:
         """Give the answer whose cause a look shows."""
@@ -159,7 +159,7 @@ def moved(images: Iterable[Seen], drop: float = DROP) -> dict[str, dict[int, Cou
     """
     counts: dict[str, dict[int, Counter[bool]]] = defaultdict(lambda: defaultdict(Counter))
     for image in images:
-        explained = image.repeats and image.drops.get("fill", 0.0) > drop
+        explained = image.needs_what_repeats(drop)
         counts["repeat"][image.answer][explained] += 1
         for name in image.drops if image.is_sampled else ():
             if name in LEAST and (name in LOCAL_ONES or not explained):

@@ -260,7 +260,7 @@ class _Plan:
         fell += [
             i
             for i, one in enumerate(self._seen)
-            if one.drops.get("border", 0) > DROP or one.needs_what_repeats
+            if one.drops.get("border", 0) > DROP or one.needs_what_repeats()
         ]
         self._look("carry_rim", dict.fromkeys(fell))
         self._look_for_things()
@@ -269,13 +269,11 @@ class _Plan:
     def _look_for_things(self) -> None:
         """Look for what repeats and is needed in all images, wherever their heat is, and fill it there."""
         best: dict[int, float] = {}
-        for answer in np.unique(self._answers).tolist():
-            mine = [i for i in np.flatnonzero(self._answers == answer) if self._seen[i].needs_what_repeats]
-            for thing in things(self._crops[mine]):
-                for i, view in enumerate(self._views):
-                    alike, place = thing.found_in(view)
-                    if alike > best.get(i, ALIKE):
-                        best[i], self._looker.marked[i], self._seen[i].thing_of = alike, place, answer
+        for answer, thing in things(self._crops, self._answers):
+            for i, view in enumerate(self._views):
+                alike, place = thing.found_in(view)
+                if alike > best.get(i, ALIKE):
+                    best[i], self._looker.marked[i], self._seen[i].thing_of = alike, place, answer
         self._look("thing", sorted(best))
 
     @property

@@ -9,6 +9,7 @@ What surrounds is carried upside down: a background stays what it is, the ends o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ RIM = 1 / 4  # of each side: a sticker in a corner lies in it whole
 SURROUND = 3 / 16  # of each side: where backgrounds are
 NOISE = 0.03  # standard deviation
 BINS = 16  # of the radial spectrum
+CLOSE = (1 / 4, 1 / 10, 1 / 30)  # of the shorter side: how far around a small hole it is filled from
 ENDS = (0.02, 0.98)  # of the values of a channel: where it begins and ends
 MOST_GAIN = 8.0  # of a channel that is nearly flat
 
@@ -71,17 +73,17 @@ def ring(size: tuple[int, int], share: float = RING) -> Tensor:
     return marked
 
 
-def filled(x: Tensor, hole: Tensor) -> Tensor:
+def filled(x: Tensor, hole: Tensor, reach: Sequence[float] = (1 / 4, 1 / 10)) -> Tensor:
     """Fill a hole from around by normalised convolution (Knutsson and Westin 1993).
 
     A blur keeps the blob of colour that a sticker is, and the answer with it; this removes it. The Gaussian
-    has a tenth of the shorter side; in the middle of holes where that finds nothing a quarter.
+    has the last of `reach`, shares of the shorter side; where that finds nothing the one before.
     """
     known = (~hole).to(x.dtype).expand(len(x), 1, *x.shape[2:])
     found = x * known
     level = found.sum(dim=(2, 3), keepdim=True) / known.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     guess = level.expand_as(x)
-    for sigma in (min(x.shape[2:]) / 4, min(x.shape[2:]) / 10):
+    for sigma in (min(x.shape[2:]) * share for share in reach):
         weight = smoothed(known, sigma)
         guess = torch.where(weight > 1e-3, smoothed(found, sigma) / weight.clamp(min=1e-6), guess)
     return torch.where(hole, guess, x)
@@ -167,8 +169,8 @@ def changed(name: str, x: Tensor, maps: Tensor, typical: Typical, hosts: Tensor)
     size = (x.shape[2], x.shape[3])
     around, hot = ring(size, SURROUND).to(x.device), hottest(maps, size)
     does = {
-        "fill": lambda: filled(x, hot), "thing": lambda: filled(x, interpolate(maps[:, None], size) > 0),
-        "carry": lambda: carried(x, hot, hosts),
+        "fill": lambda: filled(x, hot), "carry": lambda: carried(x, hot, hosts),
+        "thing": lambda: filled(x, interpolate(maps[:, None], size) > 0, CLOSE),
         "border": lambda: filled(x, hot_border(maps, size)),
         "carry_rim": lambda: carried(x, hot_border(maps, size, RIM), hosts),
         "surround": lambda: carried(hosts, around, x),

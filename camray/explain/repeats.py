@@ -25,7 +25,9 @@ FLAT = 8.0  # grey values: deviation below which a crop is of one colour, or a p
 MOST = 256  # crops compared within an answer, and with as many of others
 ALIKE = 0.8  # correlation from which on it is the same thing
 SMALLEST = 9  # pixels of a part of a thing
-MOST_THINGS = 3  # of an answer
+STRIKING = 4  # parts of a crop that are looked for in others
+ALONE = 0.3  # correlation: how much less like it other answers' crops are
+MOST_THINGS, MOST_SEARCHED = 3, 24  # of an answer, and in all
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -67,37 +69,81 @@ class Thing:
         return float(alike.max()), cv2.resize(place, (width, height), interpolation=cv2.INTER_NEAREST) > 0
 
 
-def things(crops: Bytes) -> list[Thing]:
-    """Cut out what is the same in crops (n, k, k, 3): at most three things, of at least three crops each."""
-    found: list[Thing] = []
-    while len(crops) >= BEST and len(found) < MOST_THINGS:
-        alike = correlations(crops, crops) > ALIKE
-        first = int(alike.sum(1).argmax())
-        if alike[first].sum() < BEST:
-            break
-        mine = np.r_[first, np.setdiff1d(np.flatnonzero(alike[first]), first)]
-        found += [thing] if (thing := _common(crops[mine])) else []
-        crops = np.delete(crops, mine, axis=0)
-    return found
+def things(crops: Bytes, answers: NDArray[np.integer]) -> list[tuple[int, Thing]]:
+    """Cut out what comes again in crops (n, k, k, 3) of one answer alone, the least like others' first.
+
+    It begins with the most contrasted parts of the hot spots, a quarter of a crop wide: heat lies beside a
+    small thing as often as on it. The best twentieth of the other crops must show such a part, at any place,
+    by far more than as many of other answers do. Laid over each other there, what they share is the thing.
+    """
+    found: list[tuple[float, int, Thing]] = []
+    chance, side = np.random.default_rng(0), max(4, crops.shape[1] // 4)
+    for answer in np.unique(answers).tolist():
+        own, rest = np.flatnonzero(answers == answer)[: MOST // 2], np.flatnonzero(answers != answer)
+        rest = chance.permutation(rest)[: len(own)]
+        if min(len(own) - 1, len(rest)) < BEST:
+            continue
+        parts, of = _striking(crops[own], side), np.repeat(np.arange(len(own)), STRIKING)
+        alike, places = _best_places(parts, crops[own])
+        others = _mean_of_best(_best_places(parts, crops[rest])[0])
+        least = np.where(np.arange(len(own)) == of[:, None], -1, alike)
+        same = _mean_of_best(least)
+        contrast = np.where(same > ALIKE, same - others, 0)
+        for part in np.argsort(-contrast)[:MOST_THINGS].tolist():
+            showing = np.flatnonzero(alike[part] > ALIKE)
+            if contrast[part] > ALONE:
+                whole = _common(crops[own][showing], places[part, showing])
+                thing = whole or Thing(parts[part], np.ones((side, side), bool))
+                found.append((float(contrast[part]), answer, thing))
+    return [(answer, thing) for _, answer, thing in sorted(found, key=lambda one: -one[0])[:MOST_SEARCHED]]
 
 
-def _common(crops: Bytes) -> Thing | None:
-    """Lay crops over the first, at the shift that fits best; give the pixels that half of them share."""
-    inner, places = _inner_side(crops)
-    edge, side = places // 2, crops.shape[1]
-    middle = _normalised(crops[:1, edge : edge + inner, edge : edge + inner])[0]
-    shifts = [(y, x) for y in range(places) for x in range(places)]
-    fits = [_normalised(crops[:, y : y + inner, x : x + inner]) @ middle for y, x in shifts]
-    laid = np.full((len(crops), *(side + places - 1,) * 2, 3), np.nan, np.float32)
-    for one, crop, best in zip(laid, crops, np.argmax(fits, axis=0).tolist(), strict=True):
-        y, x = (places - 1 - shift for shift in shifts[best])
+def _windows(crops: Bytes, side: int) -> Bytes:
+    """Give all parts of this side of crops (n, k, k, 3): (n, places, places, side, side, 3)."""
+    return np.moveaxis(np.lib.stride_tricks.sliding_window_view(crops, (side, side), axis=(1, 2)), 3, -1)
+
+
+def _striking(crops: Bytes, side: int) -> Bytes:
+    """Give the four most contrasted parts of each crop, which do not overlap by more than half."""
+    windows, found = _windows(crops, side), []
+    for parts in windows:
+        contrast = parts.std(axis=(2, 3, 4))
+        for _ in range(STRIKING):
+            y, x = np.unravel_index(int(contrast.argmax()), contrast.shape)
+            found.append(parts[y, x])
+            near = np.s_[max(0, y - side // 2) : y + side // 2 + 1, max(0, x - side // 2) : x + side // 2 + 1]
+            contrast[near] = -1
+    return np.stack(found)
+
+
+def _best_places(parts: Bytes, crops: Bytes) -> tuple[Floats, NDArray[np.int64]]:
+    """Give the correlation of each part with the place of each crop that fits best, and that place (y, x)."""
+    templates, windows = _normalised(parts), _windows(crops, parts.shape[1])
+    alike, places = np.empty((len(parts), len(crops)), np.float32), np.empty((len(parts), len(crops)), int)
+    for i, window in enumerate(windows):
+        fits = templates @ _normalised(window.reshape(-1, *parts.shape[1:])).T
+        alike[:, i], places[:, i] = fits.max(1), fits.argmax(1)
+    return alike, np.stack(np.divmod(places, windows.shape[1]), axis=-1)
+
+
+def _mean_of_best(alike: Floats) -> Floats:
+    best = max(BEST, math.ceil(SHARE * alike.shape[1]))
+    return np.asarray(np.sort(alike, axis=1)[:, -best:].mean(1))
+
+
+def _common(crops: Bytes, places: NDArray[np.int64]) -> Thing | None:
+    """Lay crops over each other so that their places (n, 2) meet; give the pixels that they share."""
+    side, most = crops.shape[1], places.max(0)
+    laid = np.full((len(crops), *(side + most - places.min(0)), 3), np.nan, np.float32)
+    for one, crop, (y, x) in zip(laid, crops, (most - places).tolist(), strict=True):
         one[y : y + side, x : x + side] = crop
-    half = np.isfinite(laid[..., 0]).mean(0) >= 0.5
-    laid = np.where(half[..., None], laid, 0)
+    copies = np.isfinite(laid[..., 0]).sum(0)
+    laid = np.where((copies >= BEST)[..., None], laid, 0)
     pixels = np.nanmedian(laid, axis=0)
-    steady = half & (np.nanmean(abs(laid - pixels), axis=(0, 3)) < FLAT)
-    _, parts, sizes, _ = cv2.connectedComponentsWithStats(steady.astype(np.uint8), connectivity=4)
-    mask = steady & (sizes[parts, cv2.CC_STAT_AREA] >= SMALLEST)
+    apart = np.nansum(abs(laid - pixels).mean(3), axis=0) / np.maximum(copies - 2, 1)  # two are never far
+    steady = (copies >= BEST) & (apart < FLAT)
+    _, regions, sizes, _ = cv2.connectedComponentsWithStats(steady.astype(np.uint8), connectivity=4)
+    mask = steady & (sizes[regions, cv2.CC_STAT_AREA] >= SMALLEST)
     if not mask.any() or pixels[mask].std() < FLAT:
         return None
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
@@ -159,8 +205,7 @@ def _best(own: Bytes, crops: Bytes, is_own: bool) -> Floats:
     found = correlations(own, crops)
     if is_own:
         np.fill_diagonal(found, -1)
-    best = max(BEST, math.ceil(SHARE * len(crops)))
-    return np.asarray(np.sort(found, axis=1)[:, -best:].mean(1))
+    return _mean_of_best(found)
 
 
 def correlations(own: Bytes, crops: Bytes) -> Floats:
