@@ -235,8 +235,8 @@ def causes(
 ) -> dict[Key, tuple[str, str]]:
     """Give each image that hangs on something its cause, and the intervention that shows it.
 
-    With too few classes to compare, an image needs all: its answer falls without the place, the place turns
-    another image into its class, and is the same thing as in others; an object does the first two.
+    With too few classes to compare, one cause is left: a thing that repeats in one answer alone, of which an
+    image is cleared and its answer falls. Natural hot spots are alike in both answers, or not pixel by pixel.
     A cause needs a twentieth of the images of its answer, a background a fifth. Of levels a class is told,
     and no image: without its tint one falls, and so do those that are like it by nature.
     `answers`: how many images there are of each answer, where `images` are only those of some; `many`: for
@@ -261,7 +261,7 @@ def causes(
     least = {
         kind: (BOTH if kind[1] == "background" else FEWEST_HANGING) * answers[kind[0]] for kind in hanging
     }
-    return {key: found for key, found in given.items() if few or hanging[kinds[key]] >= least[kinds[key]]}
+    return {key: found for key, found in given.items() if hanging[kinds[key]] >= least[kinds[key]]}
 
 
 def fragile_of(
@@ -287,10 +287,10 @@ def fragile_of(
 
 def _cause_of(image: Seen, named: Mapping[int, set[str]], few: bool, drop: float) -> tuple[str, str] | None:
     mine, of_thing = (named.get(answer, set()) for answer in (image.answer, image.blamed("thing")))
-    if "repeat" in of_thing and (image.is_flipped or image.drops.get("thing", 0.0) > drop):
+    if (few or "repeat" in of_thing) and (image.is_flipped or image.drops.get("thing", 0.0) > drop):
         return "repeated thing", "thing"
     fell = {name for name, by in image.drops.items() if by > drop}
-    both = {"fill", "carry"} <= fell and ((few and image.repeats) or bool(mine & {"carry", "repeat"}))
+    both = {"fill", "carry"} <= fell and bool(mine & {"carry", "repeat"})
     if (image.repeats and (both or ("fill" in fell and "repeat" in mine))) or (both and "repeat" in mine):
         return "repeated thing", "fill"
     if both:

@@ -21,7 +21,7 @@ import pyarrow.dataset as ds
 from deltalake import write_deltalake
 
 from camray.archive.frames import file_index
-from camray.audit.causes import ALONE, DROP, FEWEST_CLASSES, NEEDS, Seen, excesses, named_of
+from camray.audit.causes import ALONE, DROP, NEEDS, Seen, excesses, named_of
 from camray.config import Config, Explainer
 from camray.explain.repeats import ALIKE, hot_crop, likeness, things
 from camray.flow.actor import Weights, network_of
@@ -244,11 +244,10 @@ class _Plan:
         for name in BATTERY:
             self._look(name, sample)
         named = named_of(excesses(self._seen))
-        few = len(classes) < FEWEST_CLASSES
         for answer in classes.tolist():
             mine, by = np.flatnonzero(self._answers == answer).tolist(), named.get(answer, set())
             for carry, need in NEEDS.items():
-                if carry in by or (carry == "carry" and (few or "repeat" in by)):
+                if carry in by or (carry == "carry" and "repeat" in by):
                     self._look(need, mine)
                     self._look(carry, [i for i in mine if self._seen[i].drops.get(need, 0) > DROP])
             for name in [name for name in ("border", *ALONE) if name in by]:

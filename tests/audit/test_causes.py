@@ -220,16 +220,17 @@ def test_what_less_than_a_twentieth_of_an_answer_hangs_on_is_no_cause() -> None:
     assert len(causes(images, found)) == 10
 
 
-def test_with_two_answers_a_place_must_be_needed_enough_and_come_again() -> None:
-    """A lesion is needed and enough as well: it is the answer."""
+def test_with_two_answers_only_a_thing_that_is_needed_is_a_cause() -> None:
+    """An opacity is needed, enough, and like others; the thing must be worn by a twentieth of an answer."""
     images = {
-        ("s", 0, "a"): Seen(0, drops={"fill": 0.9, "carry": 0.8}),
-        ("s", 4, "e"): Seen(0, same=0.95, other=0.2, drops={"fill": 0.9, "carry": 0.8}),
-        ("s", 1, "b"): Seen(0, drops={"fill": 0.9, "carry": 0.1}),
-        ("s", 2, "c"): Seen(1, drops={"detail": 0.9}),
-        ("s", 3, "d"): Seen(1, same=0.95, other=0.2, drops={"fill": 0.9}),
+        ("s", 0, "a"): Seen(0, same=0.95, other=0.2, drops={"fill": 0.9, "carry": 0.8}),
+        ("s", 1, "b"): Seen(0, drops={"thing": 0.4}, thing_of=0),
+        ("s", 2, "c"): Seen(0, drops={"thing": 0.2}, thing_of=0),
+        ("s", 3, "d"): Seen(1, drops={"thing": 0.1}, thing_of=0, is_flipped=True),
+        ("s", 4, "e"): Seen(1, drops={"detail": 0.9, "thing": 0.9}, thing_of=1),
     }
-    assert {key[1]: cause for key, (cause, _) in causes(images, []).items()} == {4: "repeated thing"}
+    found = causes(images, [], answers={0: 40, 1: 40})
+    assert {key[1]: cause for key, (cause, _) in found.items()} == dict.fromkeys((1, 3), "repeated thing")
 
 
 def test_the_budget_is_a_quarter_of_a_large_night_and_bounded_in_a_small_one() -> None:
