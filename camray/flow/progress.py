@@ -91,8 +91,8 @@ class RunProgress:
         self._committed += committed
         self._committed_at = time.monotonic() if committed else self._committed_at
         if self._bar is not None and self._task is not None:
-            done = self.images.members if self._members else self._committed
-            self._bar.update(self._task, completed=done, description=self._sentence())
+            images = self.images.members if self._members else self._committed
+            self._bar.update(self._task, completed=images, description=self._sentence())
         elif time.monotonic() - self._last >= LINE_EVERY_S:
             self._last = time.monotonic()
             limit = f"; {self.bottleneck()}" if self.bottleneck() else ""

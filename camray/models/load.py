@@ -451,7 +451,7 @@ def _is_tower(source: Source, module: nn.Module, config: ModelConfig) -> bool:
     given = getattr(module, "num_classes", 0)
     tags = timm.list_pretrained(f"{source.recipe.name.partition('.')[0]}.*")
     return 0 < given < _LEAST_LABELS and given != IMAGENET_CLASSES and any(
-        timm.get_pretrained_cfg(tag).num_classes == given for tag in tags
+        cfg is not None and cfg.num_classes == given for cfg in map(timm.get_pretrained_cfg, tags)
     )  # fmt: skip
 
 
@@ -468,9 +468,9 @@ def _gives_embedding(module: nn.Module, spec: InputSpec) -> bool:
         output = module(image) if handles else None
     for handle in handles:
         handle.remove()
-    alike = [
-        p for p in parts if isinstance(p, Tensor) and isinstance(output, Tensor) and p.shape == output.shape
-    ]
+    if not isinstance(output, Tensor):
+        return False
+    alike = [p for p in parts if isinstance(p, Tensor) and p.shape == output.shape]
     return any(float(F.cosine_similarity(p, output).min()) > _ALIKE for p in alike)
 
 

@@ -140,7 +140,7 @@ def guessed(given: PreprocessConfig, is_sized: bool = False) -> tuple[str, ...]:
     `is_sized`: of a folder that tells the size, and no more.
     """
     resized = given.resize or given.crop_pct
-    parts = {
+    parts: dict[str, Any] = {
         "size 224": given.input_size, "resize 256" if not given.input_size else "crop of 224/256": resized,
     }  # fmt: skip
     parts = ({} if is_sized else parts) | {"mean": given.mean, "std": given.std}

@@ -59,7 +59,7 @@ def test_one_that_stands_for_many_is_given_what_each_is_given(seed: int) -> None
     ones, many = alike.within(span)
     assert sum(many.values()) == len(inside) > len(ones)
     for one, count in many.items():
-        behind = [key for key, *_ in alike.behind(one, span, 0, LOOKS[seed % 5][0][0], take=False)]
+        behind = [key for key, *_ in alike.behind(one, span, 0, LOOKS[seed % len(LOOKS)][0][0], take=False)]
         assert len(behind) == count
         assert all(told(images[key]) == told(ones[one]) for key in behind)
     assert fragile_of(ones.values(), 0.3, many.values()) == fragile_of(inside.values(), 0.3)
