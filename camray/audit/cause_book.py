@@ -148,8 +148,9 @@ class CauseBook:
         """Begin with what `carried` gave the night before; False where its nights are not those of now."""
         if list(self._nights.names[: len(before["nights"])]) != before["nights"]:
             return False
-        older = tables["images"]
-        self._older = older.filter(pa.array(~has_key(older, self.looked)))  # looked at again: as it is now
+        self._older = older = tables["images"]
+        if (again := has_key(older, self.looked)).any():  # they are as they are now
+            self._older = older.filter(pa.array(~again))
         self._counts, self._fell_before = LookCounts(tables["counts"], tables["pairs"]), tables["fell"]
         self._pixels = {(*key,): crop for *key, crop in rows_of(tables["crops"])}
         return True

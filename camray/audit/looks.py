@@ -76,7 +76,7 @@ POOL = 500  # images of each answer that are read again
 MEMORY = 2**30  # bytes of views
 SMALL = 6400  # forwards that any night may have, but not more than eight an image
 EARLIER, KEPT = 192, 128  # hot spots of earlier nights that are read for each answer, and kept
-MOST_SMALL, LARGE = 32, 2**21  # files that are put together, bytes: the newest alone are read each night
+MOST_SMALL, LARGE = 32, 2**20  # files that are put together, bytes: the newest alone are read each night
 PAIRS = 3  # of an answer and intervention, that are drawn
 _RECORD = (
     "run_id", "shard", "member", "index", "content_sha256", "predicted_class", "confidence", "heatmap",
