@@ -82,7 +82,7 @@ def write_carried(
 def _stream_of(table: pa.Table) -> pa.Buffer:
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, table.schema) as writer:
-        writer.write_table(table)
+        writer.write_table(table.combine_chunks())  # of each night one, with each pass over all costs more
     return stream.getvalue()
 
 
