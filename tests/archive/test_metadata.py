@@ -159,6 +159,17 @@ def test_captions_may_be_said_to_be_captions(tmp_path):
     assert (member.label, member.label_class) == (None, 3)
 
 
+def test_the_number_of_a_folder_is_no_class_of_captioned_images(tmp_path):
+    """`--output_format files` fills folders 00000, 00001 ...; without captions (GTSRB) they are classes."""
+    for name, data in sample("00000/000000000") + sample("00001/000010000", label="dog"):
+        put(tmp_path, name, data)
+    put(tmp_path, "00002/a.jpg", png(1))
+    found, _ = members(tmp_path)
+    assert [(m.name, m.label) for m in found] == [
+        ("00000/000000000.jpg", None), ("00001/000010000.jpg", "dog"), ("00002/a.jpg", "00002"),
+    ]  # fmt: skip
+
+
 def test_what_lies_beside_the_tars_is_passed_over(tmp_path):
     put(tmp_path, "00000.tar", tar_of(sample("000000000")))
     pq.write_table(pa.table({"url": ["x"], "caption": ["y"], "key": ["0"]}), tmp_path / "00000.parquet")
