@@ -89,7 +89,7 @@ def whole_of(path: str, noted: Annotation, is_labelled: bool, beside: Annotation
     """Put together what is known of an image: what names it in a table, its sidecars, its class folder.
 
     `is_labelled`: no other label counts, not even where that of `noted` is missing. `path` is relative to the
-    archive, or empty. A number is no class of an image with a caption: img2dataset fills such folders in turn.
+    archive, or empty. A number is no class of an image with a caption: img2dataset fills such folders.
     """
     if is_labelled:
         return noted.or_else(replace(beside, label=None, label_class=None))
