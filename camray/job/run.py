@@ -253,6 +253,9 @@ def choose_engine(config: Config, out: Folder, small: str, reporter: Reporter) -
         return here(config)
     from camray.flow.ray import on_ray
 
+    if not _is_ray_up():  # it takes seconds, on a busy machine a minute
+        address = os.environ.get("RAY_ADDRESS")
+        reporter.say(f"engine ray: joining {address}" if address else "engine ray: starting on this machine")
     return on_ray(config, out)
 
 

@@ -158,6 +158,7 @@ def test_little_work_is_done_here(
     assert stub.chosen(tmp_path) == "here"
     assert capsys.readouterr().err == "engine here: 20 images, starting Ray would cost more (--engine ray)\n"
     assert stub.chosen(tmp_path, small="") == "ray"
+    assert capsys.readouterr().err == "engine ray: starting on this machine\n"
     assert stub.chosen(tmp_path, small="", run__engine="here") == "here"
     assert stub.chosen(tmp_path, run__engine="ray") == "ray"
     assert stub.chosen(tmp_path, run__actors=2) == "ray"
