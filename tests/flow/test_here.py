@@ -163,11 +163,13 @@ def test_little_work_is_done_here(
     assert stub.chosen(tmp_path, run__engine="ray") == "ray"
     assert stub.chosen(tmp_path, run__actors=2) == "ray"
     stub.ray_is_up = True
+    capsys.readouterr()
     assert stub.chosen(tmp_path) == "ray"
+    assert capsys.readouterr().err == ""
     stub.ray_is_up = False
     monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
     assert stub.chosen(tmp_path) == "ray"
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "engine ray: joining ray-head:6379\n"
 
 
 @pytest.mark.parametrize(
