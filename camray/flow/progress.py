@@ -79,12 +79,12 @@ class RunProgress:
         ends = ((chunk.shard_id, chunk.note) for chunk in chunks if isinstance(chunk.note, ShardEnd))
         self._notes |= {shard: end.notes for shard, end in ends if end.notes}
         for receipt in (chunk.note for chunk in chunks if isinstance(chunk.note, Receipt)):
-            done = Accounting(receipt.ok, receipt.skipped, receipt.failed)
-            self.images += done
+            own = Accounting(receipt.ok, receipt.skipped, receipt.failed)
+            self.images += own
             self.stage_seconds.update(receipt.seconds)
             if "explain" in receipt.seconds:
                 self._chunks += 1
-                self._explained += done.members
+                self._explained += own.members
                 self._working_since = self._working_since or time.monotonic() - receipt.seconds["explain"]
             self.reused += receipt.reused
             self.changed_answers += receipt.changed_answers
