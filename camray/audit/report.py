@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from importlib.resources import files
 from itertools import islice, takewhile
 from typing import Any
@@ -43,9 +44,9 @@ from camray.audit.templates import templates
 from camray.audit.verdicts import VERDICTS, title
 from camray.errors import ExitCode
 from camray.ledger.committed import checksum
-from camray.ledger.out import REPORT, open_out, read_explainer
+from camray.ledger.out import REPORT, open_out, read_explainer, run_file
 from camray.ledger.runs import installed_versions
-from camray.ledger.side import write_side
+from camray.ledger.side import DamagedError, as_object, read_side, write_side
 from camray.storage import Folder
 
 LARGEST = 100_000  # rows of the night that are kept
@@ -87,6 +88,7 @@ def write_report(place: str, limit: int | None = None) -> str:
     drawn = {
         "mean_maps": mean_maps(night, read_state(out, night.run_id)),
         "clusters": cluster_maps(*clusters_of_classes(table, night.explainer, classes)),
+        "run": run_of(out, night.run_id),
         "rows": len(judged),
         "lost": Counter(fact.lost for fact in facts if fact.lost),
         "bare": sum(1 for fact in facts if not (fact.has_picture or fact.lost or fact.error)),
@@ -96,7 +98,7 @@ def write_report(place: str, limit: int | None = None) -> str:
         "properties": property_rows(night, judged),
     }
     pages["index.html"] = _first_page(nights, what, drawn).encode()
-    for name in ("report.css", "report.js"):
+    for name in ("report.css", "page.js", "report.js"):
         pages[name] = files("camray.audit").joinpath("pages", name).read_bytes()
     for entry in out.entries(REPORT):
         if entry.path not in pages and entry.path.startswith("data/"):
@@ -140,6 +142,29 @@ def _first_page(nights: Sequence[Night], what: dict[str, Any], drawn: dict[str, 
 def _for_script(value: Any) -> str:
     """Give JSON that cannot end the script element it stands in."""
     return json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def run_of(out: Folder, run_id: str) -> dict[str, Any]:
+    """Say when, how long and on what a run worked, and what it left; nothing where its run.json is gone."""
+    try:
+        said = read_side(out, run_file(run_id, "run.json"), as_object)
+        counts, archive, seconds = said["accounting"], said["config"]["archive"], said["duration_s"]
+        left = {
+            "members that are no images": counts["skipped"],
+            "images that failed": sum(counts["failed"].values()),
+            "shards that could not be read to their end": sum(counts["shard_errors"].values()),
+        }
+        asked = [
+            f"all but {archive[name]:,} images: --{name}" for name in ("limit", "sample") if archive[name]
+        ]
+        return {
+            "started": f"{datetime.fromisoformat(said['started_at']):%-d %B %Y, %H:%M} UTC",
+            "took": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes",
+            "on": f"{archive['path']}, {counts['members']:,} members",
+            "left": [f"{n:,} {what}" for what, n in left.items() if n] + asked,
+        }
+    except (DamagedError, FileNotFoundError, LookupError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def first_pictures(

@@ -28,6 +28,7 @@ HOSTS = ("127.0.0.1", "localhost")
 LARGEST_BODY = 2**16
 _STATIC = {
     "report.css": ("camray.audit", "text/css"),
+    "page.js": ("camray.audit", "text/javascript"),
     "serve.css": ("camray.serve", "text/css"),
     "serve.js": ("camray.serve", "text/javascript"),
 }

@@ -42,7 +42,7 @@ def show(page: Browser, address: str) -> None:
 
 def test_it_paints_at_once_and_asks_nobody(page: Browser) -> None:
     page.wait_for("performance.getEntriesByName('first-contentful-paint').length > 0")
-    assert page.run("document.querySelectorAll('script').length") == 2  # nothing of the queue is loaded yet
+    assert page.run("document.querySelectorAll('script').length") == 3  # nothing of the queue is loaded yet
     show(page, "queue")
     assert f"{MADE_ROWS:,}" in page.run("document.getElementById('count').textContent")
     for section in ("classes", "failures", "drift", "nights", "overview"):

@@ -290,6 +290,7 @@ def test_after_prune_the_page_says_so_and_links_what_is_there(pictured: Path, tm
     assert all((out / row["picture"]).is_file() for row in rows if "picture" in row)
     links = Links(first)
     assert "12 pictures were pruned." in links.text
+    assert "nothing: every member is explained" in links.text  # of the night, by its run.json
     assert all((first.parent / source).is_file() for source in links.pictures)
     next((out / "overlays").rglob("*.jpg")).unlink()  # and what is gone by accident is said to be missing
     assert "1 pictures are missing" in Links(Path(write_report(str(out)))).text

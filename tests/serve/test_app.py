@@ -98,7 +98,9 @@ def test_hostile_names_are_text_on_every_page(served: Served) -> None:
         assert not any(name.startswith("on") for name in seen.attributes), page
         assert all(a.startswith(("/", "data:,", "data:image/png", "#")) for a in seen.addresses), page
         assert seen.tags & {"script"} == {"script"}  # our one, by address
-        assert re.findall(r"<script[^>]*>", text) == ['<script src="/static/serve.js" defer>']
+        assert re.findall(r"<script[^>]*>", text) == [
+            f'<script src="/static/{name}.js" defer>' for name in ("page", "serve")
+        ]
 
 
 def test_names_right_to_left_of_4_kb_and_with_zeros_have_their_page(served: Served, audited: Path) -> None:

@@ -179,6 +179,17 @@ def test_names_of_4_kb_right_to_left_and_hostile_stay_in_their_place(visit: Call
     silent(page)
 
 
+def test_paper_is_white_and_has_no_buttons(visit: Callable[..., Browser]) -> None:
+    page = visit(dark=True)
+    at_night = {"name": "prefers-color-scheme", "value": "dark"}
+    page.ask("Emulation.setEmulatedMedia", media="print", features=[at_night])
+    shown = "[...document.querySelectorAll('header, button, form')].filter((e) => e.offsetParent !== null)"
+    for place in PLACES:
+        go(page, place)
+        assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)", place
+        assert page.run(f"{shown}.map((e) => e.outerHTML.slice(0, 80))") == [], place
+
+
 @pytest.mark.parametrize(("width", "height"), [(640, 450)], ids=["200 %"])
 def test_at_twice_the_size_nothing_is_cut(visit: Callable[..., Browser], width: int, height: int) -> None:
     """A window of 1280 x 900 at 200 % is one of 640 x 450 with two pixels a point."""

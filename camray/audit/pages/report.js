@@ -3,7 +3,6 @@
 "use strict";
 
 const config = JSON.parse(document.getElementById("config").textContent);
-const byId = (id) => document.getElementById(id);
 const PER_PAGE = 48;
 const words = (name) => config.titles[name] || name.replaceAll("_", " ");
 
@@ -453,7 +452,7 @@ const toCause = (by) => causes.length && causes[Math.min(causes.length - 1, Math
 const press = (decision) => causeAt() >= 0 && causes[causeAt()].querySelector(`[data-decision="${decision}"]`).click();
 const CAUSE_KEYS = {
   j: () => toCause(1), k: () => toCause(-1), a: () => press("accepted"), p: () => press("problem"), u: () => press("open"), s: save,
-  "?": () => byId("keys").showModal(),
+  "?": showKeys,
 };
 causes.forEach((card) => {
   card.tabIndex = -1;
@@ -466,7 +465,7 @@ causes.forEach((card) => {
 
 const KEYS = {
   j: () => walk(1), k: () => walk(-1), a: () => mark("accepted"), p: () => mark("problem"), u: () => mark(null),
-  s: save, f: () => byId("filters").elements.verdict.focus(), Escape: close, "?": () => byId("keys").showModal(),
+  s: save, f: () => byId("filters").elements.verdict.focus(), Escape: close, "?": showKeys,
   ArrowRight: () => walk(1), ArrowLeft: () => walk(-1),
 };
 document.addEventListener("keydown", (event) => {
@@ -496,17 +495,6 @@ byId("close").addEventListener("click", close);
 byId("detail").addEventListener("cancel", (event) => { event.preventDefault(); close(); });
 byId("detail").addEventListener("click", (event) => { if (event.target === byId("detail")) close(); });
 byId("save").addEventListener("click", save);
-byId("help").addEventListener("click", () => byId("keys").showModal());
-byId("theme").addEventListener("click", () => {
-  const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
-  try { localStorage.setItem("camray theme", root.dataset.theme); } catch { /* a browser that keeps nothing */ }
-});
-try {
-  const kept = localStorage.getItem("camray theme");
-  if (kept) document.documentElement.dataset.theme = kept;
-} catch { /* a browser that keeps nothing */ }
 addEventListener("hashchange", show);
 showDecided();
 show();

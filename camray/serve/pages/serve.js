@@ -1,7 +1,6 @@
 // Keys and decisions. A decision counts once the server has answered that it is saved.
 "use strict";
 
-const byId = (id) => document.getElementById(id);
 const tell = (text) => { byId("told").textContent = text; };
 const mayReview = document.body.dataset.review === "yes";
 const detail = byId("detail-page");
@@ -95,7 +94,7 @@ const KEYS = {
   a: () => decide("accepted"), p: () => decide("problem"), u: () => decide("open"),
   "/": () => { const search = document.querySelector('input[type="search"]'); if (search) search.focus(); },
   Escape: () => { if (detail) location.assign(detail.dataset.back); },
-  "?": () => byId("keys").showModal(),
+  "?": showKeys,
 };
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, select, textarea, dialog");
@@ -110,14 +109,3 @@ if (filters) {
   filters.addEventListener("change", (event) => { if (event.target.matches("label > select") && !event.target.closest("details")) filters.requestSubmit(); });
 }
 addEventListener("pageshow", () => filters && filters.querySelectorAll("input, select").forEach((field) => { field.disabled = false; }));
-byId("help").addEventListener("click", () => byId("keys").showModal());
-byId("theme").addEventListener("click", () => {
-  const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
-  try { localStorage.setItem("camray theme", root.dataset.theme); } catch { /* a browser that keeps nothing */ }
-});
-try {
-  const kept = localStorage.getItem("camray theme");
-  if (kept) document.documentElement.dataset.theme = kept;
-} catch { /* a browser that keeps nothing */ }
