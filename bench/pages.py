@@ -19,10 +19,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.dataset as ds
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from camray.audit.report import write_report  # noqa: E402
+from camray.ledger.out import open_out  # noqa: E402
+from camray.serve.redraw import COLUMNS, Redraw  # noqa: E402
 from tests.audit.browser import Browser  # noqa: E402
 from tests.audit.report_world import make_out  # noqa: E402
 
@@ -102,10 +107,15 @@ def visiting(
             server.close()
 
 
-def walk(out: Path) -> str:
-    """Go through the pages as a person does, and say what each step took."""
+def told(text: str) -> None:
+    """Print it at once: a walk through a million rows takes a while."""
+    print(f"{text}; ", end="", flush=True)
+
+
+def walk(out: Path) -> None:
+    """Go through the pages as a person does, and print what each step took."""
     with visiting(out) as (server, page):
-        told = [f"opening {server.opening_s:.1f} s ({server.cpu_s:.1f})"]
+        told(f"opening {server.opening_s:.1f} s ({server.cpu_s:.1f})")
 
         for name, code in STEPS.items():
             spent = server.cpu_s
@@ -114,21 +124,21 @@ def walk(out: Path) -> str:
             else:
                 page.open(server.url)
             page.wait_for(f"window.left === undefined && {PAINTED}")
-            told.append(f"{name} {page.run(PAINT_S):.2f} s ({server.cpu_s - spent:.2f})")
-        told.append(f"memory {server.most_mib:,.0f} MiB")
+            told(f"{name} {page.run(PAINT_S):.2f} s ({server.cpu_s - spent:.2f})")
+        told(f"memory {server.most_mib:,.0f} MiB")
         spent = time.process_time()
         report = Path(write_report(str(out)))
-        told.append(f"report written ({time.process_time() - spent:.1f})")
+        told(f"report written ({time.process_time() - spent:.1f})")
         page.open(report.as_uri())
         page.wait_for(PAINTED)
-        told.append(f"its first page {page.run(PAINT_S):.2f} s")
-    return "; ".join(told)
+        told(f"its first page {page.run(PAINT_S):.2f} s")
 
 
 def pictures(out: Path, folder: Path) -> None:
     """Save what the pages of an OUT look like: on a desk, a phone, at night, on paper, at 200 %."""
     write_report(str(out))
     folder.mkdir(exist_ok=True)
+    colours(out, folder / "overlay-colours.png")
     for form, (width, height, dark) in FORMS.items():
         with visiting(out, width, height, dark) as (server, page):
             page.open(server.url)
@@ -151,6 +161,23 @@ def pictures(out: Path, folder: Path) -> None:
                 )
 
 
+def colours(out: Path, file: Path) -> None:
+    """Draw twelve images at 72 pixels in three colour maps without and with the line, each in grey, too."""
+    folder, table = open_out(str(out))
+    wanted = table.dataset().scanner(columns=[*COLUMNS], filter=ds.field("heat_status") == "ok")
+    rows = wanted.head(12).to_pylist()
+    sheet = Image.new("RGB", (12 * 76, 12 * 76), "white")
+    styles = [(c, level) for level in (0.0, 0.5) for c in ("turbo", "viridis", "inferno")]
+    for down, (colormap, level) in enumerate(styles):
+        style = {"colormap": colormap, "contour": level, "legend": False, "picture": "blend"}
+        for across, done in enumerate(Redraw(folder)(rows, style)):
+            small = Image.fromarray(done.picture).resize((72, 72), Image.Resampling.BOX)
+            for grey in (0, 1):
+                shown = small.convert("L") if grey else small
+                sheet.paste(shown, (across * 76, (2 * down + grey) * 76))
+    sheet.save(file)
+
+
 def _save(page: Browser, file: Path) -> None:
     page.wait_for("[...document.images].slice(0, 12).every((i) => i.complete || i.loading === 'lazy')")
     time.sleep(0.8)  # lazy pictures
@@ -171,7 +198,8 @@ def main() -> None:
             out = asked.out or Path(place) / "out"
             if rows:
                 make_out(out, rows)
-            print(f"{rows or out} rows: {walk(out)}", flush=True)
+            told(f"{rows or out} rows")
+            walk(out)
 
 
 if __name__ == "__main__":

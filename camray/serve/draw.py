@@ -9,7 +9,6 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,22 +75,12 @@ def print_draw(
 def drawn_anew(
     rows: Rows, pictures: Pictures, ids: Sequence[int], style: Mapping[str, Any]
 ) -> Iterator[tuple[Row, Picture]]:
-    """Draw in the order of the ids; shards of a batch are read on two threads."""
-
-    def one_shard(own: list[tuple[int, Row]]) -> list[tuple[int, Row, Picture | None]]:
-        found = pictures.draw_all([record for _, record in own], style)
-        return [(i, record, picture) for (i, record), picture in zip(own, found, strict=True)]
-
-    with ThreadPoolExecutor(2) as pool:
-        for first in range(0, len(ids), AT_ONCE):
-            part = ids[first : first + AT_ONCE]
-            shards: dict[tuple[str, str], list[tuple[int, Row]]] = {}
-            for i, record in enumerate(rows.records(rows.rows(part))):
-                shards.setdefault((record["run_id"], record["shard"]), []).append((i, record))
-            done = [item for own in pool.map(one_shard, shards.values()) for item in own]
-            for _, record, picture in sorted(done, key=lambda item: item[0]):
-                if picture is not None:
-                    yield record, picture
+    """Draw in the order of the ids, some at a time."""
+    for first in range(0, len(ids), AT_ONCE):
+        records = rows.records(rows.rows(ids[first : first + AT_ONCE]))
+        for record, picture in zip(records, pictures.draw_all(records, style), strict=True):
+            if picture is not None:
+                yield record, picture
 
 
 def caption(record: Mapping[str, Any]) -> str:

@@ -52,12 +52,11 @@ class Pictures:
     def draw_all(
         self, records: Sequence[Mapping[str, Any]], style: Mapping[str, Any]
     ) -> Iterator[Picture | None]:
-        """Draw records anew, in their order; those of one shard beside each other read it once."""
+        """Draw records anew, in their order; each shard is read once."""
         style = {"picture": "blend"} | dict(style)
         with_heat = [record for record in records if record["heatmap"]]
-        done = {id(drawn.row): drawn for drawn in self._redraw(with_heat, style)}
-        for record in records:
-            yield self._encoded(done[id(record)], style) if record["heatmap"] else None
+        done = {id(drawn.row): self._encoded(drawn, style) for drawn in self._redraw(with_heat, style)}
+        return (done.get(id(record)) for record in records)
 
     def _encoded(self, drawn: Drawn, style: Mapping[str, Any]) -> Picture:
         """Encode a picture; where there is none, the heat alone."""
