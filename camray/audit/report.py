@@ -54,7 +54,8 @@ QUEUE = 1000  # of earlier nights: those with the highest audit scores
 CLUSTERED = 24  # classes whose heatmaps are grouped
 CARDS, WALL = 24, 12  # causes that are shown, and hot spots on the wall of each
 _LOOKED = [
-    "predicted_class", "intervention", "confidence", "drop", "same", "other", "crop", "before", "after",
+    "predicted_class", "intervention", "confidence", "drop", "same", "other", "thing_of", "crop", "before",
+    "after",
 ]  # fmt: skip
 _LOCAL = ("repeated thing", "place", "border")
 FIRST = 6  # pictures on the first page
@@ -200,19 +201,19 @@ def cause_cards(out: Folder, nights: Sequence[Night]) -> list[dict[str, Any]]:
     night, runs = nights[-1], sorted({run for night in nights[-SHOWN_NIGHTS:] for run in night.covers})
     if not night.causes:
         return []
+    told = [card.class_id for card in night.causes[:CARDS]]
+    answers = ds.field("predicted_class").isin(told) | ds.field("thing_of").isin(told)
     late = ds.field("run_id").isin(pa.array(runs, pa.string()))
-    files = newest_looks(out, night.explainer, _LOOKED, late)
-    looks = pa.concat_tables([*takewhile(len, files), LOOKS_SCHEMA.empty_table().select(_LOOKED)])
+    files = takewhile(len, newest_looks(out, night.explainer, _LOOKED, late))
+    none = LOOKS_SCHEMA.empty_table().select(_LOOKED)
+    looks = pa.concat_tables([none, *(part.filter(answers) for part in files)])
+    looks = looks.append_column("alike", pc.subtract(looks.column("same"), looks.column("other")))
     found = []
     for card in night.causes[:CARDS]:
-        mine = looks.filter(pc.equal(looks.column("predicted_class"), card.class_id))
-        alike = pc.subtract(mine.column("same"), mine.column("other"))
-        wall = mine.append_column("alike", alike).filter(pc.is_valid(mine.column("crop")))
-        wall = (
-            wall.sort_by([("alike", "descending")]).slice(0, WALL)
-            if card.cause in _LOCAL
-            else wall.slice(0, 0)
-        )
+        whose, order = ("thing_of", "drop") if card.intervention == "thing" else ("predicted_class", "alike")
+        mine = looks.filter(pc.equal(looks.column(whose), card.class_id))
+        wall = mine.filter(pc.is_valid(mine.column("crop"))).sort_by([(order, "descending")])
+        wall = wall.slice(0, WALL if card.cause in _LOCAL else 0)
         pairs = mine.filter(pc.equal(mine.column("intervention"), card.intervention))
         pairs = pairs.filter(pc.is_valid(pairs.column("before"))).sort_by([("drop", "descending")])
         found.append(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -11,8 +13,9 @@ import pytest
 from deltalake import DeltaTable
 
 from camray.audit.causes import CAUSES
-from camray.audit.looks import BATTERY, _Plan, allowed, choose, describe_looks
+from camray.audit.looks import BATTERY, _Plan, allowed, choose, describe_looks, write_looks
 from camray.audit.night import read_nights
+from camray.audit.report import cause_cards
 from camray.explain.looker import Effect
 from camray.ledger.table import Table
 from camray.storage import open_folder
@@ -90,6 +93,28 @@ def test_a_thing_is_filled_wherever_it_lies_in_images_of_any_answer() -> None:
     for i, (y, x) in places.items():
         assert looker.marked[i][y : y + 6, x : x + 6].all()
         assert looker.marked[i].sum() <= 8 * 8
+
+
+def test_the_card_of_a_thing_shows_its_copies_in_images_of_any_answer(tmp_path: Path) -> None:
+    out = open_folder(str(tmp_path / "out"), "OUT")
+    row = {"run_id": "n", "shard": "s", "index": 0, "confidence": 0.9, "sampled": False, "flip": True}
+    crops = [np.full((4, 4, 3), grey, np.uint8) for grey in (10, 20, 30)]
+    thing = row | {"intervention": "thing", "thing_of": 1}
+    rows = [
+        row | {"predicted_class": 1, "intervention": "repeat", "crop": crops[0].tobytes(), "same": 0.9},
+        thing | {"predicted_class": 1, "crop": crops[1].tobytes(), "drop": 0.4},
+        thing
+        | {"predicted_class": 2, "crop": crops[2].tobytes(), "drop": 0.8, "before": b"with", "after": b"w"},
+    ]
+    write_looks(out, "e", rows)
+    card = SimpleNamespace(class_id=1, cause="repeated thing", intervention="thing", nights=())
+    night: Any = SimpleNamespace(causes=[card], covers=["n"], explainer="e")
+    (shown,) = cause_cards(out, [night])
+    pngs = [cv2.imencode(".png", crop)[1].tobytes() for crop in (crops[2], crops[1])]
+    assert [base64.b64decode(uri.split(",")[1]) for uri in shown["wall"]] == pngs
+    (pair,) = shown["pair"]
+    assert (pair["with"], round(pair["without"], 2)) == (pytest.approx(0.9), 0.1)
+    assert base64.b64decode(pair["before"].split(",")[1]) == b"with"
 
 
 def test_a_border_falls_no_further_filled_than_blurred(place: Path) -> None:
