@@ -23,7 +23,7 @@ from deltalake import write_deltalake
 from camray.archive.frames import file_index
 from camray.audit.causes import ALONE, DROP, NEEDS, Seen, excesses, named_of
 from camray.config import Config, Explainer
-from camray.explain.repeats import ALIKE, hot_crop, likeness, things
+from camray.explain.repeats import hot_crop, likeness, things
 from camray.flow.actor import Weights, network_of
 from camray.flow.flow import Engine, Pool
 from camray.flow.guard import Guard
@@ -271,7 +271,7 @@ class _Plan:
         for answer, thing in things(self._crops, self._answers):
             for i, view in enumerate(self._views):
                 alike, place = thing.found_in(view)
-                if alike > best.get(i, ALIKE):
+                if alike > max(thing.least, best.get(i, 0)):
                     best[i], self._looker.marked[i], self._seen[i].thing_of = alike, place, answer
         self._look("thing", sorted(best))
 

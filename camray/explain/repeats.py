@@ -44,10 +44,16 @@ def _window(height: int, width: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """What is the same in many crops: pixels (h, w, 3), and which of them are part of it (h, w)."""
+    """What is the same in many crops: pixels (h, w, 3), its part of them (h, w), how alike copies are."""
 
     pixels: Bytes
     mask: NDArray[np.bool_]
+    copies: float
+
+    @property
+    def least(self) -> float:
+        """How alike a place must be: at most four times as far as copies are. Much looks like it, nearly."""
+        return min(max(1 - 4 * (1 - self.copies), ALIKE), 0.98)
 
     def found_in(self, view: Bytes) -> tuple[float, NDArray[np.bool_]]:
         """Give how alike the most alike place of a view (H, W, 3) is, at most 1, and that place (H, W).
@@ -93,7 +99,8 @@ def things(crops: Bytes, answers: NDArray[np.integer]) -> list[tuple[int, Thing]
             showing = np.flatnonzero(alike[part] > ALIKE)
             if contrast[part] > ALONE:
                 whole = _common(crops[own][showing], places[part, showing])
-                thing = whole or Thing(parts[part], np.ones((side, side), bool))
+                all_of_it, copies = np.ones((side, side), bool), float(np.median(alike[part, showing]))
+                thing = whole or Thing(parts[part], all_of_it, copies)
                 found.append((float(contrast[part]), answer, thing))
     return [(answer, thing) for _, answer, thing in sorted(found, key=lambda one: -one[0])[:MOST_SEARCHED]]
 
@@ -148,7 +155,8 @@ def _common(crops: Bytes, places: NDArray[np.int64]) -> Thing | None:
         return None
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Thing(pixels[box].round().astype(np.uint8), mask[box])
+    squares = np.nanmean(((laid - pixels) ** 2)[:, mask], axis=(1, 2)) / (2 * pixels[mask].var())
+    return Thing(pixels[box].round().astype(np.uint8), mask[box], 1 - float(np.median(squares)))
 
 
 def hot_crop(view: Bytes, heat: NDArray[Any]) -> Bytes:
