@@ -344,8 +344,10 @@ def _at_its_word(processor: Any) -> dict[str, Any]:
     return input_size({"image_size": side}) | {name: value for name, value in said.items() if value}
 
 
-def proved(processor: Any) -> dict[str, Any]:
+def proved(processor: Any, crop_floor: bool = True) -> dict[str, Any]:
     """Find the reading of a processor that gives its own pixels, as `InputSpec` says it.
+
+    `crop_floor`: an odd margin is cut down, as transformers does; torchvision rounds it to even.
 
     Raises:
         ModelError: none does.
@@ -359,9 +361,11 @@ def proved(processor: Any) -> dict[str, Any]:
     if found.pop(FLIPPED, False):
         wanted, found[FLIPPED] = [values[::-1] for values in wanted], True
     height, width = wanted[0].shape[1:]
-    found |= {"input_size": (channels, height, width), "crop_floor": True}
+    found |= {"input_size": (channels, height, width), "crop_floor": crop_floor}
     for reading in _readings(processor, height, width):
-        spec = InputSpec(height, width, mean=found["mean"], std=found["std"], crop_floor=True, **reading)
+        spec = InputSpec(
+            height, width, mean=found["mean"], std=found["std"], crop_floor=crop_floor, **reading
+        )
         if all(_is_equal(spec, probe, values) for probe, values in zip(probes, wanted, strict=True)):
             return found | reading | {"crop_pct": height / reading["resize"][0]}
     raise _unlike(processor, "does something else than resize and crop")

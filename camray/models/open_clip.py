@@ -73,7 +73,7 @@ def _preprocessing(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         resample=_RESAMPLING.get(asked.interpolation, 3),
     )  # fmt: skip
     try:
-        return hugging_face.proved(processor)
+        return hugging_face.proved(processor, crop_floor=False)
     except ModelError:
         said = f"{folder}: resize_mode {asked.resize_mode!r} of its images is not done here"
         raise ModelError("--model", printable(said), "shortest or squash in preprocess_cfg") from None

@@ -138,6 +138,7 @@ def test_legrad_is_that_of_the_paper(tmp_path: Path) -> None:
     assert float((ours[:, 0] - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
 
 
+@pytest.mark.slow
 def test_templates_are_averaged_as_open_clip_does(tmp_path: Path) -> None:
     """Equal to the rows of its own `build_zero_shot_classifier`."""
     whole = save_folder(tmp_path)
@@ -162,14 +163,22 @@ def test_rows_of_a_head_get_the_temperature_as_trained(tmp_path: Path) -> None:
     assert float((loaded.module(images()) - wanted).abs().max()) <= 1e-5
 
 
-@pytest.mark.parametrize(("mode", "interpolation"), [("shortest", "bicubic"), ("squash", "bilinear")])
-def test_images_are_prepared_as_open_clip_does(mode: str, interpolation: str, tmp_path: Path) -> None:
-    """Of another resizer, less than one of 255 levels on average."""
+@pytest.mark.parametrize(
+    ("mode", "interpolation", "side"),
+    [("shortest", "bicubic", 64), pytest.param("squash", "bilinear", 64, marks=pytest.mark.slow),
+     *(pytest.param("shortest", "bicubic", side, marks=pytest.mark.slow) for side in (224, 384))],
+)  # fmt: skip
+def test_images_are_prepared_as_open_clip_does(
+    mode: str, interpolation: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another resizer, less than one of 255 levels on average: odd margins are cut as torchvision does."""
     colours = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    vision = {**TOWERS["vit"]["vision_cfg"], "image_size": side, "layers": 1, "patch_size": 32}
+    monkeypatch.setitem(TOWERS, "vit", {"vision_cfg": vision})
     whole = save_folder(tmp_path, resize_mode=mode, interpolation=interpolation, **colours)
     spec = load_model(ModelConfig(name=str(tmp_path), prompts=prompts(tmp_path, "cat", "dog"))).input
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 255, (12, 17, 3), np.uint8)).resize((170, 120))
+    picture = Image.fromarray(rng.integers(0, 255, (12, 17, 3), np.uint8)).resize((171, 120))
     cfg = open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(whole))
     wanted = open_clip.transform.image_transform_v2(cfg, is_train=False)(picture)
     pixels = torch.from_numpy(np.array(fit_image(picture, plan_fit(*picture.size, spec), spec)))
