@@ -21,9 +21,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from camray.archive.annotations import (
     LABELS,
+    MAX_JSON_BYTES,
     Annotation,
     annotated,
     attributes_of,
@@ -331,7 +333,12 @@ def row_members(
     """
     cells = {name: batch.column(name)[row] for name in batch.schema.names}
     image, mask = cells.get(columns.image), _content(cells.get(columns.mask or ""))
-    annotation = _annotation(cells, columns, config)
+    try:
+        for name in cells.keys() & {columns.label, columns.boxes}:
+            refuse_long(batch.column(name), row)
+        annotation = _annotation(cells, columns, config)
+    except ValueError as error:
+        annotation = Annotation(problem=f"{name}: {error}")
     named = cells.get(columns.name or "")
     name = (cell_value(named) if named is not None else None) or f"row-{number}"
     if not columns.is_list:
@@ -421,6 +428,26 @@ def cell_value(cell: pa.Scalar) -> Any:
         if not _is_text(cell.type):
             return None
         return cell.as_buffer().to_pybytes().decode("utf-8", "backslashreplace")
+
+
+def refuse_long(column: pa.Array, row: int) -> None:
+    """Refuse a cell whose lists name so many texts of a dictionary that Python could not hold them.
+
+    Raises:
+        ValueError: in one line, how much it would be.
+    """
+    size = _listed_bytes(column.slice(row, 1)) if pa.types.is_nested(column.type) else 0
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"its lists hold {size:,} bytes of text, more than {MAX_JSON_BYTES:,}")
+
+
+def _listed_bytes(cells: pa.Array) -> int:
+    kind = cells.type
+    if pa.types.is_dictionary(kind):
+        lengths = pc.binary_length(cells.dictionary) if _is_text(kind.value_type) else None
+        return 0 if lengths is None else int(pc.sum(lengths.take(cells.indices)).as_py() or 0)
+    inner = cells.flatten() if pa.types.is_struct(kind) or _item(kind)[1] else []
+    return sum(map(_listed_bytes, inner if isinstance(inner, list) else [inner]))
 
 
 def _annotation(cells: dict[str, pa.Scalar], columns: Columns, config: ArchiveConfig) -> Annotation:

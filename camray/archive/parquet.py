@@ -9,7 +9,7 @@ page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import pyarrow as pa
@@ -27,6 +27,7 @@ from camray.archive.columns import (
     list_columns,
     no_labels,
     refuse_extensions,
+    refuse_long,
     row_members,
 )
 from camray.archive.pages import Page, RowGroup, pages_of, row_groups
@@ -106,6 +107,16 @@ def bounded_batches(
         raise ShardError(ErrorCode.SHARD_CORRUPT, message) from None
 
 
+def listed_texts(parquet: pq.ParquetFile, names: Iterable[str]) -> list[str]:
+    """Name what is to be read as a dictionary: texts and bytes in lists of these columns."""
+    tops = tuple(f"{name}." for name in names)
+    leaves = (parquet.schema.column(i) for i in range(len(parquet.schema)))
+    return [
+        leaf.path for leaf in leaves
+        if leaf.max_repetition_level and leaf.path.startswith(tops) and leaf.physical_type == "BYTE_ARRAY"
+    ]  # fmt: skip
+
+
 def _checked_pages(
     file: NativeFile, parquet: pq.ParquetFile, told: RowGroup, columns: Sequence[str]
 ) -> Iterator[Page]:
@@ -168,12 +179,16 @@ def _check(file: NativeFile, size: int, config: ArchiveConfig) -> None:
     layout = layout_of(file, size)
     if columns.label is None or not layout:
         return
+    kind = parquet.schema_arrow.field(columns.label).type
+    parquet = open_parquet(file, size, listed_texts(parquet, [columns.label]))
     for batch in bounded_batches(file, parquet, 0, layout[0], [columns.label]):
-        for cell in batch.column(0):
+        for row in range(batch.num_rows):
+            cell = batch.column(0)[row]
             try:
+                refuse_long(batch.column(0), row)
                 label_of(cell_value(cell))
             except ValueError as error:
-                raise no_labels(columns.label, f"({cell.type}): {error}") from None
+                raise no_labels(columns.label, f"({kind}): {error}") from None
 
 
 def _count(file: NativeFile, size: int) -> int | None:
@@ -190,14 +205,9 @@ def _read(file: NativeFile, size: int, config: ArchiveConfig, is_needed: IsNeede
     """
     parquet = open_parquet(file, size)
     columns = columns_of(parquet.schema_arrow, config)
-    if columns.is_list:  # one row may name one value of a dictionary a million times
-        leaves = (parquet.schema.column(i) for i in range(len(parquet.schema)))
-        kept = [
-            x.path
-            for x in leaves
-            if x.path.startswith(f"{columns.image}.") and x.physical_type == "BYTE_ARRAY"
-        ]
-        parquet = open_parquet(file, size, kept)
+    # One row may name one value of a dictionary a million times.
+    names = filter(None, (columns.image, columns.label, columns.boxes))
+    parquet = open_parquet(file, size, listed_texts(parquet, names))
     first, index = 0, 0
     for group, told in enumerate(layout_of(file, size)):
         batches = partial(bounded_batches, file, parquet, group, told)

@@ -36,9 +36,16 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from camray.archive.annotations import Annotation, from_row, join_boxes, label_columns, read_json
-from camray.archive.columns import PATHS, array_columns, cell_value, check_label_type, path_column
+from camray.archive.columns import (
+    PATHS,
+    array_columns,
+    cell_value,
+    check_label_type,
+    path_column,
+    refuse_long,
+)
 from camray.archive.names import is_web, table_ending
-from camray.archive.parquet import bounded_batches, layout_of, open_parquet
+from camray.archive.parquet import bounded_batches, layout_of, listed_texts, open_parquet
 from camray.archive.places import leads_out, tidy
 from camray.archive.readers import METADATA, buffered, packed_format
 from camray.config import ArchiveConfig
@@ -481,11 +488,18 @@ def _parquet(place: Folder, config: ArchiveConfig) -> Iterator[Row]:
         schema = parquet.schema_arrow
         check_label_type(schema, label_columns({n.lower(): n for n in schema.names}, config.label_column))
         names = [name.lower() for name in schema.names]
+        parquet = open_parquet(file, file.size(), listed_texts(parquet, schema.names))
         for group, told in enumerate(layout_of(file, file.size())):
             for batch in bounded_batches(file, parquet, group, told, schema.names):
                 columns = batch.columns
                 for i in range(batch.num_rows):
                     number += 1
+                    try:
+                        for column in columns:
+                            refuse_long(column, i)
+                    except ValueError as error:
+                        yield Row(f"row {number}", {}, str(error))
+                        continue
                     cells = (cell_value(column[i]) for column in columns)
                     yield Row(f"row {number}", dict(zip(names, cells, strict=True)))
 

@@ -13,9 +13,11 @@ import pytest
 from pyarrow import parquet as pq
 
 from camray.archive import parquet as reader
+from camray.archive.listing import list_archive
 from camray.archive.pages import Column, pages_of
-from camray.errors import ErrorCode
-from tests.archive.makers import read
+from camray.config import ArchiveConfig
+from camray.errors import ErrorCode, UsageError
+from tests.archive.makers import png, read
 
 MIB = 2**20
 LIMIT_MIB = 2600
@@ -100,6 +102,33 @@ def test_a_row_that_names_one_value_a_thousand_times(tmp_path):
     assert [m.name for m in members] == ["row-0#0", "row-0#999"]
     assert {m.content for m in members} == {bytes(4_000_000)}
     assert pa.default_memory_pool().max_memory() - before < 100 * MIB
+
+
+def test_texts_that_lists_of_a_row_repeat_are_refused_before_they_are_unpacked(tmp_path):
+    """Of two kilobytes the annotations of one image become gigabytes: for long texts, and many, as here."""
+    text, said = "x" * 100_000, "its lists hold 2,000,000 bytes of text, more than"
+    objects = [[{"bbox": [0.0, 0.0, 1.0, 1.0], "category": text}] * 20]
+    (member,), _, _ = read(tmp_path, write({"image": [png(1)], "objects": objects}), "parquet")
+    assert member.error_code == ErrorCode.MEMBER_UNREADABLE
+    assert said in member.error_message
+    for name, columns in {
+        "label": {"image": [png(1)], "label": [[text] * 20]},
+        "metadata": {"file_name": ["a.png"], "objects": objects},
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png(1))
+        (tmp_path / name / f"{name}.parquet").write_bytes(write(columns))
+    with pytest.raises(UsageError, match=rf"'label' \(list<\w+: string>\): {said}"):
+        list_archive(ArchiveConfig(path=str(tmp_path / "label")))
+    listing = list_archive(ArchiveConfig(path=str(tmp_path / "metadata")))
+    assert listing.left_out["unusable row of metadata"] == 1
+
+
+def write(columns):
+    into = io.BytesIO()
+    whole = pa.table({name: pa.array(values) for name, values in columns.items()})
+    pq.write_table(whole, into, compression="zstd")
+    return into.getvalue()
 
 
 @pytest.mark.slow
