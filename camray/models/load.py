@@ -446,9 +446,10 @@ def _refuse_tower(source: Source, is_tower: bool) -> None:
 
 def _is_tower(source: Source, module: nn.Module, config: ModelConfig) -> bool:
     """Tell a tower by the temperature beside it, or, of timm, by a width that its labels do not have."""
-    if source.recipe.kind != "timm" or source.class_names or config.num_classes is not None:
+    is_named = bool(source.class_names or config.class_names or config.num_classes)
+    if source.recipe.kind != "timm" or is_named:
         return hasattr(module, "logit_scale") and hasattr(module, "visual")
-    given = getattr(module, "num_classes", 0)
+    given: int = getattr(module, "num_classes", 0)
     tags = timm.list_pretrained(f"{source.recipe.name.partition('.')[0]}.*")
     return 0 < given < _LEAST_LABELS and given != IMAGENET_CLASSES and any(
         cfg is not None and cfg.num_classes == given for cfg in map(timm.get_pretrained_cfg, tags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,12 @@ def test_a_value_of_another_kind_is_refused_by_the_name_of_its_argument(records:
     """Not by errors of Python, pyarrow or DuckDB; a path may be a Path."""
     assert camray.open_records(Path(records.out.uri)).count_rows() == 24  # type: ignore[arg-type]
     anything: Any = [1]
-    for argument, ask in {
+    asked: dict[str, Callable[[Any], Any]] = {
         "OUT": camray.open_records, "row": records.overlay, "query": records.sql,
         "of_class": records.mean_map, "other": records.compare,
         "explainer": lambda value: camray.open_records(records.out.uri, value),
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for argument, ask in asked.items():
         with pytest.raises(UsageError, match=f"^{argument}: is of type list. Fix: give "):
             ask(anything)
 
