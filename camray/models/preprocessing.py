@@ -139,11 +139,11 @@ def guessed(given: PreprocessConfig, is_sized: bool = False) -> tuple[str, ...]:
 
     `is_sized`: of a folder that tells the size, and no more.
     """
-    resized = given.resize or given.crop_pct
-    parts: dict[str, Any] = {
-        "size 224": given.input_size, "resize 256" if not given.input_size else "crop of 224/256": resized,
-    }  # fmt: skip
-    parts = ({} if is_sized else parts) | {"mean": given.mean, "std": given.std}
+    sizes: dict[str, object] = {
+        "size 224": given.input_size,
+        "crop of 224/256" if given.input_size else "resize 256": given.resize or given.crop_pct,
+    }
+    parts = ({} if is_sized else sizes) | {"mean": given.mean, "std": given.std}
     named = [part for part, said in parts.items() if not said]
     why = "there is no preprocessor_config.json" if is_sized else "own code names none"
     return (f"preprocessing of ImageNet ({', '.join(named)}): {why}",) if named else ()
