@@ -15,7 +15,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -165,56 +166,74 @@ def free_port() -> int:
     return port
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(None in map(shutil.which, PROGRAMS), reason="needs " + " and ".join(PROGRAMS))
-def test_every_panel_shows_a_real_night_and_its_alerts_fire(tmp_path: Path) -> None:
-    """A good night, then one on Ray with a broken image of 61: by its metrics port, and by node_exporter."""
-    archive, metrics = archive_in(tmp_path), tmp_path / "metrics"
-    metrics.mkdir()
-    file = ["--metrics-file", str(metrics / "camray.prom")]
-    assert (
-        main(["audit", str(archive), str(tmp_path / "out"), "--model", str(MODEL), "--engine", "here", *file])
-        == 0
-    )
-    (archive / "more.tar").symlink_to(ROOT / "demo" / "archive" / "hans64-00000.tar")
-    (archive / "broken.jpg").write_bytes(b"")
-    ray, node, port = (free_port() for _ in range(3))
-    targets = [{"job_name": str(n), "static_configs": [{"targets": [f"127.0.0.1:{n}"]}]} for n in (ray, node)]
-    every_second = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    settings = {
-        "global": every_second,
-        "rule_files": [str(DEPLOY / "alerts.yaml")],
-        "scrape_configs": targets,
-    }
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(settings))
-    given = [str(ray), str(archive), str(tmp_path / "out"), str(MODEL), "60"]
-    textfiles = f"--collector.textfile.directory={metrics}"
-    address = "--web.listen-address=127.0.0.1:"
-    commands = [
-        [sys.executable, "-c", RUN, *given, *file],
-        [PROGRAMS[1], "--collector.disable-defaults", "--collector.textfile", textfiles, f"{address}{node}"],
-        [PROGRAMS[0], f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/tsdb",
-         f"{address}{port}"],
-    ]  # fmt: skip
+def panels() -> set[str]:
+    """Every query of the dashboard, and the one that fills its list of explainers."""
     board = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
-    panels = {target["expr"] for panel in board["panels"] for target in panel["targets"]}
-    alerts = {
-        f'ALERTS{{alertname="{name}",alertstate="firing"}}' for name in ("CamrayRunFailed", "CamrayFailures")
-    }
-    variable = (
-        board["templating"]["list"][1]["query"]["query"].removeprefix("label_values(").rpartition(",")[0]
-    )
-    waiting, end = panels | alerts | {variable}, time.monotonic() + 600
-    environment = os.environ | {"RAY_metrics_report_interval_ms": "2000"}
-    with ExitStack() as started:
+    choices = board["templating"]["list"][1]["query"]["query"]
+    named = choices.removeprefix("label_values(").rpartition(",")[0]
+    return {target["expr"] for panel in board["panels"] for target in panel["targets"]} | {named}
+
+
+@contextmanager
+def started(*commands: list[str], folder: Path) -> Iterator[None]:
+    with ExitStack() as running:
         for command in commands:
-            run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-            started.callback(run.wait)
-            started.callback(run.kill)
+            environment = os.environ | {"RAY_metrics_report_interval_ms": "2000"}
+            run = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+            running.callback(run.wait)
+            running.callback(run.kill)
+        yield
+
+
+def answered(folder: Path, scraped: int, expressions: set[str], *commands: list[str]) -> None:
+    """Let a Prometheus look at a port each second until it has answered every expression with data."""
+    port, waiting, end = free_port(), set(expressions), time.monotonic() + 600
+    settings = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(DEPLOY / "alerts.yaml")],
+        "scrape_configs": [{"job_name": "x", "static_configs": [{"targets": [f"127.0.0.1:{scraped}"]}]}],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
+    server = [PROGRAMS[0], f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb"]
+    with started([*server, f"--web.listen-address=127.0.0.1:{port}"], *commands, folder=folder):
         while waiting and time.monotonic() < end:
             time.sleep(1)
             waiting -= {expression for expression in waiting if data_of(port, expression)}
     assert waiting == set()
+
+
+needs_prometheus = pytest.mark.skipif(
+    None in map(shutil.which, PROGRAMS), reason="needs " + " and ".join(PROGRAMS)
+)
+
+
+@pytest.mark.slow
+@needs_prometheus
+def test_the_panels_show_finished_nights_and_their_alerts_fire(tmp_path: Path) -> None:
+    """A good night, then one in which all that is new is broken; their file, through node_exporter."""
+    archive, metrics, port = archive_in(tmp_path), tmp_path / "metrics", free_port()
+    metrics.mkdir()
+    words = ["audit", str(archive), str(tmp_path / "out"), "--model", str(MODEL), "--engine", "here"]
+    words += ["--metrics-file", str(metrics / "camray.prom")]
+    assert main(words) == 0
+    (archive / "broken.jpg").write_bytes(b"")
+    assert main(words) == 3
+    alerts = {f'ALERTS{{alertname="Camray{n}",alertstate="firing"}}' for n in ("RunFailed", "Failures")}
+    exporter = [PROGRAMS[1], "--collector.disable-defaults", "--collector.textfile"]
+    exporter += [f"--collector.textfile.directory={metrics}", f"--web.listen-address=127.0.0.1:{port}"]
+    of_nights = {text for text in panels() if "ray_camray" not in text or "camray_audit" in text}
+    answered(tmp_path, port, of_nights | alerts, exporter)
+
+
+@pytest.mark.slow
+@needs_prometheus
+def test_the_panels_show_a_run_at_work(tmp_path: Path, demo: Path) -> None:
+    archive, port = tmp_path / "archive", free_port()
+    archive.mkdir()
+    (archive / "a.tar").symlink_to(demo / "archive" / "hans64-00000.tar")
+    (archive / "broken.jpg").write_bytes(b"")
+    night = [sys.executable, "-c", RUN, str(port), str(archive), str(tmp_path / "out"), str(MODEL), "60"]
+    answered(tmp_path, port, {text for text in panels() if "ray_camray" in text}, night)
 
 
 def data_of(port: int, expression: str) -> list[object]:

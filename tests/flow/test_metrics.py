@@ -25,7 +25,7 @@ import sys, time, ray
 from camray.cli.main import main
 ray.init(address="local", num_cpus=2, _metrics_export_port=int(sys.argv[1]), object_store_memory=200_000_000,
          include_dashboard=False, log_to_driver=False)
-code = main(["audit", sys.argv[2], sys.argv[3], "--model", sys.argv[4], "--actors", "1", *sys.argv[6:]])
+code = main(["audit", sys.argv[2], sys.argv[3], "--model", sys.argv[4], "--actors", "1"])
 print("ended", code, flush=True)
 time.sleep(float(sys.argv[5]))
 """
