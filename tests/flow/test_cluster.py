@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -194,7 +195,10 @@ def test_a_ray_that_loses_its_head_or_raylet(victim: str, tmp_path: Path) -> Non
         job = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         while job.poll() is None and len(list(out.glob("records/explainer=*/*.parquet"))) < 2:
             time.sleep(0.05)
-        names = {p: Path(f"/proc/{p}/comm").read_text().strip() for p in descendants(job.pid)}
+        names = {}
+        for process in descendants(job.pid):
+            with suppress(OSError):  # it has ended meanwhile
+                names[process] = Path(f"/proc/{process}/comm").read_text().strip()
         (pid,) = [p for p, name in names.items() if name == victim]
         os.kill(pid, signal.SIGKILL)
         shown, said = job.communicate(timeout=180)
