@@ -50,11 +50,12 @@ STEPS = {
     "causes": "location.assign('/causes')",
 }
 FORMS = {
-    "desktop": (1280, 900, False), "phone": (420, 860, False), "dark": (1280, 900, True),
-    "print": (794, 1123, False), "double": (640, 450, False),
+    "desktop": (1280, 900, 1, "screen", "light"), "phone": (420, 860, 1, "screen", "light"),
+    "dark": (1280, 900, 1, "screen", "dark"), "print": (794, 1123, 1, "print", "dark"),
+    "double": (640, 450, 2, "screen", "light"),
 }  # fmt: skip
-PLACES = ("images", "image", "causes", "classes", "compare")
-REPORT = ("overview", "queue", "queue?row=1", "classes", "nights")
+PLACES = ("images", "image", "causes", "classes")
+REPORT = {"overview": "overview", "queue": "queue", "queue?row=1": "image", "classes": "classes"}
 
 
 class Server:
@@ -93,13 +94,11 @@ class Server:
 
 
 @contextmanager
-def visiting(
-    out: Path, width: int = 1280, height: int = 900, dark: bool = False
-) -> Iterator[tuple[Server, Browser]]:
-    """Serve an OUT and let a browser in."""
+def visiting(out: Path) -> Iterator[tuple[Server, Browser]]:
+    """Serve an OUT, and open a browser."""
     server = Server(out)
     with tempfile.TemporaryDirectory() as profile:
-        browser = Browser(Path(profile), width, height, dark)
+        browser = Browser(Path(profile))
         try:
             yield server, browser
         finally:
@@ -139,26 +138,24 @@ def pictures(out: Path, folder: Path) -> None:
     write_report(str(out))
     folder.mkdir(exist_ok=True)
     colours(out, folder / "overlay-colours.png")
-    for form, (width, height, dark) in FORMS.items():
-        with visiting(out, width, height, dark) as (server, page):
-            page.open(server.url)
-            base = page.run("location.origin") + "/"
-            if form == "double":
-                page.ask("Emulation.setDeviceMetricsOverride", width=width, height=height,
-                         deviceScaleFactor=2, mobile=False)  # fmt: skip
-            if form == "print":
-                page.ask("Emulation.setEmulatedMedia", media="print")
+    with visiting(out) as (server, page):
+        page.open(server.url)
+        base = page.run("location.origin") + "/"
+        report = (out / "report" / "index.html").resolve().as_uri()
+        for form, (width, height, scale, media, scheme) in FORMS.items():
+            page.ask("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                     deviceScaleFactor=scale, mobile=width < 600)  # fmt: skip
+            page.ask("Emulation.setEmulatedMedia", media=media,
+                     features=[{"name": "prefers-color-scheme", "value": scheme}])  # fmt: skip
             for place in PLACES:
                 page.open(f"{base}images" if place == "image" else base + place)
                 if place == "image":
                     page.open(page.run("document.querySelectorAll('#cards a')[1].href"))
                 _save(page, folder / f"serve-{form}-{place}.png")
-            page.open((out / "report" / "index.html").resolve().as_uri())
-            for place in REPORT:
+            page.open(report)
+            for place, name in REPORT.items():
                 page.run(f"location.hash = {place!r}")
-                _save(
-                    page, folder / f"report-{form}-{place.partition('?')[0]}{'-row' * ('row' in place)}.png"
-                )
+                _save(page, folder / f"report-{form}-{name}.png")
 
 
 def colours(out: Path, file: Path) -> None:
@@ -171,6 +168,8 @@ def colours(out: Path, file: Path) -> None:
     for down, (colormap, level) in enumerate(styles):
         style = {"colormap": colormap, "contour": level, "legend": False, "picture": "blend"}
         for across, done in enumerate(Redraw(folder)(rows, style)):
+            if done.picture is None:
+                sys.exit(f"{done.row['member']}: {done.why}")
             small = Image.fromarray(done.picture).resize((72, 72), Image.Resampling.BOX)
             for grey in (0, 1):
                 shown = small.convert("L") if grey else small

@@ -207,6 +207,7 @@ class Pages:
             previous=int(ids[at - 1]) if at > 0 else None,
             following=int(ids[after]) if after < len(ids) else None,
             picture=picture, style=_style(request.query_params), colormaps=COLORMAPS, grounds=ON,
+            is_kept=bool(picture and picture.kind == "heat" and self.pictures.file(row["overlay_path"])),
             drawn=self.pictures.style(row["run_id"], _style(request.query_params)),
             facts=[(n, _fact(value)) for n, value in record.items() if n in COLUMNS and value is not None],
         )  # fmt: skip

@@ -71,7 +71,9 @@ def test_an_image_that_is_gone_or_another_one_shows_the_heat_alone(
     Image.new("RGB", (64, 64)).save(archive / "loose-6.png")  # another image by now
     served = serving(out)
     ids = {row["member"]: row["id"] for row in served.pages.rows.rows(served.ids[:8])}
-    assert "the heat alone" in served.client.get(f"/image/{ids['loose-6.png']}").text
+    page = served.client.get(f"/image/{ids['loose-6.png']}").text
+    assert "the heat alone" in page
+    assert "as it was drawn with the record" in page  # the file of the run is there
     assert (
         "drawn now" in served.client.get(f"/image/{ids['loose-7.png']}").text
     )  # it was moved: --archive-name
