@@ -2,6 +2,7 @@
 
     python bench/pages.py --rows 1 500 20000 1000000     figures, of generated rows
     python bench/pages.py --out OUT --pictures FOLDER    pictures of the pages of an OUT instead
+    python bench/pages.py --out OUT --pictures docs/images --forms desktop    those of the documents
 
 Seconds are of the wall, from the click to the first paint of what follows; in parentheses CPU seconds of the
 server, which other work of the machine hardly changes. Memory is the most that the server ever held.
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def walk(out: Path) -> None:
         told(f"its first page {page.run(PAINT_S):.2f} s")
 
 
-def pictures(out: Path, folder: Path) -> None:
+def pictures(out: Path, folder: Path, forms: Sequence[str]) -> None:
     """Save what the pages of an OUT look like: on a desk, a phone, at night, on paper, at 200 %."""
     write_report(str(out))
     folder.mkdir(exist_ok=True)
@@ -142,7 +143,8 @@ def pictures(out: Path, folder: Path) -> None:
         page.open(server.url)
         base = page.run("location.origin") + "/"
         report = (out / "report" / "index.html").resolve().as_uri()
-        for form, (width, height, scale, media, scheme) in FORMS.items():
+        for form in forms:
+            kind, (width, height, scale, media, scheme) = f"-{form}" * (form != "desktop"), FORMS[form]
             page.ask("Emulation.setDeviceMetricsOverride", width=width, height=height,
                      deviceScaleFactor=scale, mobile=width < 600)  # fmt: skip
             page.ask("Emulation.setEmulatedMedia", media=media,
@@ -151,11 +153,11 @@ def pictures(out: Path, folder: Path) -> None:
                 page.open(f"{base}images" if place == "image" else base + place)
                 if place == "image":
                     page.open(page.run("document.querySelectorAll('#cards a')[1].href"))
-                _save(page, folder / f"serve-{form}-{place}.png")
+                _save(page, folder / f"serve{kind}-{place}.png")
             page.open(report)
             for place, name in REPORT.items():
                 page.run(f"location.hash = {place!r}")
-                _save(page, folder / f"report-{form}-{name}.png")
+                _save(page, folder / f"report{kind}-{name}.png")
 
 
 def colours(out: Path, file: Path) -> None:
@@ -174,13 +176,19 @@ def colours(out: Path, file: Path) -> None:
             for grey in (0, 1):
                 shown = small.convert("L") if grey else small
                 sheet.paste(shown, (across * 76, (2 * down + grey) * 76))
-    sheet.save(file)
+    _shrink(sheet, file)
 
 
 def _save(page: Browser, file: Path) -> None:
     page.wait_for("[...document.images].slice(0, 12).every((i) => i.complete || i.loading === 'lazy')")
     time.sleep(0.8)  # lazy pictures
     page.picture(file)
+    _shrink(Image.open(file), file)
+
+
+def _shrink(picture: Image.Image, file: Path) -> None:
+    whole = picture.convert("RGB")
+    whole.quantize(palette=whole.quantize(255), dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)
 
 
 def main() -> None:
@@ -188,9 +196,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 500, 20_000])
     parser.add_argument("--out", type=Path, help="an OUT that is there")
     parser.add_argument("--pictures", type=Path, help="a folder for pictures of the pages of --out")
+    parser.add_argument("--forms", nargs="+", default=[*FORMS], choices=FORMS)
     asked = parser.parse_args()
     if asked.pictures:
-        pictures(asked.out, asked.pictures)
+        pictures(asked.out, asked.pictures, asked.forms)
         return
     for rows in asked.rows if asked.out is None else [0]:
         with tempfile.TemporaryDirectory() as place:

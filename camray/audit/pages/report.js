@@ -275,7 +275,7 @@ function predicted(r) {
   if (r.class === undefined) return make("span", { class: "name" }, "no prediction");
   const was = r.label !== undefined && r.correct === false ? [name(r.label, 40), " → "] : [];
   const sure = r.confidence === undefined ? "" : ` ${(r.confidence * 100).toFixed(1)}\u00a0%`;
-  return make("span", { class: "name" }, ...was, name(r.predicted || `class ${r.class}`, 60), sure);
+  return make("span", { class: "name answer" }, ...was, name(r.predicted || `class ${r.class}`, 60), sure);
 }
 
 function card(r, place, query) {
