@@ -287,20 +287,17 @@ def fragile_of(
 
 def _cause_of(image: Seen, named: Mapping[int, set[str]], few: bool, drop: float) -> tuple[str, str] | None:
     mine, of_thing = (named.get(answer, set()) for answer in (image.answer, image.blamed("thing")))
-    if (few or "repeat" in of_thing) and (image.is_flipped or image.drops.get("thing", 0.0) > drop):
-        return "repeated thing", "thing"
     fell = {name for name, by in image.drops.items() if by > drop}
+    border = "border" in fell & mine and image.border_tells(image.drops["border"], drop)
+    if not border and (few or "repeat" in of_thing) and (image.is_flipped or "thing" in fell):
+        return "repeated thing", "thing"
     both = {"fill", "carry"} <= fell and bool(mine & {"carry", "repeat"})
     if (image.repeats and (both or ("fill" in fell and "repeat" in mine))) or (both and "repeat" in mine):
         return "repeated thing", "fill"
     if both:
         return "place", "fill"
     for cause, by, needs in _AROUND:
-        if (
-            needs <= fell
-            and by in mine
-            and (by != "border" or image.border_tells(image.drops["border"], drop))
-        ):
+        if needs <= fell and by in mine and (by != "border" or border):
             return cause, NEEDS.get(by, by)
     whole = [name for name in ALONE if name in fell & mine]
     return (CAUSE_OF[whole[0]], whole[0]) if whole else None
