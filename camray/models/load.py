@@ -33,6 +33,7 @@ from camray.models import (
     detectors,
     heads,
     hugging_face,
+    open_clip,
     preprocessing,
     segmenters,
     sources,
@@ -47,7 +48,7 @@ from camray.models.labels import (
     read_class_names,
     repeated,
 )
-from camray.models.libraries import timm, torchvision
+from camray.models.libraries import offline, timm, torchvision
 from camray.models.outputs import Reading, as_logits, probe_images, read_output
 from camray.models.sources import Recipe, Source
 
@@ -243,7 +244,8 @@ def _weighted(source: Source, config: ModelConfig) -> tuple[Source, nn.Module, t
     if source.weights is None and source.recipe.kind == "timm":
         return source, _pretrained(source, config.download), ()
     if source.folder is not None and config.checkpoint is None:
-        module, notes = hugging_face.load_weights(source.folder, source.recipe.name, source.recipe.args)
+        library = open_clip if source.recipe.kind == open_clip.KIND else hugging_face
+        module, notes = library.load_weights(source.folder, source.recipe.name, source.recipe.args)
         return source, module, () if source.contrast else notes  # the text side has no place in a tower
     if source.recipe.kind == "ultralytics":
         if config.checkpoint is not None or config.num_classes is not None:
@@ -321,10 +323,10 @@ def _input_spec(
 ) -> tuple[InputSpec, tuple[str, ...]]:
     recipe, preprocess = source.recipe, given or PreprocessConfig()
     notes: tuple[str, ...] = ()
-    if recipe.kind in ("transformers", "ultralytics") and source.pretrained_cfg:
-        defaults = dict(source.pretrained_cfg)
-    elif recipe.kind == "timm":
+    if recipe.kind == "timm":
         defaults = preprocessing.timm_defaults(module, source.pretrained_cfg)
+    elif source.pretrained_cfg:
+        defaults = dict(source.pretrained_cfg)
     elif recipe.kind == "torchvision":
         defaults = preprocessing.torchvision_defaults(recipe.name, config.checkpoint)
         if getattr(module, "transform_input", False) and "transform_input" not in config.args:
@@ -450,7 +452,7 @@ def _is_tower(source: Source, module: nn.Module, config: ModelConfig) -> bool:
     given: int = getattr(module, "num_classes", 0)
     tags = timm.list_pretrained(f"{source.recipe.name.partition('.')[0]}.*")
     return 0 < given < _LEAST_LABELS and given != IMAGENET_CLASSES and any(
-        getattr(timm.get_pretrained_cfg(tag), "num_classes", 0) == given for tag in tags
+        cfg is not None and cfg.num_classes == given for cfg in map(timm.get_pretrained_cfg, tags)
     )  # fmt: skip
 
 
@@ -464,12 +466,12 @@ def _gives_embedding(module: nn.Module, spec: InputSpec) -> bool:
     ]  # fmt: skip
     image = probe_images(len(spec.mean), spec.height, spec.width)[1:2]
     with torch.no_grad():
-        output: Any = module(image) if handles else None
+        output = module(image) if handles else None
     for handle in handles:
         handle.remove()
-    alike = [
-        p for p in parts if isinstance(p, Tensor) and isinstance(output, Tensor) and p.shape == output.shape
-    ]
+    if not isinstance(output, Tensor):
+        return False
+    alike = [p for p in parts if isinstance(p, Tensor) and p.shape == output.shape]
     return any(float(F.cosine_similarity(p, output).min()) > _ALIKE for p in alike)
 
 
@@ -481,7 +483,7 @@ def _pretrained(source: Source, download: bool) -> nn.Module:
         _refuse_other_head(name, args)
         if not download:
             _refuse_uncached(name)
-        with sources.online_if_answered() if download else sources.offline():
+        with sources.online_if_answered() if download else offline():
             module: nn.Module = timm.create_model(name, pretrained=True, **args)
     except (RuntimeError, OSError, ValueError) as error:
         raise _no_weights(name, error, download) from None
