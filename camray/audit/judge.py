@@ -68,11 +68,18 @@ class Past:
     nights: Nights = field(default_factory=Nights)
 
 
-def batches(table: Table, explainer: str, paths: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Read the records, or these files of them, in bounded batches: one row an image, the first."""
+def batches(
+    table: Table, explainer: str, paths: Collection[str] | None = None, places: Collection[Place] = ()
+) -> Iterator[pa.RecordBatch]:
+    """Read the records, or these files of them, in bounded batches: one row an image, the first.
+
+    `places`: only row groups are read that may have one of these images.
+    """
+    shards = ds.field("shard").isin(pa.array({shard for shard, _ in places}, pa.string()))
     rows = table.dataset(explainer, paths).scanner(
-        columns=_READ, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=4
-    )
+        columns=_READ, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=4,
+        filter=shards if places else None,
+    )  # fmt: skip
     for batch in rows.to_batches():
         chosen = batch.filter(pa.array(_first_of_each_image(batch)))
         if len(chosen):
@@ -246,7 +253,7 @@ class _Work:
         rows = {place: i for i, place in enumerate(places_of(before))}
         paths = self.table.files_of(self.explainer, {shard for shard, _ in rows})
         found = []
-        for batch in batches(self.table, self.explainer, paths):
+        for batch in batches(self.table, self.explainer, paths, rows.keys()):
             mine = batch.filter(among(batch, rows.keys()))
             if not len(mine):
                 continue
