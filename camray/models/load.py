@@ -439,7 +439,7 @@ def _refuse_tower(source: Source, is_tower: bool) -> None:
     if not is_tower:
         return
     said = f"{source.recipe.name} is a tower of images and texts: it gives embeddings, not classes"
-    fix = "a transformers folder with --prompts classes.txt, --head FILE, or --target similarity:IMAGE"
+    fix = "a folder of open_clip with --prompts classes.txt, --head FILE, or --target similarity:IMAGE"
     fix += "; --num-classes N where they are classes" if source.recipe.kind == "timm" else ""
     raise ModelError("--model", said, fix)
 
