@@ -136,7 +136,7 @@ class ModelConfig:
     """Which classifier. Without `checkpoint`, pretrained weights from the local cache."""
 
     name: str = setting(
-        "", "timm name, folder (timm's, transformers', open_clip's), torchvision:NAME, "
+        "", "timm name, saved folder, torchvision:NAME, "
         "path/to/file.py:Class, package.module:factory, hf-hub:OWNER/NAME", "--model NAME", verbs=JOBS,
         common=JOBS)
     args: dict[str, Any] = setting(

@@ -144,7 +144,13 @@ class Folder:
         return self.fs.open_input_file(self.at(relative))
 
     def read_up_to(self, relative: str, limit: int) -> bytes:
-        """Read a file's first `limit` bytes, once."""
+        """Read a file's first `limit` bytes, once.
+
+        Raises:
+            ValueError: of a store, a key that no library opens as it is.
+        """
+        if not self.is_local and is_odd_key(relative):
+            raise ValueError("its key has a part that is empty, . or .., which cannot be opened")
         with self.open(relative) as file:
             return bytes(file.read(limit))
 
@@ -333,7 +339,7 @@ def _local(place: Path) -> Folder:
 def has_empty_part(uri: str) -> bool:
     """Tell whether an object's address has a part that no library opens: a key may have one."""
     scheme, separator, rest = uri.partition("://")
-    return bool(separator) and scheme != "file" and is_odd_key(rest.partition("?")[0])
+    return bool(separator) and scheme != "file" and is_odd_key(rest.partition("?")[0].partition("/")[2])
 
 
 def is_odd_key(key: str) -> bool:

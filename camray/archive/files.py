@@ -28,7 +28,7 @@ from camray.archive.tables import path_inside, spellings
 from camray.config import ArchiveConfig
 from camray.errors import ErrorCode, ImageError, UsageError, printable
 from camray.records import LooseFile, Member, Shard
-from camray.storage import Folder, is_odd_key
+from camray.storage import Folder
 
 Finder = Callable[[str], tuple[Folder, str]]
 """What finds the folder to open a loose file in, and the path inside it."""
@@ -136,8 +136,6 @@ def _opened(find: Finder, path: str, limit: int) -> bytes:
 def _read(root: Folder, path: str, limit: int) -> bytes:
     """Read a file, at most `limit` bytes; never waits for a pipe."""
     if not root.is_local:
-        if is_odd_key(path):
-            raise _NoFileError("its key has a part that is empty, . or .., which cannot be opened")
         return root.read_up_to(path, limit)
     handle = os.open(root.at(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as local:

@@ -138,7 +138,7 @@ def fold(module: nn.Module, pairs: Pairs) -> nn.Module:
     carried: dict[str, Tensor] = {}
     for conv_name, norm_name in pairs:
         conv, norm = known[conv_name], known[norm_name]
-        if not _is_norm(norm):
+        if _is_block(norm):
             continue
         weight, bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
@@ -154,7 +154,7 @@ def reshape(module: nn.Module, pairs: Pairs) -> nn.Module:
     known: dict[str, Any] = dict(module.named_modules())
     for conv_name, norm_name in pairs:
         conv, norm = known[conv_name], known[norm_name]
-        if not _is_norm(norm):
+        if _is_block(norm):
             known["blocks"][-1] = _ClassTokenBlock(norm)
             continue
         bias = torch.zeros(conv.out_channels, dtype=conv.weight.dtype, device=conv.weight.device)
@@ -174,8 +174,8 @@ def largest_change(plain: Iterable[Tensor], folded: Iterable[Tensor]) -> float:
     return max(shares)
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, _NORMS)
+def _is_block(module: nn.Module) -> bool:
+    return isinstance(module, timm.models.vision_transformer.Block)
 
 
 def _is_hooked(module: nn.Module) -> bool:

@@ -250,7 +250,7 @@ def test_the_canvas_around_a_smaller_image_is_not_drawn() -> None:
     }  # fmt: skip
     canvas = np.zeros((640, 640, 3), np.uint8)
     canvas[190:450, 170:470] = GREY
-    picture = overlays.draw(record, canvas, OverlayConfig(alpha=0.0))
+    picture = overlays.draw(record, canvas, OverlayConfig(alpha=0.0, contour=0.0))
     assert picture.shape == (260, 300, 3)
     assert (picture[:80] == GREY).all()
     assert (picture[90, 100:200] == 255).all()

@@ -335,6 +335,7 @@ def test_a_linear_head_on_a_backbone(name: str, patches: bool, tmp_path: Path) -
 )
 def test_a_tower_of_timm_is_refused_without_a_head(name: str, tmp_path: Path) -> None:
     """Its 512 numbers are an embedding's, though timm calls them classes; another head has classes."""
+    torch.manual_seed(0)
     module = timm.create_model(name)
     save_file(module.state_dict(), tmp_path / "w.safetensors")
     given = {"name": name, "checkpoint": f"{tmp_path}/w.safetensors"}
