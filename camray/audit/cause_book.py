@@ -137,7 +137,7 @@ class CauseBook:
             *(part.tolist() for part in np.unique(cells, return_counts=True)), strict=True
         ):
             (of_night, answer), is_fallen = divmod(cell // 2, most), cell % 2
-            self._counts.add(_FALLEN, answer, of_night, count * (1 - is_fallen), count * is_fallen)
+            self._counts.add(_FALLEN, answer, of_night, count * (1 - is_fallen), count * is_fallen, count)
         rows = np.flatnonzero(known & fell)
         for i, key in zip(rows.tolist(), _keys(batch.take(pa.array(rows))), strict=True):
             self._fell[key] = Given(int(classes[i]), "border", "border", float(drops[i]), int(night[i]))
