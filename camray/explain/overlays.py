@@ -55,7 +55,7 @@ def draw(record: Mapping[str, Any], image: Image, style: OverlayConfig) -> Image
         image = image if mask is None else with_outline(image, on_original(mask, where))
         picture = overlay_on_original(image, heat, where, style)
     else:
-        # a canvas wider and higher than the image is of a detector or segmenter; the network sees no such crop
+        # a canvas wider and higher than the image is of a detector or segmenter
         if max(where.crop_x0 or 0, where.crop_y0 or 0) < 0:
             image, heat, mask, where = _without_canvas(image, heat, mask, where)
         image = image if box[0] is None else with_box(image, _on_input(box, where, image.shape))
