@@ -344,7 +344,8 @@ def has_empty_part(uri: str) -> bool:
 
 def is_odd_key(key: str) -> bool:
     """Tell whether a key has a part that is empty, `.` or `..`: for `a/../b` Arrow opens another, `b`."""
-    return any(part in ("", ".", "..") for part in key.rstrip("/").split("/"))
+    parts = key.rstrip("/").split("/")
+    return parts != [""] and any(part in ("", ".", "..") for part in parts)
 
 
 def _file_system(uri: str, scheme: str, is_anonymous: bool) -> tuple[pafs.FileSystem, str]:

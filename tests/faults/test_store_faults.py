@@ -142,7 +142,7 @@ def test_an_outage_longer_than_the_patience(
     check(fetched(store, "outage", tmp_path / "copy"), archive[1])
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
 def test_a_permission_that_is_missing_is_named(
     store: int, proxy: FaultProxy, jobs: Jobs, archive: tuple[str, Oracle], tmp_path: Path, method: str
 ) -> None:
@@ -161,6 +161,18 @@ def test_a_permission_that_is_missing_is_named(
     assert "the same command resumes" in said
     assert jobs.wait(jobs.start(order)) == 0, jobs.said()[-3000:]
     check(fetched(store, f"denied-{method.lower()}", tmp_path / "copy"), archive[1])
+
+
+def test_a_run_needs_no_permission_to_delete(
+    store: int, proxy: FaultProxy, jobs: Jobs, archive: tuple[str, Oracle], tmp_path: Path
+) -> None:
+    proxy.set("", 0)
+    proxy.denied = "DELETE"
+    try:
+        assert jobs.wait(jobs.start(Order(archive[0], "s3://bucket/kept"))) == 0, jobs.said()[-3000:]
+    finally:
+        proxy.denied = ""
+    check(fetched(store, "kept", tmp_path / "copy"), archive[1])
 
 
 def through_30_seconds_away(proxy: FaultProxy, jobs: Jobs, order: Order) -> int:
