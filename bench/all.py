@@ -1,6 +1,6 @@
 """Every benchmark, small, one after the other; what they print goes to bench/RESULTS.md.
 
-    python bench/all.py                        made pictures, about half an hour on two cores
+    python bench/all.py                        made pictures, about an hour on two cores
     python bench/all.py --images FOLDER        photographs
     python bench/all.py --only job.py          some of them; the page then holds these alone
 
@@ -54,8 +54,8 @@ def commands(images: str) -> list[list[str]]:
     return [
         ["overhead.py", "--images", images],
         ["startup.py", images],
-        ["job.py", images],
-        ["job.py", images, "--models", "resnet50", "vit_small_patch16_224", "--images-per-side", "120",
+        ["job.py", images, "--rounds", "2"],
+        ["job.py", images, "--models", "resnet50", "vit_small_patch16_224", "--images-per-side", "640",
          "--sides", "loop-threads", "loop-processes", "loop-prepared", "loop-compiled", "job",
          "job-compiled"],
         ["decode.py", images],
