@@ -21,6 +21,7 @@ from camray.audit.causes import (
     CAUSE_OF,
     FALSE_DISCOVERIES,
     FEWEST_CLASSES,
+    FEWEST_HANGING,
     Excess,
     Seen,
     causes,
@@ -37,6 +38,7 @@ from camray.audit.counts import wilson
 from camray.audit.history import KNOWN, SHOWN_NIGHTS, Key, NightRate, Nights, Span, cause_names
 from camray.audit.look_counts import LookCounts
 
+_LATELY = 60  # images of an answer that tell whether a cause is gone, but for single ones
 _FALLEN = "without the hot border"  # of the second look, which images got by their heat
 _FELL = pa.schema([*KEY, ("answer", pa.int32()), ("drop", pa.float64()), ("night", pa.int32())])
 _CROPS = KEY.append(pa.field("crop", pa.binary()))
@@ -91,9 +93,21 @@ class Card:
         return sum(night.looked for night in self.nights[since:])
 
     @property
+    def lately(self) -> tuple[int, int]:
+        """How many hang on it of the images looked at last, 60 or more, in nights behind its first."""
+        runs, hang, looked = [night.run_id for night in self.nights], 0, 0
+        behind = self.nights[runs.index(self.first) + 1 if self.first in runs else 0 :]
+        for night in reversed(behind):
+            hang, looked = hang + night.images, looked + night.looked
+            if looked >= _LATELY:
+                return hang, looked
+        return 0, 0
+
+    @property
     def is_gone(self) -> bool:
-        """Whether images of its answer were looked at since, and none hangs on it."""
-        return self.looked_since > 0 or not self.images
+        """Whether images of its answer were looked at since, and none hangs on it, or of late too few."""
+        hang, looked = self.lately
+        return self.looked_since > 0 or not self.images or hang < FEWEST_HANGING * looked
 
 
 class CauseBook:

@@ -45,6 +45,24 @@ def border(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return [c for c in summary["causes"] if (c["class_id"], c["cause"]) == (CLASS, "border")]
 
 
+@pytest.mark.parametrize(("hits", "is_gone"), [
+    ([9, 8, 9], False),  # it is there
+    ([9, 8, 0], True),  # none of twenty
+    ([9, 8, 0, 0, 1], True),  # and one of sixty, which the rule of one image accuses now and then
+    ([9, 8, 0, 1], False),  # one of forty tells nothing yet
+    ([0, 0, 0, 2], False),  # it came tonight
+    ([9, 1, 1, 1], False),  # a twentieth still is a cause
+])  # fmt: skip
+def test_a_cause_is_gone_where_of_late_fewer_than_a_twentieth_hang_on_it(
+    hits: list[int], is_gone: bool
+) -> None:
+    nights = [NightRate(run_of(n), hit, 20) for n, hit in enumerate(hits)]
+    hit = [night.run_id for night in nights if night.images]
+    counts = (sum(hits), 20 * len(hits), 0.1, 0.9, 0.0, 9.0)
+    card = Card(0, "a", "border", "border", *counts, "a", hit[0], hit[-1], nights=nights)
+    assert card.is_gone == is_gone
+
+
 @pytest.mark.slow
 def test_a_cue_is_named_when_it_arrives_stays_one_cause_and_is_gone_when_it_is(
     told: list[dict[str, Any]],
